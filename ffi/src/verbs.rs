@@ -1,0 +1,404 @@
+//! The part of `infiniband/verbs.h` that crosses between application and provider: objects
+//! libibverbs embeds in the provider's, work requests, completions, attributes.
+//!
+//! Used by the provider only; the device never sees these. Layouts are those of rdma-core v28..v65;
+//! structs that grew in between are given in the shape all of them share, with the growth noted.
+//! Objects (`ibv_qp`, `ibv_cq`, ...) are written by libibverbs and by applications: reach them
+//! through raw pointers.
+#![allow(missing_docs, reason = "fields and values carry the header's names; the manual pages document them")]
+
+use core::ffi::{c_char, c_int, c_uint, c_void};
+
+/// Room of a `pthread_mutex_t` and a `pthread_cond_t`, which this crate never touches.
+type Mutex = [u64; 5];
+type Cond = [u64; 6];
+
+// ---- objects -----------------------------------------------------------------------------------
+
+/// Only its address is used.
+#[repr(C)]
+pub struct ibv_device {
+    _opaque: [u64; 83],
+}
+
+/// Embedded at a release-dependent place in `verbs_context`; see [`crate::pabi`].
+#[repr(C)]
+pub struct ibv_context {
+    pub device: *mut ibv_device,
+    /// `struct ibv_context_ops`: 32 function pointers, set through `verbs_set_ops`.
+    pub ops: [*const c_void; 32],
+    pub cmd_fd: c_int,
+    pub async_fd: c_int,
+    pub num_comp_vectors: c_int,
+    pub mutex: Mutex,
+    pub abi_compat: *mut c_void,
+}
+
+#[repr(C)]
+pub struct ibv_pd {
+    pub context: *mut ibv_context,
+    pub handle: u32,
+}
+
+#[repr(C)]
+pub struct ibv_mr {
+    pub context: *mut ibv_context,
+    pub pd: *mut ibv_pd,
+    pub addr: *mut c_void,
+    pub length: usize,
+    pub handle: u32,
+    pub lkey: u32,
+    pub rkey: u32,
+}
+
+#[repr(C)]
+pub struct ibv_comp_channel {
+    pub context: *mut ibv_context,
+    pub fd: c_int,
+    pub refcnt: c_int,
+}
+
+#[repr(C)]
+pub struct ibv_cq {
+    pub context: *mut ibv_context,
+    pub channel: *mut ibv_comp_channel,
+    pub cq_context: *mut c_void,
+    pub handle: u32,
+    pub cqe: c_int,
+    pub mutex: Mutex,
+    pub cond: Cond,
+    pub comp_events_completed: u32,
+    pub async_events_completed: u32,
+}
+
+/// Only its address is used.
+#[repr(C)]
+pub struct ibv_srq {
+    _opaque: [u64; 16],
+}
+
+/// Only its address is used.
+#[repr(C)]
+pub struct ibv_ah {
+    _opaque: [u64; 3],
+}
+
+#[repr(C)]
+pub struct ibv_qp {
+    pub context: *mut ibv_context,
+    pub qp_context: *mut c_void,
+    pub pd: *mut ibv_pd,
+    pub send_cq: *mut ibv_cq,
+    pub recv_cq: *mut ibv_cq,
+    pub srq: *mut ibv_srq,
+    pub handle: u32,
+    pub qp_num: u32,
+    pub state: u32,
+    pub qp_type: u32,
+    pub mutex: Mutex,
+    pub cond: Cond,
+    pub events_completed: u32,
+}
+
+// ---- work requests -----------------------------------------------------------------------------
+
+/// Same layout as the device's `pvrdma_sge`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_sge {
+    pub addr: u64,
+    pub length: u32,
+    pub lkey: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_send_wr_rdma {
+    pub remote_addr: u64,
+    pub rkey: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_send_wr_atomic {
+    pub remote_addr: u64,
+    pub compare_add: u64,
+    pub swap: u64,
+    pub rkey: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ibv_send_wr_ud {
+    pub ah: *mut ibv_ah,
+    pub remote_qpn: u32,
+    pub remote_qkey: u32,
+}
+
+/// `ibv_send_wr.wr`; the opcode and the QP type say which member is valid.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub union ibv_send_wr_union {
+    pub rdma: ibv_send_wr_rdma,
+    pub atomic: ibv_send_wr_atomic,
+    pub ud: ibv_send_wr_ud,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ibv_send_wr {
+    pub wr_id: u64,
+    pub next: *mut ibv_send_wr,
+    pub sg_list: *mut ibv_sge,
+    pub num_sge: c_int,
+    pub opcode: u32,
+    pub send_flags: c_uint,
+    /// `imm_data` (big-endian) or `invalidate_rkey` (native).
+    pub imm_data: u32,
+    pub wr: ibv_send_wr_union,
+    pub remote_srqn: u32,
+    /// Union of `bind_mw` and `tso`: neither is offered by this device.
+    pub bind_mw_or_tso: [u64; 6],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ibv_recv_wr {
+    pub wr_id: u64,
+    pub next: *mut ibv_recv_wr,
+    pub sg_list: *mut ibv_sge,
+    pub num_sge: c_int,
+}
+
+pub const IBV_WR_RDMA_WRITE: u32 = 0;
+pub const IBV_WR_RDMA_WRITE_WITH_IMM: u32 = 1;
+pub const IBV_WR_SEND: u32 = 2;
+pub const IBV_WR_SEND_WITH_IMM: u32 = 3;
+pub const IBV_WR_RDMA_READ: u32 = 4;
+pub const IBV_WR_ATOMIC_CMP_AND_SWP: u32 = 5;
+pub const IBV_WR_ATOMIC_FETCH_AND_ADD: u32 = 6;
+pub const IBV_WR_LOCAL_INV: u32 = 7;
+pub const IBV_WR_BIND_MW: u32 = 8;
+pub const IBV_WR_SEND_WITH_INV: u32 = 9;
+pub const IBV_WR_TSO: u32 = 10;
+pub const IBV_WR_DRIVER1: u32 = 11;
+pub const IBV_WR_FLUSH: u32 = 14;
+pub const IBV_WR_ATOMIC_WRITE: u32 = 15;
+
+pub const IBV_SEND_FENCE: u32 = 1 << 0;
+pub const IBV_SEND_SIGNALED: u32 = 1 << 1;
+pub const IBV_SEND_SOLICITED: u32 = 1 << 2;
+pub const IBV_SEND_INLINE: u32 = 1 << 3;
+pub const IBV_SEND_IP_CSUM: u32 = 1 << 4;
+
+// ---- completions -------------------------------------------------------------------------------
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ibv_wc {
+    pub wr_id: u64,
+    pub status: u32,
+    pub opcode: u32,
+    pub vendor_err: u32,
+    pub byte_len: u32,
+    /// `imm_data` (big-endian) or `invalidated_rkey` (native).
+    pub imm_data: u32,
+    pub qp_num: u32,
+    pub src_qp: u32,
+    pub wc_flags: c_uint,
+    pub pkey_index: u16,
+    pub slid: u16,
+    pub sl: u8,
+    pub dlid_path_bits: u8,
+}
+
+/// Statuses 0..=21 are numerically those of the device (`PVRDMA_WC_*`).
+pub const IBV_WC_SUCCESS: u32 = 0;
+pub const IBV_WC_WR_FLUSH_ERR: u32 = 5;
+pub const IBV_WC_RETRY_EXC_ERR: u32 = 12;
+pub const IBV_WC_GENERAL_ERR: u32 = 21;
+
+pub const IBV_WC_SEND: u32 = 0;
+pub const IBV_WC_RDMA_WRITE: u32 = 1;
+pub const IBV_WC_RDMA_READ: u32 = 2;
+pub const IBV_WC_COMP_SWAP: u32 = 3;
+pub const IBV_WC_FETCH_ADD: u32 = 4;
+pub const IBV_WC_BIND_MW: u32 = 5;
+pub const IBV_WC_LOCAL_INV: u32 = 6;
+pub const IBV_WC_TSO: u32 = 7;
+pub const IBV_WC_RECV: u32 = 1 << 7;
+pub const IBV_WC_RECV_RDMA_WITH_IMM: u32 = IBV_WC_RECV + 1;
+pub const IBV_WC_DRIVER1: u32 = 135;
+
+pub const IBV_WC_GRH: u32 = 1 << 0;
+pub const IBV_WC_WITH_IMM: u32 = 1 << 1;
+pub const IBV_WC_IP_CSUM_OK: u32 = 1 << 2;
+pub const IBV_WC_WITH_INV: u32 = 1 << 3;
+
+// ---- attributes --------------------------------------------------------------------------------
+
+pub const IBV_ACCESS_LOCAL_WRITE: u32 = 1;
+pub const IBV_ACCESS_REMOTE_WRITE: u32 = 1 << 1;
+pub const IBV_ACCESS_REMOTE_READ: u32 = 1 << 2;
+pub const IBV_ACCESS_REMOTE_ATOMIC: u32 = 1 << 3;
+pub const IBV_ACCESS_MW_BIND: u32 = 1 << 4;
+pub const IBV_ACCESS_ZERO_BASED: u32 = 1 << 5;
+pub const IBV_ACCESS_ON_DEMAND: u32 = 1 << 6;
+pub const IBV_ACCESS_HUGETLB: u32 = 1 << 7;
+
+pub const IBV_QPT_RC: u32 = 2;
+pub const IBV_QPT_UC: u32 = 3;
+pub const IBV_QPT_UD: u32 = 4;
+
+pub const IBV_QPS_RESET: u32 = 0;
+pub const IBV_QPS_INIT: u32 = 1;
+pub const IBV_QPS_RTR: u32 = 2;
+pub const IBV_QPS_RTS: u32 = 3;
+pub const IBV_QPS_SQD: u32 = 4;
+pub const IBV_QPS_SQE: u32 = 5;
+pub const IBV_QPS_ERR: u32 = 6;
+
+pub const IBV_QP_STATE: u32 = 1 << 0;
+pub const IBV_QP_CAP: u32 = 1 << 19;
+
+/// Only its address is used.
+#[repr(C)]
+pub struct ibv_query_device_ex_input {
+    pub comp_mask: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_global_route {
+    /// `union ibv_gid`, which is 8-aligned in C.
+    pub dgid: [u64; 2],
+    pub flow_label: u32,
+    pub sgid_index: u8,
+    pub hop_limit: u8,
+    pub traffic_class: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_ah_attr {
+    pub grh: ibv_global_route,
+    pub dlid: u16,
+    pub sl: u8,
+    pub src_path_bits: u8,
+    pub static_rate: u8,
+    pub is_global: u8,
+    pub port_num: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ibv_qp_cap {
+    pub max_send_wr: u32,
+    pub max_recv_wr: u32,
+    pub max_send_sge: u32,
+    pub max_recv_sge: u32,
+    pub max_inline_data: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ibv_qp_init_attr {
+    pub qp_context: *mut c_void,
+    pub send_cq: *mut ibv_cq,
+    pub recv_cq: *mut ibv_cq,
+    pub srq: *mut ibv_srq,
+    pub cap: ibv_qp_cap,
+    pub qp_type: u32,
+    pub sq_sig_all: c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_qp_attr {
+    pub qp_state: u32,
+    pub cur_qp_state: u32,
+    pub path_mtu: u32,
+    pub path_mig_state: u32,
+    pub qkey: u32,
+    pub rq_psn: u32,
+    pub sq_psn: u32,
+    pub dest_qp_num: u32,
+    pub qp_access_flags: c_uint,
+    pub cap: ibv_qp_cap,
+    pub ah_attr: ibv_ah_attr,
+    pub alt_ah_attr: ibv_ah_attr,
+    pub pkey_index: u16,
+    pub alt_pkey_index: u16,
+    pub en_sqd_async_notify: u8,
+    pub sq_draining: u8,
+    pub max_rd_atomic: u8,
+    pub max_dest_rd_atomic: u8,
+    pub min_rnr_timer: u8,
+    pub port_num: u8,
+    pub timeout: u8,
+    pub retry_cnt: u8,
+    pub rnr_retry: u8,
+    pub alt_port_num: u8,
+    pub alt_timeout: u8,
+    pub rate_limit: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ibv_device_attr {
+    pub fw_ver: [c_char; 64],
+    pub node_guid: u64,
+    pub sys_image_guid: u64,
+    pub max_mr_size: u64,
+    pub page_size_cap: u64,
+    pub vendor_id: u32,
+    pub vendor_part_id: u32,
+    pub hw_ver: u32,
+    pub max_qp: c_int,
+    pub max_qp_wr: c_int,
+    pub device_cap_flags: c_uint,
+    pub max_sge: c_int,
+    pub max_sge_rd: c_int,
+    pub max_cq: c_int,
+    pub max_cqe: c_int,
+    pub max_mr: c_int,
+    pub max_pd: c_int,
+    pub max_qp_rd_atom: c_int,
+    pub max_ee_rd_atom: c_int,
+    pub max_res_rd_atom: c_int,
+    pub max_qp_init_rd_atom: c_int,
+    pub max_ee_init_rd_atom: c_int,
+    pub atomic_cap: u32,
+    pub max_ee: c_int,
+    pub max_rdd: c_int,
+    pub max_mw: c_int,
+    pub max_raw_ipv6_qp: c_int,
+    pub max_raw_ethy_qp: c_int,
+    pub max_mcast_grp: c_int,
+    pub max_mcast_qp_attach: c_int,
+    pub max_total_mcast_qp_attach: c_int,
+    pub max_ah: c_int,
+    pub max_fmr: c_int,
+    pub max_map_per_fmr: c_int,
+    pub max_srq: c_int,
+    pub max_srq_wr: c_int,
+    pub max_srq_sge: c_int,
+    pub max_pkeys: u16,
+    pub local_ca_ack_delay: u8,
+    pub phys_port_cnt: u8,
+}
+
+/// Begins with [`ibv_device_attr`]; the rest is filled by libibverbs. A caller may offer less than
+/// the whole: 232 bytes mean the plain query.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ibv_device_attr_ex {
+    pub orig_attr: ibv_device_attr,
+    pub extension: [u64; 21],
+}
+
+/// Only its address is used: 52 bytes up to rdma-core v48, 56 from v49.
+#[repr(C)]
+pub struct ibv_port_attr {
+    _opaque: [u32; 13],
+}

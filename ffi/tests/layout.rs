@@ -1,0 +1,300 @@
+//! Layouts and constants against the C headers that are installed: the C compiler is given what the
+//! Rust compiler says and must agree. Needs `cc`, the kernel's `rdma/*.h` and libibverbs's
+//! `infiniband/verbs.h` (Debian: `gcc`, `linux-libc-dev`, `libibverbs-dev`).
+
+mod support;
+
+use pvrdma_ffi::uapi::{ib_user_ioctl::*, ib_user_verbs::*, vmw_pvrdma::*};
+use pvrdma_ffi::verbs::*;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use support::Layout;
+
+/// Compile `source`; the compiler's complaints are the test's.
+fn compile(source: &str) {
+    let mut cc = Command::new("cc")
+        .args(["-std=c11", "-D_GNU_SOURCE", "-fsyntax-only", "-xc", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a C compiler named `cc`");
+    let mut stdin = cc.stdin.take().expect("stdin is piped");
+    stdin.write_all(source.as_bytes()).expect("cc reads its input");
+    drop(stdin);
+    let output = cc.wait_with_output().expect("cc ends");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the C headers disagree:\n{complaints}");
+}
+
+fn check(headers: &[&str], layouts: &[Layout]) {
+    let mut source = String::from("#include <stddef.h>\n");
+    for header in headers {
+        writeln!(source, "#include <{header}>").unwrap();
+    }
+    for layout in layouts {
+        let (name, size) = (layout.name, layout.size);
+        writeln!(source, "_Static_assert(sizeof(struct {name}) == {size}, \"Rust: size of {name} is {size}\");")
+            .unwrap();
+        for field in &layout.fields {
+            let (member, offset, size) = (field.name, field.offset, field.size);
+            writeln!(
+                source,
+                "_Static_assert(offsetof(struct {name}, {member}) == {offset} && \
+                 sizeof(((struct {name} *)0)->{member}) == {size}, \
+                 \"Rust: {name}.{member} is {size} bytes at {offset}\");"
+            )
+            .unwrap();
+        }
+    }
+    compile(&source);
+}
+
+/// Let the C compiler evaluate every `pub const NAME: u.. = EXPR;` of a Rust file and compare it
+/// with the header's NAME. `ours` are names the headers do not have.
+fn check_constants(headers: &[&str], rust: &str, ours: &[&str]) {
+    let mut source = String::new();
+    for header in headers {
+        writeln!(source, "#include <{header}>").unwrap();
+    }
+    let mut checked = 0;
+    for line in rust.lines() {
+        let Some((name, rest)) = line.strip_prefix("pub const ").and_then(|l| l.split_once(": ")) else {
+            continue;
+        };
+        if ours.contains(&name) {
+            continue;
+        }
+        let (_, value) = rest.split_once(" = ").expect("a constant on one line");
+        let value = strip_digit_separators(value.trim_end_matches(';'));
+        writeln!(source, "_Static_assert((unsigned)({name}) == (unsigned)({value}), \"Rust: {name} is {value}\");")
+            .unwrap();
+        checked += 1;
+    }
+    assert!(checked > 10, "only {checked} constants found");
+    compile(&source);
+}
+
+/// `0x00ff_ffff` is `0x00ffffff` in C; underscores in names stay.
+fn strip_digit_separators(value: &str) -> String {
+    value
+        .split(' ')
+        .map(
+            |word| {
+                if word.starts_with(|c: char| c.is_ascii_digit()) { word.replace('_', "") } else { word.to_owned() }
+            },
+        )
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn vmw_pvrdma_abi_h() {
+    let layouts = layouts![
+        pvrdma_alloc_ucontext_resp { qp_tab_size, reserved }
+        pvrdma_alloc_pd_resp { pdn, reserved }
+        pvrdma_create_cq { buf_addr, buf_size, reserved }
+        pvrdma_create_cq_resp { cqn, reserved }
+        pvrdma_resize_cq { buf_addr, buf_size, reserved }
+        pvrdma_create_srq { buf_addr, buf_size, reserved }
+        pvrdma_create_srq_resp { srqn, reserved }
+        pvrdma_create_qp { rbuf_addr, sbuf_addr, rbuf_size, sbuf_size, qp_addr }
+        pvrdma_create_qp_resp { qpn, qp_handle }
+        pvrdma_ex_cmp_swap { swap_val, compare_val, swap_mask, compare_mask }
+        pvrdma_ex_fetch_add { add_val, field_boundary }
+        pvrdma_av { port_pd, sl_tclass_flowlabel, dgid, src_path_bits, gid_index, stat_rate, hop_limit, dmac, reserved }
+        pvrdma_sge { addr, length, lkey }
+        pvrdma_rq_wqe_hdr { wr_id, num_sge, total_len }
+        pvrdma_sq_wqe_hdr { wr_id, num_sge, total_len, opcode, send_flags, ex, reserved, wr }
+        pvrdma_cqe { wr_id, qp, opcode, status, byte_len, imm_data, src_qp, wc_flags, vendor_err, pkey_index, slid, sl, dlid_path_bits, port_num, smac, network_hdr_type, reserved2 }
+    ];
+    check(&["rdma/vmw_pvrdma-abi.h"], &layouts);
+}
+
+/// The union members of a send WQE are anonymous structs in C.
+#[test]
+fn vmw_pvrdma_abi_h_work_request_forms() {
+    macro_rules! form {
+        ($ty:ident at $c:literal { $($field:ident $(= $fc:literal)?),* }) => {
+            layouts![$ty { $($field $(= $fc)?),* }]
+                .iter()
+                .flat_map(|layout| &layout.fields)
+                .map(|f| {
+                    let member = format!("wr.{}.{}", $c, f.name);
+                    let at = core::mem::offset_of!(pvrdma_sq_wqe_hdr, wr) + f.offset;
+                    format!(
+                        "_Static_assert(offsetof(struct pvrdma_sq_wqe_hdr, {member}) == {at} && \
+                         sizeof(((struct pvrdma_sq_wqe_hdr *)0)->{member}) == {}, \"{member}\");\n",
+                        f.size
+                    )
+                })
+                .collect::<String>()
+        };
+    }
+    let mut source = String::from("#include <stddef.h>\n#include <rdma/vmw_pvrdma-abi.h>\n");
+    source += &form!(pvrdma_wr_rdma at "rdma" { remote_addr, rkey });
+    source += &form!(pvrdma_wr_atomic at "atomic" { remote_addr, compare_add, swap, rkey });
+    source += &form!(pvrdma_wr_masked_atomics at "masked_atomics" {
+        remote_addr, log_arg_sz, rkey, wr_data
+    });
+    source += &form!(pvrdma_wr_fast_reg at "fast_reg" {
+        iova_start, pl_pdir_dma, page_shift, page_list_len, length, access_flags, rkey
+    });
+    source += &form!(pvrdma_wr_ud at "ud" { remote_qpn, remote_qkey, av });
+    compile(&source);
+}
+
+#[test]
+fn ib_user_verbs_h() {
+    let layouts = layouts![
+        ib_uverbs_cmd_hdr { command, in_words, out_words }
+        ib_uverbs_ex_cmd_hdr { response, provider_in_words, provider_out_words, cmd_hdr_reserved }
+        ib_uverbs_async_event_desc { element, event_type, reserved }
+        ib_uverbs_comp_event_desc { cq_handle }
+        ib_uverbs_get_context { response }
+        ib_uverbs_get_context_resp { async_fd, num_comp_vectors }
+        ib_uverbs_query_device { response }
+        ib_uverbs_query_device_resp { fw_ver, node_guid, sys_image_guid, max_mr_size, page_size_cap, vendor_id, vendor_part_id, hw_ver, max_qp, max_qp_wr, device_cap_flags, max_sge, max_sge_rd, max_cq, max_cqe, max_mr, max_pd, max_qp_rd_atom, max_ee_rd_atom, max_res_rd_atom, max_qp_init_rd_atom, max_ee_init_rd_atom, atomic_cap, max_ee, max_rdd, max_mw, max_raw_ipv6_qp, max_raw_ethy_qp, max_mcast_grp, max_mcast_qp_attach, max_total_mcast_qp_attach, max_ah, max_fmr, max_map_per_fmr, max_srq, max_srq_wr, max_srq_sge, max_pkeys, local_ca_ack_delay, phys_port_cnt, reserved }
+        ib_uverbs_cq_moderation_caps { max_cq_moderation_count, max_cq_moderation_period, reserved }
+        ib_uverbs_odp_caps { general_caps, rc_odp_caps = "per_transport_caps.rc_odp_caps", uc_odp_caps = "per_transport_caps.uc_odp_caps", ud_odp_caps = "per_transport_caps.ud_odp_caps", reserved }
+        ib_uverbs_rss_caps { supported_qpts, max_rwq_indirection_tables, max_rwq_indirection_table_size, reserved }
+        ib_uverbs_tm_caps { max_rndv_hdr_size, max_num_tags, flags, max_ops, max_sge, reserved }
+        ib_uverbs_ex_query_device { comp_mask, reserved }
+        ib_uverbs_ex_query_device_resp { base, comp_mask, response_length, odp_caps, timestamp_mask, hca_core_clock, device_cap_flags_ex, rss_caps, max_wq_type_rq, raw_packet_caps, tm_caps, cq_moderation_caps, max_dm_size, xrc_odp_caps, reserved }
+        ib_uverbs_query_port { response, port_num, reserved }
+        ib_uverbs_query_port_resp { port_cap_flags, max_msg_sz, bad_pkey_cntr, qkey_viol_cntr, gid_tbl_len, pkey_tbl_len, lid, sm_lid, state, max_mtu, active_mtu, lmc, max_vl_num, sm_sl, subnet_timeout, init_type_reply, active_width, active_speed, phys_state, link_layer, flags, reserved }
+        ib_uverbs_alloc_pd { response }
+        ib_uverbs_alloc_pd_resp { pd_handle }
+        ib_uverbs_dealloc_pd { pd_handle }
+        ib_uverbs_reg_mr { response, start, length, hca_va, pd_handle, access_flags }
+        ib_uverbs_reg_mr_resp { mr_handle, lkey, rkey }
+        ib_uverbs_dereg_mr { mr_handle }
+        ib_uverbs_create_comp_channel { response }
+        ib_uverbs_create_comp_channel_resp { fd }
+        ib_uverbs_create_cq { response, user_handle, cqe, comp_vector, comp_channel, reserved }
+        ib_uverbs_create_cq_resp { cq_handle, cqe }
+        ib_uverbs_destroy_cq { response, cq_handle, reserved }
+        ib_uverbs_destroy_cq_resp { comp_events_reported, async_events_reported }
+        ib_uverbs_create_qp { response, user_handle, pd_handle, send_cq_handle, recv_cq_handle, srq_handle, max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data, sq_sig_all, qp_type, is_srq, reserved }
+        ib_uverbs_create_qp_resp { qp_handle, qpn, max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data, reserved }
+        ib_uverbs_qp_dest { dgid, flow_label, dlid, reserved, sgid_index, hop_limit, traffic_class, sl, src_path_bits, static_rate, is_global, port_num }
+        ib_uverbs_query_qp { response, qp_handle, attr_mask }
+        ib_uverbs_query_qp_resp { dest, alt_dest, max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, pkey_index, alt_pkey_index, qp_state, cur_qp_state, path_mtu, path_mig_state, sq_draining, max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout, sq_sig_all, reserved }
+        ib_uverbs_modify_qp { dest, alt_dest, qp_handle, attr_mask, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, pkey_index, alt_pkey_index, qp_state, cur_qp_state, path_mtu, path_mig_state, en_sqd_async_notify, max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout, reserved }
+        ib_uverbs_destroy_qp { response, qp_handle, reserved }
+        ib_uverbs_destroy_qp_resp { events_reported }
+        ib_uverbs_create_srq { response, user_handle, pd_handle, max_wr, max_sge, srq_limit }
+        ib_uverbs_create_srq_resp { srq_handle, max_wr, max_sge, srqn }
+        ib_uverbs_modify_srq { srq_handle, attr_mask, max_wr, srq_limit }
+        ib_uverbs_query_srq { response, srq_handle, reserved }
+        ib_uverbs_query_srq_resp { max_wr, max_sge, srq_limit, reserved }
+        ib_uverbs_destroy_srq { response, srq_handle, reserved }
+        ib_uverbs_destroy_srq_resp { events_reported }
+    ];
+    check(&["rdma/ib_user_verbs.h"], &layouts);
+}
+
+#[test]
+fn ib_user_ioctl_h() {
+    let layouts = layouts![
+        ib_uverbs_attr { attr_id, len, flags, attr_data, data }
+        ib_uverbs_ioctl_hdr { length, object_id, method_id, num_attrs, reserved1, driver_id, reserved2 }
+        ib_uverbs_query_port_resp_ex { legacy_resp, port_cap_flags2, reserved }
+        ib_uverbs_qp_cap { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data }
+        ib_uverbs_gid_entry { gid, gid_index, port_num, gid_type, netdev_ifindex }
+    ];
+    check(&["rdma/rdma_user_ioctl_cmds.h", "rdma/ib_user_ioctl_verbs.h"], &layouts);
+}
+
+#[test]
+fn verbs_h() {
+    let layouts = layouts![
+        ibv_context { device, ops, cmd_fd, async_fd, num_comp_vectors, mutex, abi_compat }
+        ibv_pd { context, handle }
+        ibv_mr { context, pd, addr, length, handle, lkey, rkey }
+        ibv_comp_channel { context, fd, refcnt }
+        ibv_cq { context, channel, cq_context, handle, cqe, mutex, cond, comp_events_completed, async_events_completed }
+        ibv_qp { context, qp_context, pd, send_cq, recv_cq, srq, handle, qp_num, state, qp_type, mutex, cond, events_completed }
+        ibv_sge { addr, length, lkey }
+        ibv_send_wr { wr_id, next, sg_list, num_sge, opcode, send_flags, imm_data, wr, remote_srqn = "qp_type.xrc.remote_srqn", bind_mw_or_tso = "bind_mw" }
+        ibv_recv_wr { wr_id, next, sg_list, num_sge }
+        ibv_wc { wr_id, status, opcode, vendor_err, byte_len, imm_data, qp_num, src_qp, wc_flags, pkey_index, slid, sl, dlid_path_bits }
+        ibv_query_device_ex_input { comp_mask }
+        ibv_global_route { dgid, flow_label, sgid_index, hop_limit, traffic_class }
+        ibv_ah_attr { grh, dlid, sl, src_path_bits, static_rate, is_global, port_num }
+        ibv_qp_cap { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data }
+        ibv_qp_init_attr { qp_context, send_cq, recv_cq, srq, cap, qp_type, sq_sig_all }
+        ibv_qp_attr { qp_state, cur_qp_state, path_mtu, path_mig_state, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, cap, ah_attr, alt_ah_attr, pkey_index, alt_pkey_index, en_sqd_async_notify, sq_draining, max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout, rate_limit }
+        ibv_device_attr { fw_ver, node_guid, sys_image_guid, max_mr_size, page_size_cap, vendor_id, vendor_part_id, hw_ver, max_qp, max_qp_wr, device_cap_flags, max_sge, max_sge_rd, max_cq, max_cqe, max_mr, max_pd, max_qp_rd_atom, max_ee_rd_atom, max_res_rd_atom, max_qp_init_rd_atom, max_ee_init_rd_atom, atomic_cap, max_ee, max_rdd, max_mw, max_raw_ipv6_qp, max_raw_ethy_qp, max_mcast_grp, max_mcast_qp_attach, max_total_mcast_qp_attach, max_ah, max_fmr, max_map_per_fmr, max_srq, max_srq_wr, max_srq_sge, max_pkeys, local_ca_ack_delay, phys_port_cnt }
+    ];
+    check(&["infiniband/verbs.h"], &layouts);
+    // Opaque here, sized for their users.
+    let source = format!(
+        "#include <infiniband/verbs.h>
+         _Static_assert(sizeof(struct ibv_device) == {}, \"ibv_device\");
+         _Static_assert(sizeof(struct ibv_srq) == {}, \"ibv_srq\");
+         _Static_assert(sizeof(struct ibv_ah) == {}, \"ibv_ah\");
+         _Static_assert(sizeof(struct ibv_device_attr_ex) == {}, \"ibv_device_attr_ex\");
+         _Static_assert(sizeof(((struct ibv_send_wr *)0)->wr) == {}, \"ibv_send_wr.wr\");",
+        size_of::<ibv_device>(),
+        size_of::<ibv_srq>(),
+        size_of::<ibv_ah>(),
+        size_of::<ibv_device_attr_ex>(),
+        size_of::<ibv_send_wr_union>(),
+    );
+    compile(&source);
+}
+
+#[test]
+fn constants_of_vmw_pvrdma_abi_h() {
+    check_constants(
+        &["rdma/vmw_pvrdma-abi.h"],
+        include_str!("../src/uapi/vmw_pvrdma.rs"),
+        &[
+            // PCI identity and page size: not in this header.
+            "PCI_VENDOR_ID_VMWARE",
+            "PCI_DEVICE_ID_VMWARE_PVRDMA",
+            "PVRDMA_PAGE_SIZE",
+            "PVRDMA_SQ_WQE_WR_LEN",
+            // The driver's private headers.
+            "PVRDMA_SEND_FENCE",
+            "PVRDMA_SEND_SIGNALED",
+            "PVRDMA_SEND_SOLICITED",
+            "PVRDMA_SEND_INLINE",
+            "PVRDMA_SEND_IP_CSUM",
+            "PVRDMA_SEND_FLAGS_MASK",
+            "PVRDMA_ACCESS_LOCAL_WRITE",
+            "PVRDMA_ACCESS_REMOTE_WRITE",
+            "PVRDMA_ACCESS_REMOTE_READ",
+            "PVRDMA_ACCESS_REMOTE_ATOMIC",
+            "PVRDMA_ACCESS_MW_BIND",
+            "PVRDMA_ZERO_BASED",
+            "PVRDMA_ACCESS_ON_DEMAND",
+        ],
+    );
+}
+
+#[test]
+fn constants_of_ib_user_verbs_h() {
+    check_constants(&["rdma/ib_user_verbs.h"], include_str!("../src/uapi/ib_user_verbs.rs"), &[]);
+}
+
+#[test]
+fn constants_of_ib_user_ioctl_h() {
+    check_constants(
+        &["rdma/rdma_user_ioctl_cmds.h", "rdma/ib_user_ioctl_cmds.h", "rdma/ib_user_ioctl_verbs.h"],
+        include_str!("../src/uapi/ib_user_ioctl.rs"),
+        // Younger than the oldest headers this is built with.
+        &["UVERBS_METHOD_QUERY_PORT_SPEED", "UVERBS_METHOD_REG_MR"],
+    );
+}
+
+#[test]
+fn constants_of_verbs_h() {
+    check_constants(
+        &["infiniband/verbs.h"],
+        include_str!("../src/verbs.rs"),
+        // Younger than the oldest headers this is built with.
+        &["IBV_WR_FLUSH", "IBV_WR_ATOMIC_WRITE"],
+    );
+}
