@@ -1,0 +1,572 @@
+//! The device: owns the tables, takes commands and doorbells, runs the engine.
+//!
+//! Fronts call `command`, `doorbell` and `poll`; transports call `receive` and `answered`. All of them may be called
+//! from any thread.
+
+use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
+use crate::cq::Cq;
+use crate::doorbell::Doorbell;
+use crate::handle::*;
+use crate::interrupt::Interrupts;
+use crate::engine::schedule::Schedule;
+use crate::memory::{Buffer, MAX_PDIR_PAGES, Memory, PageTable};
+use crate::mr::Mr;
+use crate::qp::{Qp, QpKind, check_create, judge_modify, merge};
+use crate::table::Table;
+use crate::transport::{Endpoint, Transport};
+use crate::wqe::MAX_SGE;
+use pvrdma_ffi::dev_api::*;
+use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
+
+/// What makes one device differ from another.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// EUI-64, in network order.
+    pub node_guid: [u8; 8],
+    /// `PVRDMA_GID_TYPE_FLAG_ROCE_V1` or `_V2`; exactly one.
+    pub gid_type: u8,
+    /// QP numbers are this plus the handle. The low 15 bits must be 0.
+    pub qpn_base: u32,
+    /// Number of doorbell pages, the kernel's included; a power of two.
+    pub max_uar: u32,
+}
+
+/// Handles of user QPs start here: 0 reads as "none" for providers, 1 is the GSI QP.
+const FIRST_QP: u32 = 2;
+const MAX_QP: u32 = 32768;
+const MAX_CQ: u32 = 65536;
+const MAX_MR: u32 = 1 << 20;
+const MAX_PD: u32 = 65536;
+const MAX_QP_WR: u32 = 16384;
+const MAX_CQE: u32 = 65536;
+const MAX_RD_ATOMIC: u32 = 16;
+/// Length of the GID table, in caps and port alike: Linux sizes its shadow table by one and indexes by the other.
+pub const GID_TBL_LEN: u32 = 16;
+/// Longest message: 1 GiB.
+pub const MAX_MSG_SZ: u32 = 1 << 30;
+/// The only P_Key.
+pub const DEFAULT_PKEY: u16 = 0xffff;
+
+/// A PVRDMA device.
+pub struct Device {
+    config: Config,
+    memory: Arc<dyn Memory>,
+    interrupts: Arc<dyn Interrupts>,
+    transport: Arc<dyn Transport>,
+    contexts: Table<Context>,
+    pds: Table<Pd>,
+    mrs: Table<Mr>,
+    cqs: Table<Cq>,
+    qps: Table<Qp>,
+    gids: RwLock<[Option<Gid>; GID_TBL_LEN as usize]>,
+    /// Serialises commands: they come from one driver each, but contexts of a process are many threads.
+    commands: Mutex<KeyCounts>,
+    schedule: Schedule,
+    /// Read by whoever copies for a requester, written to wait for them (see `quiesce`).
+    requesting: RwLock<()>,
+    /// The same for responders.
+    responding: RwLock<()>,
+}
+
+/// How often each MR index was given out: the low byte of its key.
+type KeyCounts = HashMap<u32, u8>;
+
+/// A user context: a UAR page and what was made through it.
+#[derive(Debug)]
+struct Context;
+
+/// A protection domain.
+#[derive(Debug)]
+struct Pd {
+    ctx: CtxHandle,
+}
+
+impl Device {
+    /// A device in reset state.
+    pub fn new(
+        config: Config,
+        memory: Arc<dyn Memory>,
+        interrupts: Arc<dyn Interrupts>,
+        transport: Arc<dyn Transport>,
+    ) -> Arc<Device> {
+        Arc::new(Device {
+            config,
+            memory,
+            interrupts,
+            transport,
+            contexts: Table::new(1, config.max_uar),
+            pds: Table::new(1, MAX_PD),
+            // Index 0 is left out: key 0 is never valid.
+            mrs: Table::new(1, MAX_MR),
+            cqs: Table::new(0, MAX_CQ),
+            qps: Table::new(FIRST_QP, MAX_QP),
+            gids: RwLock::default(),
+            commands: Mutex::default(),
+            schedule: Schedule::default(),
+            requesting: RwLock::new(()),
+            responding: RwLock::new(()),
+        })
+    }
+
+    /// Capabilities, constant for the life of the device (pvrdma_dev_api.h: `pvrdma_device_caps`).
+    pub fn caps(&self) -> pvrdma_device_caps {
+        pvrdma_device_caps {
+            fw_ver: 1 << 32,
+            node_guid: u64::from_ne_bytes(self.config.node_guid),
+            sys_image_guid: u64::from_ne_bytes(self.config.node_guid),
+            // One page less than a directory can hold, so that an unaligned region still fits.
+            max_mr_size: u64::from(MAX_PDIR_PAGES - 1) * PVRDMA_PAGE_SIZE as u64,
+            page_size_cap: PVRDMA_PAGE_SIZE as u64,
+            vendor_id: u32::from(pvrdma_ffi::uapi::vmw_pvrdma::PCI_VENDOR_ID_VMWARE),
+            vendor_part_id: u32::from(pvrdma_ffi::uapi::vmw_pvrdma::PCI_DEVICE_ID_VMWARE_PVRDMA),
+            hw_ver: PVRDMA_REV_ID,
+            max_qp: MAX_QP,
+            max_qp_wr: MAX_QP_WR,
+            max_sge: MAX_SGE as u32,
+            max_sge_rd: MAX_SGE as u32,
+            max_cq: MAX_CQ,
+            max_cqe: MAX_CQE,
+            max_mr: MAX_MR,
+            max_pd: MAX_PD,
+            max_qp_rd_atom: MAX_RD_ATOMIC,
+            max_qp_init_rd_atom: MAX_RD_ATOMIC,
+            max_ah: 1024,
+            max_uar: self.config.max_uar,
+            gid_tbl_len: GID_TBL_LEN,
+            max_pkeys: 1,
+            phys_port_cnt: 1,
+            gid_types: self.config.gid_type,
+            ..Default::default()
+        }
+    }
+
+    /// Attributes of port 1; it is always up. A front may know better (its net device is down) and change `state`.
+    pub fn port(&self) -> pvrdma_port_attr {
+        pvrdma_port_attr {
+            state: PVRDMA_PORT_ACTIVE,
+            max_mtu: PVRDMA_MTU_4096,
+            active_mtu: PVRDMA_MTU_4096,
+            gid_tbl_len: GID_TBL_LEN,
+            max_msg_sz: MAX_MSG_SZ,
+            pkey_tbl_len: 1,
+            max_vl_num: 1,
+            active_width: PVRDMA_WIDTH_4X,
+            active_speed: PVRDMA_SPEED_EDR,
+            phys_state: PVRDMA_PORT_PHYS_LINK_UP,
+            ..Default::default()
+        }
+    }
+
+    // ---- commands ------------------------------------------------------------------------------
+
+    /// Executes a command completely: on return of a DESTROY nothing of the object is touched any more.
+    pub fn command(&self, command: &Command) -> Result<Response, CommandError> {
+        let mut keys = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        match command {
+            Command::QueryPort { port_num: 1 } => Ok(Response::QueryPort(Box::new(self.port()))),
+            Command::QueryPort { .. } => Err(CommandError::Invalid("port_num")),
+            Command::QueryPkey { port_num: 1, index: 0 } => Ok(Response::QueryPkey { pkey: DEFAULT_PKEY }),
+            Command::QueryPkey { .. } => Err(CommandError::Invalid("port_num or pkey index")),
+            Command::CreateUc { .. } => {
+                let mut ctx = CtxHandle(0);
+                made(self.contexts.insert(|handle| {
+                    ctx = CtxHandle(handle);
+                    Ok(Context)
+                }), "context")?;
+                Ok(Response::CreateUc { ctx })
+            }
+            Command::DestroyUc { ctx } => self.destroy_uc(*ctx),
+            Command::CreatePd { ctx } => {
+                self.check_ctx(*ctx)?;
+                let mut pd = PdHandle(0);
+                made(self.pds.insert(|handle| {
+                    pd = PdHandle(handle);
+                    Ok(Pd { ctx: *ctx })
+                }), "PD")?;
+                Ok(Response::CreatePd { pd })
+            }
+            Command::DestroyPd { pd } => self.destroy_pd(*pd),
+            Command::CreateMr { pd, start, length, access_flags, kind } => {
+                self.create_mr(&mut keys, *pd, *start, *length, *access_flags, kind)
+            }
+            Command::DestroyMr { mr } => self.destroy_mr(*mr),
+            Command::CreateCq { ctx, cqe, buffer } => self.create_cq(*ctx, *cqe, buffer),
+            Command::DestroyCq { cq } => self.destroy_cq(*cq),
+            Command::CreateQp(create) => self.create_qp(create),
+            Command::ModifyQp { qp, attr_mask, attrs } => self.modify_qp(*qp, *attr_mask, attrs),
+            Command::QueryQp { qp, .. } => self.query_qp(*qp),
+            Command::DestroyQp { qp } => self.destroy_qp(*qp),
+            Command::CreateBind { index, gid, gid_type, .. } => self.bind_gid(*index, Some((*gid, *gid_type))),
+            Command::DestroyBind { index, .. } => self.bind_gid(*index, None),
+            Command::CreateSrq { .. } => Err(CommandError::NotSupported("SRQ")),
+            Command::ModifySrq { .. } | Command::QuerySrq { .. } | Command::DestroySrq { .. } => {
+                Err(CommandError::NoSuch("SRQ"))
+            }
+        }
+    }
+
+    fn check_ctx(&self, ctx: CtxHandle) -> Result<(), CommandError> {
+        let known = ctx == KERNEL || self.contexts.get(ctx.0).is_some();
+        if known { Ok(()) } else { Err(CommandError::NoSuch("context")) }
+    }
+
+    /// Ends a context and whatever it left behind, in the order the objects depend on each other.
+    fn destroy_uc(&self, ctx: CtxHandle) -> Result<Response, CommandError> {
+        self.contexts.remove(ctx.0).ok_or(CommandError::NoSuch("context"))?;
+        for qp in self.qps.all().iter().filter(|qp| qp.ctx == ctx) {
+            self.destroy_qp(qp.handle)?;
+        }
+        for cq in self.cqs.all().iter().filter(|cq| cq.ctx == ctx) {
+            self.cqs.remove(cq.handle.0);
+        }
+        for mr in self.mrs.all().iter().filter(|mr| mr.ctx == ctx) {
+            self.destroy_mr(mr.handle)?;
+        }
+        self.pds.retain(|pd| pd.ctx != ctx);
+        Ok(Response::Done)
+    }
+
+    fn destroy_pd(&self, pd: PdHandle) -> Result<Response, CommandError> {
+        let used = self.qps.all().iter().any(|qp| qp.pd == pd) || self.mrs.all().iter().any(|mr| mr.pd == pd);
+        if used {
+            return Err(CommandError::Busy("PD"));
+        }
+        self.pds.remove(pd.0).ok_or(CommandError::NoSuch("PD"))?;
+        Ok(Response::Done)
+    }
+
+    fn create_mr(
+        &self,
+        keys: &mut KeyCounts,
+        pd: PdHandle,
+        start: u64,
+        length: u64,
+        access: u32,
+        kind: &MrKind,
+    ) -> Result<Response, CommandError> {
+        let ctx = self.pds.get(pd.0).ok_or(CommandError::NoSuch("PD"))?.ctx;
+        let (start, length, pages) = match kind {
+            MrKind::User(buffer) => {
+                if length == 0 || length > self.caps().max_mr_size || start.checked_add(length).is_none() {
+                    return Err(CommandError::Invalid("length of memory region"));
+                }
+                let pages = PageTable::resolve(buffer, &*self.memory)?;
+                let lead = if matches!(pages, PageTable::Flat(_)) { 0 } else { start % PVRDMA_PAGE_SIZE as u64 };
+                if pages.len() < lead + length {
+                    return Err(CommandError::Invalid("fewer pages than the region spans"));
+                }
+                (start, length, Some(pages))
+            }
+            // The kernel's own region over everything; users never reach this command.
+            MrKind::Dma if ctx == KERNEL => {
+                let all = crate::memory::Span { addr: crate::memory::DmaAddr(0), len: u64::MAX };
+                (0, u64::MAX, Some(PageTable::Flat(all)))
+            }
+            MrKind::Dma => return Err(CommandError::Invalid("DMA region of a user context")),
+            MrKind::FastReg { .. } => return Err(CommandError::NotSupported("fast-register region")),
+        };
+        let mr = made(
+            self.mrs.insert(|handle| {
+                let count = keys.entry(handle).or_default();
+                *count = count.wrapping_add(1);
+                let key = handle << 8 | u32::from(*count);
+                Ok(Mr { handle: MrHandle(handle), ctx, pd, key, start, length, access, pages })
+            }),
+            "MR",
+        )?;
+        if mr.ctx != KERNEL {
+            self.transport.mr_added(mr.key, &mr.bounds());
+        }
+        Ok(Response::CreateMr { mr: mr.handle, lkey: Lkey(mr.key), rkey: Rkey(mr.key) })
+    }
+
+    fn destroy_mr(&self, mr: MrHandle) -> Result<Response, CommandError> {
+        let mr = self.mrs.remove(mr.0).ok_or(CommandError::NoSuch("MR"))?;
+        self.transport.mr_removed(mr.key);
+        self.quiesce();
+        // What is on its way may still name it: have it judged again.
+        for qp in self.qps.all() {
+            self.resubmit(&qp);
+        }
+        Ok(Response::Done)
+    }
+
+    fn create_cq(&self, ctx: CtxHandle, cqe: u32, buffer: &Buffer) -> Result<Response, CommandError> {
+        self.check_ctx(ctx)?;
+        if !cqe.is_power_of_two() || cqe > MAX_CQE {
+            return Err(CommandError::Invalid("cqe"));
+        }
+        let pages = PageTable::resolve(buffer, &*self.memory)?;
+        let cq = made(self.cqs.insert(|handle| Cq::new(CqHandle(handle), ctx, cqe, pages)), "CQ")?;
+        Ok(Response::CreateCq { cq: cq.handle, cqe })
+    }
+
+    fn destroy_cq(&self, cq: CqHandle) -> Result<Response, CommandError> {
+        let used = self.qps.all().iter().any(|qp| qp.send_cq.handle == cq || qp.recv_cq.handle == cq);
+        if used {
+            return Err(CommandError::Busy("CQ"));
+        }
+        self.cqs.remove(cq.0).ok_or(CommandError::NoSuch("CQ"))?;
+        Ok(Response::Done)
+    }
+
+    fn create_qp(&self, create: &CreateQp) -> Result<Response, CommandError> {
+        let kind = check_create(create, &self.caps())?;
+        let ctx = self.pds.get(create.pd.0).ok_or(CommandError::NoSuch("PD"))?.ctx;
+        if kind == QpKind::Gsi && ctx != KERNEL {
+            return Err(CommandError::Invalid("GSI QP of a user context"));
+        }
+        let cq = |handle: CqHandle| {
+            self.cqs.get(handle.0).filter(|cq| cq.ctx == ctx).ok_or(CommandError::NoSuch("CQ"))
+        };
+        let cqs = (cq(create.send_cq)?, cq(create.recv_cq)?);
+        let pages = PageTable::resolve(&create.buffer, &*self.memory)?;
+        let make = |handle: u32| {
+            let handle = QpHandle(handle);
+            let qpn = match kind {
+                QpKind::Gsi => Qpn(1),
+                QpKind::Rc => Qpn(self.config.qpn_base | handle.0),
+            };
+            let psn = self.transport.expected_psn(handle);
+            Qp::new(handle, qpn, ctx, kind, create, pages, cqs, psn)
+        };
+        let qp = made(
+            match kind {
+                QpKind::Gsi => self.qps.insert_at(1, || make(1)),
+                QpKind::Rc => self.qps.insert(make),
+            },
+            "QP",
+        )?;
+        Ok(Response::CreateQp { qpn: qp.qpn, qp: qp.handle })
+    }
+
+    fn modify_qp(&self, handle: QpHandle, mask: u32, new: &pvrdma_qp_attr) -> Result<Response, CommandError> {
+        let qp = self.qp(handle).ok_or(CommandError::NoSuch("QP"))?;
+        let mask = mask & PVRDMA_QP_ATTR_MASK;
+        // Both halves stand still while attributes change.
+        let mut sq = qp.lock_sq();
+        let rq = qp.lock_rq();
+        let from = qp.state();
+        let to = judge_modify(qp.kind, from, mask, new)?;
+        let mut attrs = qp.lock_attrs();
+        let mut next = *attrs;
+        if to != PVRDMA_QPS_RESET && to != PVRDMA_QPS_ERR {
+            merge(&mut next.raw, new, mask);
+        }
+        if mask & PVRDMA_QP_AV != 0 && to != PVRDMA_QPS_RESET && to != PVRDMA_QPS_ERR {
+            let sgid = self.gid(u32::from(new.ah_attr.grh.sgid_index)).ok_or(CommandError::Invalid("sgid_index"))?;
+            next.local = Endpoint { gid: sgid, qpn: qp.qpn };
+        }
+        if to == PVRDMA_QPS_RESET {
+            next = crate::qp::Attrs { epoch: next.epoch.wrapping_add(1), ..Default::default() };
+        }
+        *attrs = next;
+        drop(attrs);
+        if mask & PVRDMA_QP_RQ_PSN != 0 && to == PVRDMA_QPS_RTR {
+            qp.expected_psn().store(Psn::new(new.rq_psn).get(), std::sync::atomic::Ordering::Release);
+        }
+        if mask & PVRDMA_QP_SQ_PSN != 0 && to == PVRDMA_QPS_RTS {
+            sq.psn = Psn::new(new.sq_psn);
+        }
+        if to == PVRDMA_QPS_RTS {
+            sq.renew_retries(&next.raw);
+        }
+        let mut rq = rq;
+        if to == PVRDMA_QPS_RESET {
+            qp.set_state(PVRDMA_QPS_RESET);
+            rq.reset();
+        } else {
+            qp.set_state(to);
+        }
+        // Others may act on the former state until the transport knows; the responder lock keeps ours still.
+        drop(rq);
+        self.transport.qp_changed(&qp.view());
+        if to == PVRDMA_QPS_RESET {
+            // `drop_sends` cancels with the epoch the requests were sent under.
+            self.drop_sends(&qp, &mut sq, next.epoch.wrapping_sub(1));
+        }
+        drop(sq);
+        if matches!(to, PVRDMA_QPS_ERR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) {
+            self.run_qp(&qp);
+        }
+        Ok(Response::Done)
+    }
+
+    fn query_qp(&self, handle: QpHandle) -> Result<Response, CommandError> {
+        let qp = self.qp(handle).ok_or(CommandError::NoSuch("QP"))?;
+        let mut attrs = qp.attrs().raw;
+        attrs.qp_state = qp.state();
+        attrs.cur_qp_state = attrs.qp_state;
+        attrs.cap = qp.cap;
+        attrs.sq_draining = u8::from(attrs.qp_state == PVRDMA_QPS_SQD && !qp.lock_sq().is_idle());
+        Ok(Response::QueryQp(Box::new(attrs)))
+    }
+
+    fn destroy_qp(&self, handle: QpHandle) -> Result<Response, CommandError> {
+        let qp = self.qps.remove(handle.0).ok_or(CommandError::NoSuch("QP"))?;
+        let mut sq = qp.lock_sq();
+        {
+            // Waits for a responder that is copying, and turns away later ones.
+            let _rq = qp.lock_rq();
+            qp.set_state(PVRDMA_QPS_RESET);
+        }
+        self.transport.qp_changed(&qp.view());
+        let epoch = qp.attrs().epoch;
+        self.drop_sends(&qp, &mut sq, epoch);
+        Ok(Response::Done)
+    }
+
+    fn bind_gid(&self, index: u32, gid: Option<(Gid, u8)>) -> Result<Response, CommandError> {
+        let mut gids = self.gids.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = gids.get_mut(index as usize).ok_or(CommandError::Invalid("GID index"))?;
+        if gid.is_some_and(|(_, gid_type)| gid_type != self.config.gid_type) {
+            return Err(CommandError::Invalid("GID type"));
+        }
+        let old = std::mem::replace(slot, gid.map(|(gid, _)| gid));
+        let still_bound = |gid: &Gid, gids: &[Option<Gid>]| gids.contains(&Some(*gid));
+        if let Some(old) = old.filter(|old| !still_bound(old, &*gids)) {
+            self.transport.gid_bound(old, false);
+        }
+        if let Some((gid, _)) = gid {
+            self.transport.gid_bound(gid, true);
+        }
+        Ok(Response::Done)
+    }
+
+    // ---- doorbells and the engine --------------------------------------------------------------
+
+    /// A store to the doorbell page of `ctx`. A handle that names nothing of that context is ignored, as the
+    /// real device has no way to answer; the kernel's page may name everything.
+    pub fn doorbell(&self, ctx: CtxHandle, doorbell: Doorbell) {
+        let owns = |owner: CtxHandle| ctx == KERNEL || owner == ctx;
+        match doorbell {
+            Doorbell::Qp { qp, .. } => {
+                // Any doorbell of a QP has both rings looked at: Linux may publish WQEs and not ring for them.
+                if let Some(qp) = self.qp(qp).filter(|qp| owns(qp.ctx)) {
+                    self.run_qp(&qp);
+                }
+            }
+            Doorbell::Cq { cq, arm, .. } => {
+                if let Some(arm) = arm
+                    && let Some(cq) = self.cqs.get(cq.0).filter(|cq| owns(cq.ctx))
+                {
+                    cq.arm(arm);
+                }
+            }
+            Doorbell::Srq { .. } => {}
+        }
+        self.run_ready();
+    }
+
+    /// Whether CQ `cq` of `ctx` holds nothing for its consumer.
+    pub fn cq_is_empty(&self, ctx: CtxHandle, cq: CqHandle) -> bool {
+        let owned = self.cqs.get(cq.0).filter(|cq| ctx == KERNEL || cq.ctx == ctx);
+        owned.is_none_or(|cq| cq.is_empty(&*self.memory))
+    }
+
+    /// Runs what is due. Returns when to call again at the latest; `Interrupts::wake` may ask for it sooner.
+    pub fn poll(&self) -> Option<Instant> {
+        self.run_ready();
+        self.schedule.deadline()
+    }
+
+    fn run_ready(&self) {
+        // Bounded, so that QPs which keep each other busy do not keep the caller.
+        for _ in 0..256 {
+            let Some(handle) = self.schedule.next(Instant::now()) else { return };
+            if let Some(qp) = self.qp(handle) {
+                self.run_qp(&qp);
+            }
+        }
+        self.interrupts.wake();
+    }
+
+    fn run_qp(&self, qp: &Qp) {
+        self.run_send_queue(qp);
+        if qp.state() == PVRDMA_QPS_ERR {
+            self.flush_receives(qp);
+        }
+    }
+
+    /// Drops every object and every address (CTL = RESET, or a new DSR).
+    pub fn reset(&self) {
+        let _commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        for qp in self.qps.all() {
+            let _ = self.destroy_qp(qp.handle);
+        }
+        for mr in self.mrs.all() {
+            let _ = self.destroy_mr(mr.handle);
+        }
+        self.cqs.retain(|_| false);
+        self.pds.retain(|_| false);
+        self.contexts.retain(|_| false);
+        self.schedule.clear();
+        for index in 0..GID_TBL_LEN {
+            let _ = self.bind_gid(index, None);
+        }
+        self.quiesce();
+    }
+
+    /// Waits until every copy that began before has ended.
+    fn quiesce(&self) {
+        drop(self.requesting.write().unwrap_or_else(PoisonError::into_inner));
+        drop(self.responding.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    // ---- for the engine ------------------------------------------------------------------------
+
+    pub(crate) fn memory(&self) -> &dyn Memory {
+        &*self.memory
+    }
+
+    pub(crate) fn interrupts(&self) -> &dyn Interrupts {
+        &*self.interrupts
+    }
+
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        &*self.transport
+    }
+
+    pub(crate) fn requesting(&self) -> RwLockReadGuard<'_, ()> {
+        self.requesting.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn responding(&self) -> RwLockReadGuard<'_, ()> {
+        self.responding.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn run_soon(&self, qp: QpHandle) {
+        self.schedule.run_soon(qp);
+        self.interrupts.wake();
+    }
+
+    pub(crate) fn run_at(&self, qp: QpHandle, when: Instant) {
+        if self.schedule.run_at(qp, when) {
+            self.interrupts.wake();
+        }
+    }
+
+    pub(crate) fn qp(&self, handle: QpHandle) -> Option<Arc<Qp>> {
+        self.qps.get(handle.0)
+    }
+
+    pub(crate) fn qp_by_number(&self, qpn: Qpn) -> Option<Arc<Qp>> {
+        self.qps.get(qpn.0 & (MAX_QP - 1)).filter(|qp| qp.qpn == qpn)
+    }
+
+    pub(crate) fn mr_by_key(&self, key: u32) -> Option<Arc<Mr>> {
+        self.mrs.get(key >> 8).filter(|mr| mr.key == key)
+    }
+
+    /// The GID at `index`.
+    pub fn gid(&self, index: u32) -> Option<Gid> {
+        self.gids.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).copied().flatten()
+    }
+}
+
+fn made<T>(result: Option<Result<Arc<T>, CommandError>>, what: &'static str) -> Result<Arc<T>, CommandError> {
+    result.ok_or(CommandError::Full(what))?
+}

@@ -1,0 +1,51 @@
+//! What the device tells its front without being asked.
+
+use crate::handle::{CqHandle, QpHandle, SrqHandle};
+
+/// An asynchronous event, as it stands in the event ring (`pvrdma_eqe`); numbers equal `IBV_EVENT_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsyncEvent {
+    /// The CQ overran or its ring is broken (IBV_EVENT_CQ_ERR).
+    CqErr(CqHandle),
+    /// The QP went to ERR by itself (IBV_EVENT_QP_FATAL).
+    QpFatal(QpHandle),
+    /// An invalid request reached the QP (IBV_EVENT_QP_REQ_ERR).
+    QpReqErr(QpHandle),
+    /// A remote access violation on the QP (IBV_EVENT_QP_ACCESS_ERR).
+    QpAccessErr(QpHandle),
+    /// First message on a QP in RTR (IBV_EVENT_COMM_EST).
+    CommEst(QpHandle),
+    /// The send queue drained after RTS -> SQD (IBV_EVENT_SQ_DRAINED).
+    SqDrained(QpHandle),
+    /// The SRQ fell below its limit (IBV_EVENT_SRQ_LIMIT_REACHED).
+    SrqLimitReached(SrqHandle),
+    /// No more receives will be taken from the SRQ by this QP (IBV_EVENT_QP_LAST_WQE_REACHED).
+    QpLastWqeReached(QpHandle),
+}
+
+impl AsyncEvent {
+    /// `(type, info)` of the event ring entry (`pvrdma_eqe`).
+    pub fn to_eqe(self) -> (u32, u32) {
+        match self {
+            AsyncEvent::CqErr(cq) => (0, cq.0),
+            AsyncEvent::QpFatal(qp) => (1, qp.0),
+            AsyncEvent::QpReqErr(qp) => (2, qp.0),
+            AsyncEvent::QpAccessErr(qp) => (3, qp.0),
+            AsyncEvent::CommEst(qp) => (4, qp.0),
+            AsyncEvent::SqDrained(qp) => (5, qp.0),
+            AsyncEvent::SrqLimitReached(srq) => (15, srq.0),
+            AsyncEvent::QpLastWqeReached(qp) => (16, qp.0),
+        }
+    }
+}
+
+/// The way from the device to whoever drives it. Called with no lock of the device held except that of the
+/// object's queue, so an implementation must not call back into the device.
+pub trait Interrupts: Send + Sync {
+    /// An armed CQ fired.
+    fn completion(&self, cq: CqHandle);
+    /// Something happened that no completion tells.
+    fn async_event(&self, event: AsyncEvent);
+    /// There is work for `Device::poll`, or its next deadline came closer: have it called soon, from another stack.
+    fn wake(&self);
+}

@@ -1,0 +1,230 @@
+//! A transport that a test holds in its hands: requests lie on the wire until the test delivers, loses or answers
+//! them. What a transport over a network does by accident, this one does on purpose.
+
+use super::Ram;
+use super::driver::{Driver, Layout};
+use crate::device::Device;
+use crate::handle::Gid;
+use crate::memory::{DmaAddr, Memory, Span};
+use crate::transport::{Answer, CopyFault, Far, QpView, Request, Submitted, Token, Transport};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// Devices on wires, by GID.
+#[derive(Clone, Default)]
+pub struct Net {
+    devices: Arc<Mutex<HashMap<Gid, Weak<Device>>>>,
+}
+
+/// A request between submission and answer.
+#[derive(Clone)]
+struct Flight {
+    request: Request,
+    local: Vec<Span>,
+    /// The responder's answer, once it was delivered.
+    answer: Option<Answer>,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of submission.
+    flights: VecDeque<Flight>,
+    /// So many submissions meet a wire without room.
+    busy: u32,
+    submitted: Vec<Request>,
+    cancelled: Vec<Token>,
+    /// Requests that were lost: the wire knows, `lost` says so.
+    lost: Vec<Token>,
+    views: Vec<QpView>,
+}
+
+/// The transport of one device.
+pub struct Wire {
+    net: Net,
+    device: OnceLock<Weak<Device>>,
+    /// The requester's memory: a submitted request outlives the call that brought it.
+    ram: OnceLock<Arc<Ram>>,
+    state: Mutex<State>,
+}
+
+impl Wire {
+    /// A guest on its own wire.
+    pub fn guest(net: &Net, index: u8, layout: Layout) -> (Arc<Driver>, Arc<Wire>) {
+        let wire = Arc::new(Wire {
+            net: net.clone(),
+            device: OnceLock::new(),
+            ram: OnceLock::new(),
+            state: Mutex::default(),
+        });
+        let driver = Driver::on(index, layout, 16 << 20, wire.clone());
+        let _ = wire.device.set(Arc::downgrade(&driver.device));
+        let _ = wire.ram.set(driver.ram.clone());
+        driver.bind();
+        (Arc::new(driver), wire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of requests on the wire.
+    pub fn flights(&self) -> usize {
+        self.lock().flights.len()
+    }
+
+    /// Every request ever submitted.
+    pub fn submitted(&self) -> Vec<Request> {
+        self.lock().submitted.clone()
+    }
+
+    /// Every token ever cancelled.
+    pub fn cancelled(&self) -> Vec<Token> {
+        self.lock().cancelled.clone()
+    }
+
+    /// Every view that was announced.
+    pub fn views(&self) -> Vec<QpView> {
+        self.lock().views.clone()
+    }
+
+    /// The next `count` submissions find no room.
+    pub fn set_busy(&self, count: u32) {
+        self.lock().busy = count;
+    }
+
+    /// Has request `index` carried out at the other end. The answer stays on the wire.
+    ///
+    /// The wire's lock is held, so that `cancel` waits for the end of the copy.
+    pub fn deliver(&self, index: usize) -> Answer {
+        let mut state = self.lock();
+        let flight = &mut state.flights[index];
+        let peer = {
+            let devices = self.net.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            devices.get(&flight.request.dest.gid).and_then(Weak::upgrade)
+        };
+        let far = WireFar { ram: self.ram.get().expect("a guest"), spans: &flight.local };
+        let answer = peer.map_or(Answer::Silence, |device| device.receive(&flight.request, &far));
+        flight.answer = Some(answer);
+        answer
+    }
+
+    /// Answers request `index` with what the other end said, or with `Silence` if it was not delivered.
+    pub fn answer(&self, index: usize) {
+        let (token, answer) = self.take(index);
+        self.answer_late(token, answer);
+    }
+
+    /// Answers request `index` with an answer of the test's choice.
+    pub fn answer_with(&self, index: usize, answer: Answer) {
+        let (token, _) = self.take(index);
+        self.answer_late(token, answer);
+    }
+
+    /// Takes request `index` off the wire, as a thread does that is about to answer it.
+    pub fn take(&self, index: usize) -> (Token, Answer) {
+        let flight = self.lock().flights.remove(index).expect("a flight");
+        (flight.request.token, flight.answer.unwrap_or(Answer::Silence))
+    }
+
+    /// Hands the requester an answer that was taken before.
+    pub fn answer_late(&self, token: Token, answer: Answer) {
+        if let Some(device) = self.device.get().and_then(Weak::upgrade) {
+            device.answered(token, answer);
+        }
+    }
+
+    /// Delivers and answers everything, in order, until nothing is left.
+    pub fn run(&self) {
+        while self.flights() > 0 {
+            self.deliver(0);
+            self.answer(0);
+        }
+    }
+
+    /// Loses request `index`, and knows it.
+    pub fn lose(&self, index: usize) {
+        let mut state = self.lock();
+        let flight = state.flights.remove(index).expect("a flight");
+        state.lost.push(flight.request.token);
+    }
+}
+
+impl Transport for Wire {
+    fn submit(&self, request: &Request, _memory: &dyn Memory, local: &[Span]) -> Submitted {
+        let mut state = self.lock();
+        if state.busy > 0 {
+            state.busy -= 1;
+            return Submitted::Busy;
+        }
+        let total: u64 = local.iter().map(|span| span.len).sum();
+        assert_eq!(total, request.len, "the spans hold the payload, no more and no less");
+        assert!(
+            state.flights.iter().all(|flight| flight.request.token != request.token),
+            "two requests on the wire have one name"
+        );
+        state.submitted.push(*request);
+        state.flights.push_back(Flight { request: *request, local: local.to_vec(), answer: None });
+        Submitted::Pending
+    }
+
+    fn cancel(&self, token: Token) {
+        let mut state = self.lock();
+        state.flights.retain(|flight| flight.request.token != token);
+        state.lost.retain(|lost| *lost != token);
+        state.cancelled.push(token);
+    }
+
+    fn lost(&self, token: Token) -> bool {
+        self.lock().lost.contains(&token)
+    }
+
+    fn qp_changed(&self, view: &QpView) {
+        self.lock().views.push(*view);
+    }
+
+    fn gid_bound(&self, gid: Gid, bound: bool) {
+        let mut devices = self.net.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        match (bound, self.device.get()) {
+            (true, Some(device)) => drop(devices.insert(gid, device.clone())),
+            _ => drop(devices.remove(&gid)),
+        }
+    }
+}
+
+/// The payload of a request on the wire, in the requester's memory.
+struct WireFar<'a> {
+    ram: &'a Ram,
+    spans: &'a [Span],
+}
+
+fn gather(memory: &dyn Memory, spans: &[Span], fault: CopyFault) -> Result<Vec<u8>, CopyFault> {
+    let mut bytes = Vec::new();
+    for span in spans {
+        let start = bytes.len();
+        bytes.resize(start + span.len as usize, 0);
+        memory.read(span.addr, &mut bytes[start..]).map_err(|_| fault)?;
+    }
+    Ok(bytes)
+}
+
+fn scatter(memory: &dyn Memory, spans: &[Span], bytes: &[u8], fault: CopyFault) -> Result<(), CopyFault> {
+    let mut at = 0;
+    for span in spans {
+        let end = at + span.len as usize;
+        memory.write(DmaAddr(span.addr.0), &bytes[at..end]).map_err(|_| fault)?;
+        at = end;
+    }
+    Ok(())
+}
+
+impl Far for WireFar<'_> {
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        let bytes = gather(self.ram, self.spans, CopyFault::Far)?;
+        scatter(memory, into, &bytes, CopyFault::Near)
+    }
+
+    fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
+        let bytes = gather(memory, from, CopyFault::Near)?;
+        scatter(self.ram, self.spans, &bytes, CopyFault::Far)
+    }
+}

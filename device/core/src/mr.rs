@@ -1,0 +1,113 @@
+//! Memory regions: keys, bounds, access.
+
+use crate::handle::{CtxHandle, MrHandle, PdHandle};
+use crate::memory::{PageTable, Span};
+use pvrdma_ffi::uapi::vmw_pvrdma as abi;
+
+/// A memory region.
+#[derive(Debug)]
+pub struct Mr {
+    /// Handle for DESTROY_MR.
+    pub handle: MrHandle,
+    /// Owner.
+    pub ctx: CtxHandle,
+    /// Protection domain.
+    pub pd: PdHandle,
+    /// lkey and rkey alike: index in the upper 24 bits, a count in the low 8, so that a stale key of a
+    /// reused index does not match.
+    pub key: u32,
+    /// Address of its first byte, as work requests name it.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// `PVRDMA_ACCESS_*`.
+    pub access: u32,
+    /// Where the bytes are; `None` for a fast-register MR that was not filled.
+    pub pages: Option<PageTable>,
+}
+
+/// What a key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Gather: the device reads local memory.
+    LocalRead,
+    /// Scatter: the device writes local memory.
+    LocalWrite,
+    /// A peer writes.
+    RemoteWrite,
+    /// A peer reads.
+    RemoteRead,
+}
+
+impl Use {
+    fn needs(self) -> u32 {
+        match self {
+            Use::LocalRead => 0,
+            Use::LocalWrite => abi::PVRDMA_ACCESS_LOCAL_WRITE,
+            Use::RemoteWrite => abi::PVRDMA_ACCESS_REMOTE_WRITE,
+            Use::RemoteRead => abi::PVRDMA_ACCESS_REMOTE_READ,
+        }
+    }
+}
+
+/// The rules for a range within a region, apart from where its bytes are, so that a transport which knows a peer's
+/// regions judges them in the same words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Protection domain of the region.
+    pub pd: PdHandle,
+    /// `PVRDMA_ACCESS_*`.
+    pub access: u32,
+    /// Address of the first byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl Bounds {
+    /// Offset of `addr` in the region if `[addr, addr + len)` may be used for `purpose` within `pd`.
+    pub fn check(&self, pd: PdHandle, addr: u64, len: u64, purpose: Use) -> Option<u64> {
+        let offset = addr.checked_sub(self.start)?;
+        let end = offset.checked_add(len)?;
+        let needs = purpose.needs();
+        (self.pd == pd && self.access & needs == needs && end <= self.length).then_some(offset)
+    }
+}
+
+impl Mr {
+    /// See [`Bounds`].
+    pub fn bounds(&self) -> Bounds {
+        Bounds { pd: self.pd, access: self.access, start: self.start, length: self.length }
+    }
+
+    /// Appends the pieces of `[addr, addr + len)` to `spans`; `false` if the region does not allow it.
+    #[must_use]
+    pub fn resolve(&self, pd: PdHandle, addr: u64, len: u64, purpose: Use, spans: &mut Vec<Span>) -> bool {
+        let Some(offset) = self.bounds().check(pd, addr, len, purpose) else { return false };
+        let Some(pages) = &self.pages else { return false };
+        // The pages of a user region begin with the page that holds `start`.
+        let lead = match pages {
+            PageTable::Flat(_) => 0,
+            PageTable::Pages(_) => self.start % abi::PVRDMA_PAGE_SIZE as u64,
+        };
+        pages.spans(lead + offset, len, spans).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_do_not_overflow_and_access_is_exact() {
+        let bounds = Bounds { pd: PdHandle(1), access: abi::PVRDMA_ACCESS_REMOTE_READ, start: 0x1000, length: 0x1000 };
+        let pd = PdHandle(1);
+        assert_eq!(bounds.check(pd, 0x1800, 0x800, Use::RemoteRead), Some(0x800));
+        assert_eq!(bounds.check(pd, 0x1800, 0x801, Use::RemoteRead), None, "one past the end");
+        assert_eq!(bounds.check(pd, 0xfff, 1, Use::RemoteRead), None, "one before the start");
+        assert_eq!(bounds.check(pd, 0x1800, u64::MAX, Use::RemoteRead), None, "sum overflows");
+        assert_eq!(bounds.check(pd, 0x1000, 1, Use::RemoteWrite), None, "no write access");
+        assert_eq!(bounds.check(PdHandle(2), 0x1000, 1, Use::RemoteRead), None, "other PD");
+        assert_eq!(bounds.check(pd, 0x2000, 0, Use::LocalRead), Some(0x1000), "empty range at the end");
+    }
+}

@@ -1,0 +1,374 @@
+//! Queue pairs: the object, its attributes and the rules by which they change.
+
+use crate::command::{CommandError, CreateQp};
+use crate::cq::Cq;
+use crate::engine::requester::SendQueue;
+use crate::engine::responder::RecvQueue;
+use crate::handle::{CtxHandle, PdHandle, QpHandle, Qpn};
+use crate::memory::PageTable;
+use crate::ring::{Consumer, Geometry, state};
+use crate::transport::{Endpoint, QpView};
+use crate::wqe::{MAX_SGE, rq_stride, sq_stride};
+use pvrdma_ffi::dev_api::*;
+use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Service types the device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QpKind {
+    /// Reliable connection.
+    Rc,
+    /// The kernel's management QP, number 1.
+    Gsi,
+}
+
+/// A queue pair.
+#[derive(Debug)]
+pub struct Qp {
+    /// Number in doorbells and CQEs.
+    pub handle: QpHandle,
+    /// Number for peers.
+    pub qpn: Qpn,
+    /// Owner.
+    pub ctx: CtxHandle,
+    /// Protection domain.
+    pub pd: PdHandle,
+    /// Service type.
+    pub kind: QpKind,
+    /// CQ of send completions.
+    pub send_cq: Arc<Cq>,
+    /// CQ of receive completions.
+    pub recv_cq: Arc<Cq>,
+    /// Every send WR makes a CQE.
+    pub sq_sig_all: bool,
+    /// Limits of its rings.
+    pub cap: pvrdma_qp_cap,
+    /// Ring state page, SQ, RQ.
+    pub pages: PageTable,
+    state: AtomicU32,
+    attrs: Mutex<Attrs>,
+    /// Requester half. Taken before `rq`, never after.
+    pub(crate) sq: Mutex<SendQueue>,
+    /// Responder half.
+    pub(crate) rq: Mutex<RecvQueue>,
+    /// Expected PSN, when no transport keeps it elsewhere.
+    own_expected_psn: AtomicU32,
+    shared_expected_psn: Option<&'static AtomicU32>,
+}
+
+/// What MODIFY_QP sets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attrs {
+    /// As the driver gave them, field by field as their mask bit came.
+    pub raw: pvrdma_qp_attr,
+    /// Local address: the GID at `sgid_index` when the QP went to RTR.
+    pub local: Endpoint,
+    /// Counts RESETs.
+    pub epoch: u32,
+}
+
+impl Attrs {
+    /// Remote address.
+    pub fn peer(&self) -> Endpoint {
+        Endpoint { gid: self.raw.ah_attr.grh.dgid, qpn: Qpn(self.raw.dest_qp_num) }
+    }
+
+    /// Bytes of a packet's payload.
+    pub fn mtu(&self) -> u64 {
+        128 << self.raw.path_mtu.clamp(PVRDMA_MTU_256, PVRDMA_MTU_4096)
+    }
+}
+
+impl Qp {
+    /// Checks sizes and geometry. `expected_psn` is the transport's cell, if it has one.
+    #[expect(clippy::too_many_arguments, reason = "one caller; a builder would only rename them")]
+    pub fn new(
+        handle: QpHandle,
+        qpn: Qpn,
+        ctx: CtxHandle,
+        kind: QpKind,
+        create: &CreateQp,
+        pages: PageTable,
+        (send_cq, recv_cq): (Arc<Cq>, Arc<Cq>),
+        expected_psn: Option<&'static AtomicU32>,
+    ) -> Result<Qp, CommandError> {
+        let send = Geometry {
+            slots: create.max_send_wr,
+            stride: sq_stride(create.max_send_sge),
+            base: PVRDMA_PAGE_SIZE as u64,
+            tail_at: state::TX_PROD_TAIL,
+            head_at: state::TX_CONS_HEAD,
+        };
+        let recv = Geometry {
+            slots: create.max_recv_wr,
+            stride: rq_stride(create.max_recv_sge),
+            base: (1 + u64::from(create.send_chunks)) * PVRDMA_PAGE_SIZE as u64,
+            tail_at: state::RX_PROD_TAIL,
+            head_at: state::RX_CONS_HEAD,
+        };
+        if send.base + send.len() > recv.base {
+            return Err(CommandError::Invalid("send buffer shorter than its WQEs"));
+        }
+        if recv.base + recv.len() > pages.len() {
+            return Err(CommandError::Invalid("receive buffer shorter than its WQEs"));
+        }
+        let cap = pvrdma_qp_cap {
+            max_send_wr: create.max_send_wr,
+            max_recv_wr: create.max_recv_wr,
+            max_send_sge: create.max_send_sge,
+            max_recv_sge: create.max_recv_sge,
+            max_inline_data: 0,
+            reserved: 0,
+        };
+        Ok(Qp {
+            handle,
+            qpn,
+            ctx,
+            pd: create.pd,
+            kind,
+            send_cq,
+            recv_cq,
+            sq_sig_all: create.sq_sig_all,
+            cap,
+            pages,
+            state: AtomicU32::new(PVRDMA_QPS_RESET),
+            attrs: Mutex::default(),
+            sq: Mutex::new(SendQueue::new(Consumer::new(send))),
+            rq: Mutex::new(RecvQueue::new(Consumer::new(recv))),
+            own_expected_psn: AtomicU32::new(0),
+            shared_expected_psn: expected_psn,
+        })
+    }
+
+    /// `PVRDMA_QPS_*`.
+    pub fn state(&self) -> u32 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_state(&self, state: u32) {
+        self.state.store(state, Ordering::Release);
+    }
+
+    /// A copy of the attributes.
+    pub fn attrs(&self) -> Attrs {
+        *self.lock_attrs()
+    }
+
+    pub(crate) fn lock_attrs(&self) -> MutexGuard<'_, Attrs> {
+        self.attrs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_sq(&self) -> MutexGuard<'_, SendQueue> {
+        self.sq.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_rq(&self) -> MutexGuard<'_, RecvQueue> {
+        self.rq.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The PSN its responder half expects next.
+    pub fn expected_psn(&self) -> &AtomicU32 {
+        self.shared_expected_psn.unwrap_or(&self.own_expected_psn)
+    }
+
+    /// What a transport may know.
+    pub fn view(&self) -> QpView {
+        let attrs = self.attrs();
+        QpView {
+            handle: self.handle,
+            state: self.state(),
+            pd: self.pd,
+            access: attrs.raw.qp_access_flags,
+            peer: attrs.peer(),
+            qpn: self.qpn,
+        }
+    }
+}
+
+/// Limits of CREATE_QP that do not depend on other objects.
+pub fn check_create(create: &CreateQp, caps: &pvrdma_device_caps) -> Result<QpKind, CommandError> {
+    let kind = match create.qp_type {
+        PVRDMA_QPT_RC => QpKind::Rc,
+        PVRDMA_QPT_GSI => QpKind::Gsi,
+        _ => return Err(CommandError::NotSupported("QP type")),
+    };
+    if create.srq.is_some() {
+        return Err(CommandError::NotSupported("SRQ"));
+    }
+    let wr_ok = |wr: u32| wr.is_power_of_two() && wr <= caps.max_qp_wr;
+    if !wr_ok(create.max_send_wr) || !wr_ok(create.max_recv_wr) {
+        return Err(CommandError::Invalid("max_send_wr or max_recv_wr"));
+    }
+    if create.max_send_sge > MAX_SGE as u32 || create.max_recv_sge > MAX_SGE as u32 {
+        return Err(CommandError::Invalid("max_send_sge or max_recv_sge"));
+    }
+    Ok(kind)
+}
+
+/// Judges a MODIFY_QP and returns the state it leads to (IBA vol. 1, 11.2.5.2, in the form of the kernel's
+/// transition table: required and optional attributes for each pair of states).
+pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) -> Result<u32, CommandError> {
+    use CommandError::Invalid;
+    let to = if mask & PVRDMA_QP_STATE != 0 { attrs.qp_state } else { from };
+    if mask & PVRDMA_QP_CUR_STATE != 0 && attrs.cur_qp_state != from {
+        return Err(Invalid("cur_qp_state is not the current state"));
+    }
+    let rc = kind == QpKind::Rc;
+    let path = PVRDMA_QP_ALT_PATH | PVRDMA_QP_PATH_MIG_STATE;
+    let rts_optional = if rc {
+        PVRDMA_QP_CUR_STATE | PVRDMA_QP_ACCESS_FLAGS | PVRDMA_QP_MIN_RNR_TIMER | path
+    } else {
+        PVRDMA_QP_CUR_STATE | PVRDMA_QP_QKEY
+    };
+    let init = PVRDMA_QP_PKEY_INDEX | if rc { PVRDMA_QP_PORT | PVRDMA_QP_ACCESS_FLAGS } else { PVRDMA_QP_QKEY };
+    let (required, optional) = match (from, to) {
+        (_, PVRDMA_QPS_RESET) => (0, !0),
+        (PVRDMA_QPS_RESET, PVRDMA_QPS_ERR) => return Err(Invalid("no transition from RESET to ERR")),
+        (_, PVRDMA_QPS_ERR) => (0, !0),
+        (PVRDMA_QPS_RESET, PVRDMA_QPS_INIT) => (init, if rc { 0 } else { PVRDMA_QP_PORT }),
+        (PVRDMA_QPS_INIT, PVRDMA_QPS_INIT) => (0, init | PVRDMA_QP_PORT),
+        (PVRDMA_QPS_INIT, PVRDMA_QPS_RTR) if rc => (
+            PVRDMA_QP_AV
+                | PVRDMA_QP_PATH_MTU
+                | PVRDMA_QP_DEST_QPN
+                | PVRDMA_QP_RQ_PSN
+                | PVRDMA_QP_MAX_DEST_RD_ATOMIC
+                | PVRDMA_QP_MIN_RNR_TIMER,
+            PVRDMA_QP_ALT_PATH | PVRDMA_QP_ACCESS_FLAGS | PVRDMA_QP_PKEY_INDEX,
+        ),
+        (PVRDMA_QPS_INIT, PVRDMA_QPS_RTR) => (0, PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_QKEY),
+        (PVRDMA_QPS_RTR, PVRDMA_QPS_RTS) if rc => (
+            PVRDMA_QP_TIMEOUT
+                | PVRDMA_QP_RETRY_CNT
+                | PVRDMA_QP_RNR_RETRY
+                | PVRDMA_QP_SQ_PSN
+                | PVRDMA_QP_MAX_QP_RD_ATOMIC,
+            rts_optional,
+        ),
+        (PVRDMA_QPS_RTR, PVRDMA_QPS_RTS) => (PVRDMA_QP_SQ_PSN, rts_optional),
+        (PVRDMA_QPS_RTS | PVRDMA_QPS_SQD, PVRDMA_QPS_RTS) => (0, rts_optional),
+        (PVRDMA_QPS_SQE, PVRDMA_QPS_RTS) if !rc => (0, rts_optional),
+        (PVRDMA_QPS_RTS, PVRDMA_QPS_SQD) => (0, PVRDMA_QP_EN_SQD_ASYNC_NOTIFY),
+        (PVRDMA_QPS_SQD, PVRDMA_QPS_SQD) => (
+            0,
+            PVRDMA_QP_PORT
+                | PVRDMA_QP_AV
+                | PVRDMA_QP_PKEY_INDEX
+                | PVRDMA_QP_TIMEOUT
+                | PVRDMA_QP_RETRY_CNT
+                | PVRDMA_QP_RNR_RETRY
+                | PVRDMA_QP_MIN_RNR_TIMER
+                | PVRDMA_QP_MAX_QP_RD_ATOMIC
+                | PVRDMA_QP_MAX_DEST_RD_ATOMIC
+                | PVRDMA_QP_ACCESS_FLAGS
+                | path,
+        ),
+        _ => return Err(Invalid("no such state transition")),
+    };
+    if mask & required != required {
+        return Err(Invalid("a required attribute is missing"));
+    }
+    if mask & !(required | optional | PVRDMA_QP_STATE | PVRDMA_QP_CUR_STATE) != 0 {
+        return Err(Invalid("an attribute that this transition does not take"));
+    }
+    let given = |bit: u32| mask & bit != 0;
+    if given(PVRDMA_QP_PORT) && attrs.port_num != 1
+        || given(PVRDMA_QP_PKEY_INDEX) && attrs.pkey_index != 0
+        || given(PVRDMA_QP_PATH_MTU) && !(PVRDMA_MTU_256..=PVRDMA_MTU_4096).contains(&attrs.path_mtu)
+        || given(PVRDMA_QP_MIN_RNR_TIMER) && attrs.min_rnr_timer > 31
+        || given(PVRDMA_QP_TIMEOUT) && attrs.timeout > 31
+        || given(PVRDMA_QP_RETRY_CNT) && attrs.retry_cnt > 7
+        || given(PVRDMA_QP_RNR_RETRY) && attrs.rnr_retry > 7
+        || given(PVRDMA_QP_DEST_QPN) && attrs.dest_qp_num > 0x00ff_ffff
+    {
+        return Err(Invalid("an attribute is out of range"));
+    }
+    Ok(to)
+}
+
+/// Copies the fields that `mask` names.
+pub fn merge(into: &mut pvrdma_qp_attr, from: &pvrdma_qp_attr, mask: u32) {
+    macro_rules! take {
+        ($($bit:ident => $($field:ident),+;)*) => {$(
+            if mask & $bit != 0 {
+                $(into.$field = from.$field;)+
+            }
+        )*};
+    }
+    take! {
+        PVRDMA_QP_EN_SQD_ASYNC_NOTIFY => en_sqd_async_notify;
+        PVRDMA_QP_ACCESS_FLAGS => qp_access_flags;
+        PVRDMA_QP_PKEY_INDEX => pkey_index;
+        PVRDMA_QP_PORT => port_num;
+        PVRDMA_QP_QKEY => qkey;
+        PVRDMA_QP_AV => ah_attr;
+        PVRDMA_QP_PATH_MTU => path_mtu;
+        PVRDMA_QP_TIMEOUT => timeout;
+        PVRDMA_QP_RETRY_CNT => retry_cnt;
+        PVRDMA_QP_RNR_RETRY => rnr_retry;
+        PVRDMA_QP_RQ_PSN => rq_psn;
+        PVRDMA_QP_MAX_QP_RD_ATOMIC => max_rd_atomic;
+        PVRDMA_QP_ALT_PATH => alt_ah_attr, alt_pkey_index, alt_port_num, alt_timeout;
+        PVRDMA_QP_MIN_RNR_TIMER => min_rnr_timer;
+        PVRDMA_QP_SQ_PSN => sq_psn;
+        PVRDMA_QP_MAX_DEST_RD_ATOMIC => max_dest_rd_atomic;
+        PVRDMA_QP_PATH_MIG_STATE => path_mig_state;
+        PVRDMA_QP_DEST_QPN => dest_qp_num;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTR: u32 = PVRDMA_QP_STATE
+        | PVRDMA_QP_AV
+        | PVRDMA_QP_PATH_MTU
+        | PVRDMA_QP_DEST_QPN
+        | PVRDMA_QP_RQ_PSN
+        | PVRDMA_QP_MAX_DEST_RD_ATOMIC
+        | PVRDMA_QP_MIN_RNR_TIMER;
+
+    fn attrs(state: u32) -> pvrdma_qp_attr {
+        pvrdma_qp_attr { qp_state: state, path_mtu: PVRDMA_MTU_1024, port_num: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn every_required_attribute_is_required() {
+        let judge = |mask| judge_modify(QpKind::Rc, PVRDMA_QPS_INIT, mask, &attrs(PVRDMA_QPS_RTR));
+        assert_eq!(judge(RTR), Ok(PVRDMA_QPS_RTR));
+        for bit in (1..21).map(|n| 1 << n).filter(|bit| RTR & bit != 0) {
+            assert!(judge(RTR & !bit).is_err(), "without {bit:#x}");
+        }
+        assert!(judge(RTR | PVRDMA_QP_QKEY).is_err(), "qkey is not for RC");
+    }
+
+    #[test]
+    fn illegal_transitions_are_refused() {
+        let judge = |from, to| judge_modify(QpKind::Rc, from, PVRDMA_QP_STATE, &attrs(to));
+        for (from, to) in [
+            (PVRDMA_QPS_RESET, PVRDMA_QPS_ERR),
+            (PVRDMA_QPS_RESET, PVRDMA_QPS_RTR),
+            (PVRDMA_QPS_RTR, PVRDMA_QPS_RTR),
+            (PVRDMA_QPS_RTR, PVRDMA_QPS_INIT),
+            (PVRDMA_QPS_ERR, PVRDMA_QPS_RTS),
+            (PVRDMA_QPS_RTS, PVRDMA_QPS_SQE),
+            (PVRDMA_QPS_INIT, 7),
+        ] {
+            assert!(judge(from, to).is_err(), "{from} -> {to}");
+        }
+        for from in PVRDMA_QPS_RESET..=PVRDMA_QPS_ERR {
+            assert_eq!(judge(from, PVRDMA_QPS_RESET), Ok(PVRDMA_QPS_RESET));
+        }
+    }
+
+    #[test]
+    fn a_claimed_current_state_must_be_true() {
+        let mask = PVRDMA_QP_STATE | PVRDMA_QP_CUR_STATE;
+        let mut claim = attrs(PVRDMA_QPS_RTS);
+        claim.cur_qp_state = PVRDMA_QPS_RTS;
+        assert!(judge_modify(QpKind::Rc, PVRDMA_QPS_SQD, mask, &claim).is_err());
+        assert_eq!(judge_modify(QpKind::Rc, PVRDMA_QPS_RTS, mask, &claim), Ok(PVRDMA_QPS_RTS));
+    }
+}

@@ -1,0 +1,170 @@
+//! How a requester reaches a responder: requests and answers, nothing shared.
+//!
+//! The engine hands a [`Request`] and the requester's memory to [`Transport::submit`]. A transport may answer at
+//! once (both ends in reach of this thread), later (`Device::answered`), or find nobody there. At the other end
+//! it calls `Device::receive` with a [`Far`], through which the responder pulls or pushes the payload in one copy.
+
+pub mod fabric;
+
+use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
+use crate::memory::{Memory, Span};
+use crate::mr::Bounds;
+use std::sync::atomic::AtomicU32;
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Port address.
+    pub gid: Gid,
+    /// QP number.
+    pub qpn: Qpn,
+}
+
+/// Names a request within its requester's device, for the answer that comes later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Token {
+    /// Local QP.
+    pub qp: QpHandle,
+    /// Counts the lives of that QP (a RESET ends one), so that an old answer is not taken for a new one.
+    pub epoch: u32,
+    /// Its first packet.
+    pub psn: Psn,
+}
+
+/// What the responder is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of the IBA headers")]
+pub enum Op {
+    Send { imm: Option<u32> },
+    Write { remote_addr: u64, rkey: Rkey, imm: Option<u32> },
+    Read { remote_addr: u64, rkey: Rkey },
+}
+
+/// A message from a requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Whose it is.
+    pub token: Token,
+    /// Requester.
+    pub source: Endpoint,
+    /// Responder.
+    pub dest: Endpoint,
+    /// First packet sequence number; the message takes `packets` of them (for READ: those of the response).
+    pub psn: Psn,
+    /// See `psn`.
+    pub packets: u32,
+    /// What to do.
+    pub op: Op,
+    /// Payload bytes.
+    pub len: u64,
+    /// Solicited event wanted.
+    pub solicited: bool,
+    /// Nothing else of this QP is on its way.
+    pub alone: bool,
+}
+
+/// Why a responder refuses (IBA vol. 1, 9.7.5.2.8: NAK codes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nak {
+    /// PSN ahead of the expected one: something before it is missing.
+    SequenceError,
+    /// Length or opcode that the responder cannot accept.
+    InvalidRequest,
+    /// rkey, range or right is wrong.
+    RemoteAccess,
+    /// The responder cannot complete it for reasons of its own.
+    RemoteOperational,
+}
+
+/// A responder's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done.
+    Ack,
+    /// No receive WQE: try again after the time of this code (IBA vol. 1, table 45).
+    RnrNak(u8),
+    /// Refused.
+    Nak(Nak),
+    /// The requester's own memory could not be read or written; the responder's side is unchanged.
+    RequesterFault,
+    /// Nobody answers: no such QP, wrong state, wrong sender. The requester's timer will tell.
+    Silence,
+}
+
+/// What became of a submitted request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// Answered already.
+    Answered(Answer),
+    /// On its way; `Device::answered` follows, or [`Transport::lost`] says that it will not.
+    Pending,
+    /// No room right now; submit again when the device is polled next.
+    Busy,
+}
+
+/// Whose memory a copy stumbled over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyFault {
+    /// The responder's.
+    Near,
+    /// The requester's.
+    Far,
+}
+
+/// The requester's end of a payload, as the responder sees it. Spans hold exactly `Request::len` bytes.
+pub trait Far {
+    /// Copies the payload into the responder's memory.
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
+    /// Copies from the responder's memory to the requester.
+    fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault>;
+}
+
+/// What a transport may need to know about the responder side of a QP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QpView {
+    /// Handle.
+    pub handle: QpHandle,
+    /// `PVRDMA_QPS_*`.
+    pub state: u32,
+    /// PD its keys must belong to.
+    pub pd: PdHandle,
+    /// `PVRDMA_ACCESS_*` for peers.
+    pub access: u32,
+    /// Who may talk to it.
+    pub peer: Endpoint,
+    /// Its own number.
+    pub qpn: Qpn,
+}
+
+/// The way to other QPs. All methods may be called from any thread.
+///
+/// The observers (`qp_changed`, `mr_added`, `mr_removed`, ...) have empty defaults; a transport that places data by
+/// itself (shared memory, a real HCA) needs them.
+pub trait Transport: Send + Sync {
+    /// Carries `request` to its destination. `local` is the payload (or the place for READ data), all of it within
+    /// memory regions the requester checked; it stays valid until the answer, or until `cancel` returns.
+    fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted;
+
+    /// Makes sure that nobody touches the requester's memory for `token` any more. No answer for it comes afterwards.
+    fn cancel(&self, token: Token);
+
+    /// Whether a pending request will never be answered because its responder is gone.
+    fn lost(&self, token: Token) -> bool;
+
+    /// Where the responder's next expected PSN of a QP lives, if others advance it too.
+    fn expected_psn(&self, _qp: QpHandle) -> Option<&'static AtomicU32> {
+        None
+    }
+
+    /// A QP was created, changed or destroyed (`state` RESET). On return nobody acts on the former view.
+    fn qp_changed(&self, _view: &QpView) {}
+
+    /// A region peers may name by `key` exists.
+    fn mr_added(&self, _key: u32, _bounds: &Bounds) {}
+
+    /// The region of `key` is going away. On return nobody touches its memory.
+    fn mr_removed(&self, _key: u32) {}
+
+    /// The device answers to `gid` (or no longer).
+    fn gid_bound(&self, _gid: Gid, _bound: bool) {}
+}
