@@ -1,0 +1,249 @@
+//! Completion queues: create, destroy, arm. Polling is in [`crate::poll_cq`].
+
+use crate::buf::Buf;
+use crate::context::{Context, QpNums, libibverbs};
+use crate::cqe::{Cqe, CqeHandle};
+use crate::error::Errno;
+use crate::lock::SpinLock;
+use crate::ring::{Consumer, Entries, Size};
+use crate::uar::{Arm, Uar};
+use core::cell::UnsafeCell;
+use core::ffi::c_int;
+use core::ptr;
+use pvrdma_ffi::pabi::{Cmd, Resp, VERBS_CQ_ROOM};
+use pvrdma_ffi::uapi::ib_user_verbs::*;
+use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_ffi::verbs::*;
+use std::sync::Arc;
+
+/// A completion queue. The room in front is libibverbs's `verbs_cq`; its `ibv_cq` is what
+/// applications hold.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Cq {
+    verbs: UnsafeCell<[u64; VERBS_CQ_ROOM / 8]>,
+    /// Our end of the ring.
+    pub ring: SpinLock<CqRing>,
+    /// Doorbells.
+    pub uar: Uar,
+    /// The device's number, at most 24 bits.
+    pub cqn: u32,
+    /// Translates completions.
+    pub qp_nums: Arc<QpNums>,
+    _buf: Buf,
+}
+
+/// What the lock of a CQ protects.
+#[derive(Debug)]
+pub struct CqRing {
+    /// Counters.
+    pub consumer: Consumer,
+    /// Entries.
+    pub entries: Entries,
+}
+
+impl Cq {
+    /// A CQ of `size` entries, not yet known to the kernel. `buf` must be [`buf_len`] long.
+    pub fn new(size: Size, buf: Buf, uar: Uar, qp_nums: Arc<QpNums>) -> Box<Self> {
+        // SAFETY: the buffer begins with a state page, whose words it keeps mapped as long as the
+        // CQ lives, and holds `size` entries after it.
+        let ring = unsafe {
+            let state = buf.start().cast::<pvrdma_ring_state>().as_ptr();
+            CqRing {
+                consumer: Consumer::new(ptr::NonNull::from(&mut (*state).rx), size),
+                entries: Entries::new(buf.at(PVRDMA_PAGE_SIZE)),
+            }
+        };
+        Box::new(Self {
+            verbs: UnsafeCell::new([0; VERBS_CQ_ROOM / 8]),
+            ring: SpinLock::new(ring),
+            uar,
+            cqn: 0,
+            qp_nums,
+            _buf: buf,
+        })
+    }
+
+    /// # Safety
+    /// `cq` must be a live CQ of ours. The reference must not outlive it.
+    #[inline(always)]
+    pub unsafe fn of<'a>(cq: *mut ibv_cq) -> &'a Self {
+        // SAFETY: the ibv_cq is at the front of the Cq.
+        unsafe { &*cq.cast() }
+    }
+
+    /// Remove all completions of a QP, keeping the order of the others: the QP is gone or starts
+    /// over, and its handle may soon name another one.
+    pub fn remove_completions_of(&self, handle: CqeHandle) {
+        let mut ring = self.ring.lock();
+        // A broken ring has nothing to remove; the next poll reports it.
+        let Ok(ready) = ring.consumer.ready() else {
+            return;
+        };
+        // From the newest to the oldest, survivors move towards the tail. What is left free at
+        // the head is given back.
+        let entries = ring.entries;
+        let mut removed = 0;
+        for nth in (0..ready).rev() {
+            let from = entries.at(ring.consumer.slot(nth));
+            // SAFETY: a ready slot.
+            if unsafe { Cqe::new(from) }.handle() == handle {
+                removed += 1;
+            } else if removed > 0 {
+                let to = entries.at(ring.consumer.slot(nth + removed));
+                // SAFETY: two different slots, both ours until released.
+                unsafe { to.write(from.read()) };
+            }
+        }
+        if removed > 0 {
+            ring.consumer.release(removed);
+        }
+    }
+}
+
+/// Bytes of the buffer of a CQ: the ring state has a page of its own.
+pub fn buf_len(size: Size) -> usize {
+    PVRDMA_PAGE_SIZE + size.get() as usize * size_of::<pvrdma_cqe>()
+}
+
+/// `create_cq`.
+///
+/// # Safety
+/// `context` must be an open context of ours, `channel` NULL or one of its channels.
+pub unsafe fn create_cq(
+    context: *mut ibv_context,
+    cqe: c_int,
+    channel: *mut ibv_comp_channel,
+    comp_vector: c_int,
+) -> Result<*mut ibv_cq, Errno> {
+    // SAFETY: promise of the caller.
+    let own = unsafe { Context::of(context) }?;
+    let libibverbs = libibverbs()?;
+    // The limit is a power of two, so what passes here is within it after rounding up too.
+    let size = u32::try_from(cqe)
+        .ok()
+        .filter(|cqe| (1..=own.limits.max_cqe).contains(cqe))
+        .and_then(Size::at_least)
+        .ok_or(Errno::EINVAL)?;
+    let buf = Buf::new(buf_len(size), libibverbs)?;
+    let mut cmd = Cmd::<ib_uverbs_create_cq, _>::new(pvrdma_create_cq {
+        buf_addr: buf.start().as_ptr() as u64,
+        buf_size: u32::try_from(buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
+        reserved: 0,
+    });
+    let mut resp = Resp::<ib_uverbs_create_cq_resp, pvrdma_create_cq_resp>::default();
+    let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
+
+    // From here on raw: libibverbs and the kernel keep the address for events.
+    let cq = Box::into_raw(Cq::new(size, buf, own.uar, own.qp_nums.clone()));
+    // SAFETY: the CQ has room for libibverbs's part; complete request and answer structs.
+    let ret = unsafe {
+        (libibverbs.create_cq)(
+            context,
+            size.get() as c_int,
+            channel,
+            comp_vector,
+            cq.cast(),
+            (&raw mut cmd).cast(),
+            cmd_len,
+            (&raw mut resp).cast(),
+            resp_len,
+        )
+    };
+    if let Err(errno) = Errno::check(ret) {
+        // SAFETY: the kernel knows nothing of it.
+        drop(unsafe { Box::from_raw(cq) });
+        return Err(errno.device_refusal());
+    }
+    // SAFETY: nobody else has the CQ yet.
+    unsafe { (*cq).cqn = resp.driver.cqn };
+    // The device runs its counters modulo the length it answers. Any other than the one we
+    // allocated would have us read outside the buffer.
+    //
+    // SAFETY: the CQ lives; its front is an ibv_cq that libibverbs has filled.
+    let answered = unsafe { (*cq.cast::<ibv_cq>()).cqe };
+    if answered != size.get() as c_int || resp.driver.cqn > PVRDMA_UAR_HANDLE_MASK {
+        // SAFETY: created above, unknown to the application. If the kernel will not let go of it
+        // the memory must stay.
+        unsafe {
+            if (libibverbs.destroy_cq)(cq.cast()) == 0 {
+                drop(Box::from_raw(cq));
+            }
+        }
+        return Err(Errno::EIO);
+    }
+    Ok(cq.cast())
+}
+
+/// `destroy_cq`.
+///
+/// # Safety
+/// `cq` must come from [`create_cq`]; on success it is gone.
+pub unsafe fn destroy_cq(cq: *mut ibv_cq) -> Result<(), Errno> {
+    // SAFETY: a live CQ; after success neither kernel nor application has it.
+    unsafe {
+        Errno::check((libibverbs()?.destroy_cq)(cq))?;
+        drop(Box::from_raw(cq.cast::<Cq>()));
+    }
+    Ok(())
+}
+
+/// `req_notify_cq`.
+#[inline(always)]
+pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
+    let arm = if solicited_only { Arm::Solicited } else { Arm::Any };
+    cq.uar.ring_arm(cq.cqn, arm);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::{Mock, send_cqe};
+    use crate::poll_cq::poll_cq;
+
+    fn poll_all(mock: &Mock) -> Vec<(u32, u64)> {
+        let mut wc = [ibv_wc::default(); 16];
+        // SAFETY: room for 16.
+        let polled = unsafe { poll_cq(&mock.cq, 16, wc.as_mut_ptr()) };
+        assert!(polled >= 0, "{polled}");
+        wc.iter().take(polled as usize).map(|wc| (wc.qp_num, wc.wr_id)).collect()
+    }
+
+    #[test]
+    fn arming_rings_the_bell_that_was_asked_for() {
+        let mock = Mock::new(1, 1, 1);
+        req_notify_cq(&mock.cq, false);
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), PVRDMA_UAR_CQ_ARM | Mock::CQN);
+        req_notify_cq(&mock.cq, true);
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), PVRDMA_UAR_CQ_ARM_SOL | Mock::CQN);
+    }
+
+    #[test]
+    fn removing_a_qp_keeps_the_others_in_order() {
+        const OTHER: u16 = 7;
+        let mock = Mock::new(4, 1, 8);
+        mock.cq.qp_nums.set(OTHER, 70);
+        // Start in the middle, so that the entries wrap.
+        for round in 0..6 {
+            mock.put(send_cqe(round));
+            assert_eq!(poll_all(&mock).len(), 1);
+        }
+        for (handle, wr_id) in [(7, 0), (0x203, 1), (7, 2), (0x203, 3), (0x203, 4), (7, 5)] {
+            mock.put(pvrdma_cqe { qp: handle, ..send_cqe(wr_id) });
+        }
+        mock.cq.remove_completions_of(Mock::HANDLE);
+        assert_eq!(poll_all(&mock), [(70, 0), (70, 2), (70, 5)]);
+        // All slots are back with the device.
+        (0..8).for_each(|i| mock.put(send_cqe(i)));
+        assert_eq!(poll_all(&mock).len(), 8);
+    }
+
+    #[test]
+    fn removing_from_an_empty_or_a_broken_queue_does_nothing() {
+        let mock = Mock::new(4, 1, 8);
+        mock.cq.remove_completions_of(Mock::HANDLE);
+        assert_eq!(poll_all(&mock), []);
+        mock.set_cq_tail(100);
+        mock.cq.remove_completions_of(Mock::HANDLE);
+    }
+}

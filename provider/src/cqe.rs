@@ -1,0 +1,225 @@
+//! Read a completion queue entry into an `ibv_wc`. The translation between the device's numbers and
+//! libibverbs's is here: opcodes and flags differ although many coincide.
+
+use core::ptr::NonNull;
+use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_ffi::verbs::*;
+
+/// A QP handle as completions carry it. The kernel driver and every provider use 16 bits of the
+/// field, so a device cannot use more.
+pub type CqeHandle = u16;
+
+/// An entry that the device has put and that we have not given back.
+#[derive(Clone, Copy, Debug)]
+pub struct Cqe(NonNull<pvrdma_cqe>);
+
+/// Read one field of an entry, once, as `$ty`.
+macro_rules! field {
+    ($cqe:expr, $name:ident as $ty:ty) => {{
+        let at = (&raw const (*$cqe.0.as_ptr()).$name).cast::<$ty>();
+        // Volatile: the memory is shared, so a value is fetched once and not again behind our back.
+        at.read_volatile()
+    }};
+}
+
+/// Fields that are neighbours here and there are copied in one piece.
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(pvrdma_cqe, imm_data) == offset_of!(pvrdma_cqe, byte_len) + 4);
+    assert!(offset_of!(ibv_wc, imm_data) == offset_of!(ibv_wc, byte_len) + 4);
+    assert!(offset_of!(pvrdma_cqe, slid) == offset_of!(pvrdma_cqe, pkey_index) + 2);
+    assert!(offset_of!(ibv_wc, slid) == offset_of!(ibv_wc, pkey_index) + 2);
+    assert!(offset_of!(pvrdma_cqe, dlid_path_bits) == offset_of!(pvrdma_cqe, sl) + 1);
+    assert!(offset_of!(ibv_wc, dlid_path_bits) == offset_of!(ibv_wc, sl) + 1);
+};
+
+impl Cqe {
+    /// # Safety
+    /// `at` must be a ready slot of a completion ring, used before it is released.
+    #[inline(always)]
+    pub unsafe fn new(at: NonNull<pvrdma_cqe>) -> Self {
+        Self(at)
+    }
+
+    /// Which QP it is for.
+    #[inline(always)]
+    pub fn handle(self) -> CqeHandle {
+        // SAFETY: inside the ring and aligned (promise of `new`); the low bytes come first.
+        unsafe { field!(self, qp as CqeHandle) }
+    }
+
+    /// Translate into `wc`, with the number of the QP it is for.
+    ///
+    /// # Safety
+    /// `wc` must be valid for a write.
+    #[inline(always)]
+    pub unsafe fn write_to(self, wc: *mut ibv_wc, qp_num: u32) {
+        // SAFETY: the entry is inside the ring and aligned (promise of `new`), `wc` is the
+        // caller's promise. One field after the other: collecting them first spills registers.
+        unsafe {
+            (*wc).wr_id = field!(self, wr_id as u64);
+            (*wc).status = field!(self, status as u32);
+            (*wc).opcode = opcode(field!(self, opcode as u8));
+            (*wc).vendor_err = field!(self, vendor_err as u32);
+            (&raw mut (*wc).byte_len).cast::<u64>().write_unaligned(field!(self, byte_len as u64));
+            (*wc).qp_num = qp_num;
+            (*wc).src_qp = field!(self, src_qp as u32);
+            (*wc).wc_flags = flags(field!(self, wc_flags as u32));
+            (&raw mut (*wc).pkey_index).cast::<u32>().write(field!(self, pkey_index as u32));
+            (&raw mut (*wc).sl).cast::<u16>().write(field!(self, sl as u16));
+        }
+    }
+}
+
+/// The device's numbers translated; one object, so that the hot loop needs one address.
+struct Tables {
+    opcodes: [u8; 256],
+    flags: [u8; 16],
+}
+
+static TABLES: Tables = Tables { opcodes: OPCODES, flags: FLAGS };
+
+/// Device opcodes. Those of send completions above 5 are in another order; fast registration has no
+/// counterpart and no user-space source; RECV and RECV_RDMA_WITH_IMM are the same.
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+const OPCODES: [u8; 256] = {
+    let pairs = [
+        (PVRDMA_WC_SEND, IBV_WC_SEND),
+        (PVRDMA_WC_RDMA_WRITE, IBV_WC_RDMA_WRITE),
+        (PVRDMA_WC_RDMA_READ, IBV_WC_RDMA_READ),
+        (PVRDMA_WC_COMP_SWAP, IBV_WC_COMP_SWAP),
+        (PVRDMA_WC_FETCH_ADD, IBV_WC_FETCH_ADD),
+        (PVRDMA_WC_BIND_MW, IBV_WC_BIND_MW),
+        (PVRDMA_WC_LSO, IBV_WC_TSO),
+        (PVRDMA_WC_LOCAL_INV, IBV_WC_LOCAL_INV),
+        (PVRDMA_WC_MASKED_COMP_SWAP, IBV_WC_COMP_SWAP),
+        (PVRDMA_WC_MASKED_FETCH_ADD, IBV_WC_FETCH_ADD),
+        (PVRDMA_WC_RECV, IBV_WC_RECV),
+        (PVRDMA_WC_RECV_RDMA_WITH_IMM, IBV_WC_RECV_RDMA_WITH_IMM),
+    ];
+    let mut table = [IBV_WC_DRIVER1 as u8; 256];
+    let mut i = 0;
+    while i < pairs.len() {
+        table[pairs[i].0 as usize] = pairs[i].1 as u8;
+        i += 1;
+    }
+    table
+};
+
+/// The device's opcodes fit a byte.
+#[inline(always)]
+#[allow(clippy::indexing_slicing, reason = "a byte is below 256")]
+fn opcode(device: u8) -> u32 {
+    TABLES.opcodes[device as usize].into()
+}
+
+/// Device flags. GRH and WITH_IMM coincide; "invalidated" and "checksum is good" are swapped; the
+/// device's further bits (source MAC, VLAN, header type) would read as tag matching flags and are
+/// dropped.
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
+const FLAGS: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut device = 0;
+    while device < 16 {
+        let mut flags = device & (IBV_WC_GRH | IBV_WC_WITH_IMM);
+        if device & PVRDMA_WC_WITH_INVALIDATE != 0 {
+            flags |= IBV_WC_WITH_INV;
+        }
+        if device & PVRDMA_WC_IP_CSUM_OK != 0 {
+            flags |= IBV_WC_IP_CSUM_OK;
+        }
+        table[device as usize] = flags as u8;
+        device += 1;
+    }
+    table
+};
+
+#[inline(always)]
+#[allow(clippy::indexing_slicing, reason = "four bits are below 16")]
+fn flags(device: u32) -> u32 {
+    TABLES.flags[(device & 15) as usize].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_opcode_is_translated() {
+        let expected = [
+            (PVRDMA_WC_SEND, IBV_WC_SEND),
+            (PVRDMA_WC_RDMA_WRITE, IBV_WC_RDMA_WRITE),
+            (PVRDMA_WC_RDMA_READ, IBV_WC_RDMA_READ),
+            (PVRDMA_WC_COMP_SWAP, IBV_WC_COMP_SWAP),
+            (PVRDMA_WC_FETCH_ADD, IBV_WC_FETCH_ADD),
+            (PVRDMA_WC_BIND_MW, IBV_WC_BIND_MW),
+            (PVRDMA_WC_LSO, IBV_WC_TSO),
+            (PVRDMA_WC_LOCAL_INV, IBV_WC_LOCAL_INV),
+            (PVRDMA_WC_FAST_REG_MR, IBV_WC_DRIVER1),
+            (PVRDMA_WC_MASKED_COMP_SWAP, IBV_WC_COMP_SWAP),
+            (PVRDMA_WC_MASKED_FETCH_ADD, IBV_WC_FETCH_ADD),
+            (PVRDMA_WC_RECV, IBV_WC_RECV),
+            (PVRDMA_WC_RECV_RDMA_WITH_IMM, IBV_WC_RECV_RDMA_WITH_IMM),
+        ];
+        for (device, verbs) in expected {
+            assert_eq!(opcode(device as u8), verbs, "device opcode {device}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_translated_or_dropped() {
+        assert_eq!(flags(PVRDMA_WC_GRH), IBV_WC_GRH);
+        assert_eq!(flags(PVRDMA_WC_WITH_IMM), IBV_WC_WITH_IMM);
+        assert_eq!(flags(PVRDMA_WC_WITH_INVALIDATE), IBV_WC_WITH_INV);
+        assert_eq!(flags(PVRDMA_WC_IP_CSUM_OK), IBV_WC_IP_CSUM_OK);
+        assert_eq!(flags(PVRDMA_WC_WITH_SMAC), 0);
+        assert_eq!(flags(PVRDMA_WC_WITH_VLAN), 0);
+        assert_eq!(flags(PVRDMA_WC_WITH_NETWORK_HDR_TYPE), 0);
+        assert_eq!(flags(u32::MAX), 0xf);
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let mut cqe = pvrdma_cqe {
+            wr_id: 1,
+            // Bits above 16 are not part of the handle.
+            qp: 0xffff_ffff_0001_0002,
+            opcode: PVRDMA_WC_RECV,
+            status: PVRDMA_WC_GENERAL_ERR,
+            byte_len: 3,
+            imm_data: 4,
+            src_qp: 5,
+            wc_flags: PVRDMA_WC_GRH,
+            vendor_err: 6,
+            pkey_index: 7,
+            slid: 8,
+            sl: 9,
+            dlid_path_bits: 10,
+            ..Default::default()
+        };
+        let mut wc = ibv_wc::default();
+        // SAFETY: the entry and `wc` are local variables.
+        let handle = unsafe {
+            let cqe = Cqe::new(NonNull::from(&mut cqe));
+            cqe.write_to(&mut wc, 11);
+            cqe.handle()
+        };
+        assert_eq!(handle, 2);
+        let expected = ibv_wc {
+            wr_id: 1,
+            status: IBV_WC_GENERAL_ERR,
+            opcode: IBV_WC_RECV,
+            vendor_err: 6,
+            byte_len: 3,
+            imm_data: 4,
+            qp_num: 11,
+            src_qp: 5,
+            wc_flags: IBV_WC_GRH,
+            pkey_index: 7,
+            slid: 8,
+            sl: 9,
+            dlid_path_bits: 10,
+        };
+        assert_eq!(wc, expected);
+    }
+}

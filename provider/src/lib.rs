@@ -1,0 +1,35 @@
+//! libibverbs provider for VMware's paravirtual RDMA device (PCI 15ad:0820).
+//!
+//! libibverbs loads this object because of a `driver` line, `IBV_DRIVERS` or `LD_PRELOAD`. Its one
+//! constructor ([`register`]) looks at the libibverbs that is loaded and registers with it; from
+//! then on libibverbs and applications call the functions of [`ops`]. Start reading there.
+//!
+//! The objects and their slow verbs are in [`context`], [`pd`], [`mr`], [`cq`] and [`qp`], one hot
+//! verb each in [`post_send`], [`post_recv`] and [`poll_cq`]. Below them: [`wqe`] and [`cqe`] know
+//! the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what orders them.
+//!
+//! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the
+//! "Contract" section of `provider/README.md`.
+#![warn(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+pub mod barrier;
+pub mod boundary;
+pub mod buf;
+pub mod context;
+pub mod cq;
+pub mod cqe;
+pub mod error;
+pub mod lock;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod mock;
+pub mod mr;
+pub mod ops;
+pub mod pd;
+pub mod poll_cq;
+pub mod post_recv;
+pub mod post_send;
+pub mod qp;
+pub mod register;
+pub mod ring;
+pub mod uar;
+pub mod wqe;

@@ -1,0 +1,243 @@
+//! The device's side of the rings, played by hand: takes WQEs, puts CQEs, looks at doorbells. For
+//! unit tests here and for benches; needs neither libibverbs nor a device. Its index arithmetic is
+//! its own, so that a mistake in [`crate::ring`] does not cancel out.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use crate::buf::Buf;
+use crate::context::{Limits, QpNums};
+use crate::cq::{self, Cq};
+use crate::qp::{Qp, Shape};
+use crate::ring::Size;
+use crate::uar::Uar;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
+use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_ffi::verbs::*;
+use std::sync::Arc;
+
+/// A doorbell page that is ordinary memory: it keeps the last value of each register.
+#[repr(align(4096))]
+struct UarPage([AtomicU32; PVRDMA_PAGE_SIZE / 4]);
+
+/// One CQ and one RC QP in RTS that uses it for both queues, on a device that does nothing until
+/// told to.
+pub struct Mock {
+    /// The completion queue.
+    pub cq: Box<Cq>,
+    /// The queue pair.
+    pub qp: Box<Qp>,
+    cq_ring: Ring,
+    sq_ring: Ring,
+    rq_ring: Ring,
+    uar_page: Box<UarPage>,
+}
+
+/// The device's view of one ring.
+#[derive(Clone, Copy)]
+struct Ring {
+    prod_tail: *mut u32,
+    cons_head: *mut u32,
+    slots: *mut u8,
+    entries: u32,
+    stride: usize,
+}
+
+/// A send WQE as the device reads it.
+#[derive(Debug)]
+pub struct SendWqe {
+    /// The fixed part.
+    pub hdr: pvrdma_sq_wqe_hdr,
+    /// The SGL.
+    pub sges: Vec<pvrdma_sge>,
+}
+
+/// A receive WQE as the device reads it.
+#[derive(Debug)]
+pub struct RecvWqe {
+    /// The fixed part.
+    pub hdr: pvrdma_rq_wqe_hdr,
+    /// The SGL.
+    pub sges: Vec<pvrdma_sge>,
+}
+
+impl Ring {
+    fn load(word: *mut u32) -> u32 {
+        // SAFETY: a word of a ring that the Mock keeps mapped.
+        unsafe { AtomicU32::from_ptr(word) }.load(Ordering::Acquire)
+    }
+
+    fn store(word: *mut u32, value: u32) {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(word) }.store(value, Ordering::Release);
+    }
+
+    fn at(&self, index: u32) -> *mut u8 {
+        // SAFETY: the remainder is below the number of slots.
+        unsafe { self.slots.add((index % self.entries) as usize * self.stride) }
+    }
+
+    fn next(&self, index: u32) -> u32 {
+        (index + 1) % (2 * self.entries)
+    }
+
+    fn take(&self) -> Option<*mut u8> {
+        let head = Self::load(self.cons_head);
+        (head != Self::load(self.prod_tail)).then(|| {
+            Self::store(self.cons_head, self.next(head));
+            self.at(head)
+        })
+    }
+}
+
+impl Mock {
+    /// Handle of the QP.
+    pub const HANDLE: u16 = 0x0203;
+    /// Number of the QP, different from the handle.
+    pub const QPN: u32 = 0x1234;
+    /// Number of the CQ.
+    pub const CQN: u32 = 0x77;
+
+    /// Limits of the device.
+    pub const LIMITS: Limits = Limits { max_qp_wr: 16384, max_sge: 16, max_cqe: 65536 };
+
+    /// A QP with `wr` requests of `sge` entries in each queue, and a CQ of `cqe` entries.
+    pub fn new(wr: u32, sge: u32, cqe: u32) -> Self {
+        let uar_page = Box::new(UarPage([const { AtomicU32::new(0) }; PVRDMA_PAGE_SIZE / 4]));
+        // SAFETY: the page lives in this Mock, as long as the objects do.
+        let uar = unsafe { Uar::from_page(NonNull::from(&*uar_page).cast()) };
+        let qp_nums = Arc::new(QpNums::new().unwrap());
+
+        let size = Size::at_least(cqe).unwrap();
+        let buf = Buf::map(cq::buf_len(size)).unwrap();
+        let state: *mut pvrdma_ring_state = buf.start().cast().as_ptr();
+        let cq_ring = Ring {
+            // SAFETY: the state page of the buffer.
+            prod_tail: unsafe { &raw mut (*state).rx.prod_tail },
+            // SAFETY: as above.
+            cons_head: unsafe { &raw mut (*state).rx.cons_head },
+            slots: buf.at(PVRDMA_PAGE_SIZE).as_ptr(),
+            entries: size.get(),
+            stride: size_of::<pvrdma_cqe>(),
+        };
+        let mut cq = Cq::new(size, buf, uar, qp_nums.clone());
+        cq.cqn = Self::CQN;
+
+        let cap =
+            ibv_qp_cap { max_send_wr: wr, max_recv_wr: wr, max_send_sge: sge, max_recv_sge: sge, max_inline_data: 0 };
+        let shape = Shape::new(&cap, &Self::LIMITS).unwrap();
+        let (sq_len, rq_len) = shape.buf_lens().unwrap();
+        let (sq_buf, rq_buf) = (Buf::map(sq_len).unwrap(), Buf::map(rq_len).unwrap());
+        let cap = shape.cap();
+        let state: *mut pvrdma_ring_state = sq_buf.start().cast().as_ptr();
+        let stride = |header: usize, sge: u32| (header + 16 * sge as usize).next_power_of_two();
+        let sq_ring = Ring {
+            // SAFETY: the state page of the buffer.
+            prod_tail: unsafe { &raw mut (*state).tx.prod_tail },
+            // SAFETY: as above.
+            cons_head: unsafe { &raw mut (*state).tx.cons_head },
+            slots: sq_buf.at(PVRDMA_PAGE_SIZE).as_ptr(),
+            entries: cap.max_send_wr,
+            stride: stride(80, cap.max_send_sge),
+        };
+        let rq_ring = Ring {
+            // SAFETY: as above.
+            prod_tail: unsafe { &raw mut (*state).rx.prod_tail },
+            // SAFETY: as above.
+            cons_head: unsafe { &raw mut (*state).rx.cons_head },
+            slots: rq_buf.start().as_ptr(),
+            entries: cap.max_recv_wr,
+            stride: stride(16, cap.max_recv_sge),
+        };
+        let cq_ptr: *mut ibv_cq = ptr::from_mut(&mut *cq).cast();
+        let init = ibv_qp_init_attr {
+            qp_context: ptr::null_mut(),
+            send_cq: cq_ptr,
+            recv_cq: cq_ptr,
+            srq: ptr::null_mut(),
+            cap,
+            qp_type: IBV_QPT_RC,
+            sq_sig_all: 0,
+        };
+        let mut qp = Qp::new(&shape, sq_buf, rq_buf, uar, &init, qp_nums);
+        qp.enter(Self::HANDLE, Self::QPN);
+        qp.set_state(IBV_QPS_RTS);
+        Self { cq, qp, cq_ring, sq_ring, rq_ring, uar_page }
+    }
+
+    /// The last value stored to the doorbell at `offset` since the last look; 0: none.
+    pub fn rung(&self, offset: usize) -> u32 {
+        self.uar_page.0.get(offset / 4).map_or(0, |word| word.swap(0, Ordering::Relaxed))
+    }
+
+    /// Take the oldest send WQE.
+    pub fn take_send(&self) -> Option<SendWqe> {
+        let at = self.sq_ring.take()?;
+        // SAFETY: a published slot: header, then as many entries as it says.
+        unsafe {
+            let hdr: pvrdma_sq_wqe_hdr = at.cast::<pvrdma_sq_wqe_hdr>().read();
+            let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
+            Some(SendWqe { hdr, sges })
+        }
+    }
+
+    /// Take the oldest receive WQE.
+    pub fn take_recv(&self) -> Option<RecvWqe> {
+        let at = self.rq_ring.take()?;
+        // SAFETY: as above.
+        unsafe {
+            let hdr: pvrdma_rq_wqe_hdr = at.cast::<pvrdma_rq_wqe_hdr>().read();
+            let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
+            Some(RecvWqe { hdr, sges })
+        }
+    }
+
+    /// Take all WQEs of both queues unread.
+    pub fn drain(&self) {
+        for ring in [self.sq_ring, self.rq_ring] {
+            Ring::store(ring.cons_head, Ring::load(ring.prod_tail));
+        }
+    }
+
+    /// Put a completion. The CQ must have room.
+    pub fn put(&self, cqe: pvrdma_cqe) {
+        let tail = Ring::load(self.cq_ring.prod_tail);
+        // SAFETY: a slot the host has given back.
+        unsafe { self.cq_ring.at(tail).cast::<pvrdma_cqe>().write(cqe) };
+        Ring::store(self.cq_ring.prod_tail, self.cq_ring.next(tail));
+    }
+
+    /// Take all completions back, as if they had never been put.
+    pub fn forget_completions(&self) {
+        Ring::store(self.cq_ring.prod_tail, Ring::load(self.cq_ring.cons_head));
+    }
+
+    /// Overwrite the producer counter of the CQ.
+    pub fn set_cq_tail(&self, value: u32) {
+        Ring::store(self.cq_ring.prod_tail, value);
+    }
+
+    /// The four counters of the QP: send tail and head, receive tail and head.
+    pub fn counters(&self) -> [u32; 4] {
+        [self.sq_ring.prod_tail, self.sq_ring.cons_head, self.rq_ring.prod_tail, self.rq_ring.cons_head].map(Ring::load)
+    }
+}
+
+impl core::fmt::Debug for Mock {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Mock").finish_non_exhaustive()
+    }
+}
+
+/// A successful completion of a send, for the QP of a [`Mock`].
+pub fn send_cqe(wr_id: u64) -> pvrdma_cqe {
+    pvrdma_cqe { wr_id, qp: Mock::HANDLE.into(), ..Default::default() }
+}
+
+/// # Safety
+/// `at` must hold `count` entries.
+unsafe fn sges(at: *mut u8, count: u32) -> Vec<pvrdma_sge> {
+    (0..count as usize)
+        // SAFETY: promise of the caller.
+        .map(|i| unsafe { at.cast::<pvrdma_sge>().add(i).read() })
+        .collect()
+}

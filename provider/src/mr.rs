@@ -1,0 +1,61 @@
+//! Memory regions.
+
+use crate::context::libibverbs;
+use crate::error::Errno;
+use core::ffi::{c_int, c_void};
+use pvrdma_ffi::pabi::{Cmd, Resp, verbs_mr};
+use pvrdma_ffi::uapi::ib_user_verbs::*;
+use pvrdma_ffi::verbs::*;
+
+/// `reg_mr`. The device addresses a region by its virtual address only: the kernel driver never
+/// tells it another one, so registering with a different iova or zero-based would succeed and then
+/// fault at first use. Refuse instead.
+///
+/// # Safety
+/// `pd` must be a live PD of ours.
+pub unsafe fn reg_mr(
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: c_int,
+) -> Result<*mut ibv_mr, Errno> {
+    if iova != addr as u64 || access as u32 & IBV_ACCESS_ZERO_BASED != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    // SAFETY: integers and pointers only; libibverbs fills it.
+    let mut mr: Box<verbs_mr> = Box::new(unsafe { core::mem::zeroed() });
+    let mut cmd = Cmd::<ib_uverbs_reg_mr>::new(());
+    let mut resp = Resp::<ib_uverbs_reg_mr_resp>::default();
+    let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
+    // SAFETY: complete request and answer structs. `addr` is only passed to the kernel, which
+    // checks it.
+    Errno::check(unsafe {
+        (libibverbs()?.reg_mr)(
+            pd,
+            addr,
+            length,
+            iova,
+            access,
+            &mut *mr,
+            (&raw mut cmd).cast(),
+            cmd_len,
+            (&raw mut resp).cast(),
+            resp_len,
+        )
+    })?;
+    Ok(Box::into_raw(mr).cast())
+}
+
+/// `dereg_mr`.
+///
+/// # Safety
+/// `mr` must come from [`reg_mr`]; on success it is gone.
+pub unsafe fn dereg_mr(mr: *mut verbs_mr) -> Result<(), Errno> {
+    // SAFETY: a live MR; after success nobody else has it.
+    unsafe {
+        Errno::check((libibverbs()?.dereg_mr)(mr))?;
+        drop(Box::from_raw(mr));
+    }
+    Ok(())
+}

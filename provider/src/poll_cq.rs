@@ -1,0 +1,183 @@
+//! `ibv_poll_cq`.
+
+use crate::barrier::from_device;
+use crate::context::{self, QpNumTable};
+use crate::cq::{Cq, CqRing};
+use crate::cqe::Cqe;
+use crate::ring::BadCounter;
+use core::ffi::c_int;
+use pvrdma_ffi::verbs::ibv_wc;
+
+/// Take up to `num_entries` completions. Returns how many, or a negative errno. Fewer than asked
+/// for means that the CQ is empty.
+///
+/// # Safety
+/// `wc` must be valid for writes of `num_entries` completions.
+#[inline(always)]
+pub unsafe fn poll_cq(cq: &Cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    let Ok(wanted @ 1..) = u32::try_from(num_entries) else {
+        return 0;
+    };
+    let mut ring = cq.ring.lock();
+    let ready = match ring.consumer.ready() {
+        // The device may hold completions back until asked.
+        Ok(0) => {
+            cq.uar.ring_poll(cq.cqn);
+            from_device();
+            match ring.consumer.ready() {
+                Ok(0) => return 0,
+                Ok(ready) => ready,
+                Err(BadCounter) => return BROKEN,
+            }
+        }
+        Ok(ready) => ready,
+        Err(BadCounter) => return BROKEN,
+    };
+    let qp_nums = cq.qp_nums.table();
+    let count = wanted.min(ready);
+    // SAFETY: `count` are ready, and `wc` has room for them (promise of the caller).
+    let strays = unsafe { take(&mut ring, qp_nums, count, wc) };
+    let polled = count - strays;
+    if strays == 0 {
+        return polled as c_int;
+    }
+    // SAFETY: `strays` of the caller's places are still free, after those filled.
+    let more = unsafe { fill_up(&mut ring, qp_nums, strays, wc.add(polled as usize)) };
+    (polled + more) as c_int
+}
+
+/// Translate the first `count` entries and give them back. Returns how many were strays, for which
+/// nothing was written.
+///
+/// # Safety
+/// `count` entries must be ready and `wc` valid for writes of as many completions.
+#[inline(always)]
+unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut ibv_wc) -> u32 {
+    // A copy, so that it stays in a register across the stores to `wc`.
+    let entries = ring.entries;
+    let mut strays = 0;
+    for slot in ring.consumer.slots(count) {
+        // SAFETY: ready and not yet released.
+        let cqe = unsafe { Cqe::new(entries.at(slot)) };
+        let qp_num = context::qp_num(qp_nums, cqe.handle());
+        if qp_num == 0 {
+            // No such QP: it is being destroyed, or the device erred. Skipping the entry costs
+            // nobody anything; stopping at it would block every QP of this CQ for ever.
+            strays += 1;
+            continue;
+        }
+        // SAFETY: no more than `count` are written (promise of the caller).
+        unsafe {
+            cqe.write_to(wc, qp_num);
+            wc = wc.add(1);
+        }
+    }
+    ring.consumer.release(count);
+    strays
+}
+
+/// Some entries were strays: fill their places with later ones, as long as there are any. Returns
+/// how many.
+///
+/// # Safety
+/// `wc` must be valid for writes of `wanted` completions.
+#[cold]
+#[inline(never)]
+unsafe fn fill_up(ring: &mut CqRing, qp_nums: &QpNumTable, mut wanted: u32, wc: *mut ibv_wc) -> u32 {
+    let mut polled = 0;
+    while let Ok(ready @ 1..) = ring.consumer.ready() {
+        let count = wanted.min(ready);
+        // SAFETY: `polled + wanted` never exceeds what the caller asked for.
+        let strays = unsafe { take(ring, qp_nums, count, wc.add(polled as usize)) };
+        polled += count - strays;
+        wanted -= count - strays;
+        if wanted == 0 {
+            break;
+        }
+    }
+    polled
+}
+
+/// The device's counter is impossible: an error, not an empty queue.
+const BROKEN: c_int = -libc::EIO;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::mock::{Mock, send_cqe};
+    use pvrdma_ffi::uapi::vmw_pvrdma::*;
+
+    fn poll(mock: &Mock, num_entries: c_int) -> Result<Vec<u64>, c_int> {
+        let mut wc = [ibv_wc::default(); 16];
+        // SAFETY: no test asks for more than 16.
+        let polled = unsafe { poll_cq(&mock.cq, num_entries, wc.as_mut_ptr()) };
+        let polled = wc.iter().take(usize::try_from(polled).map_err(|_| polled)?);
+        Ok(polled
+            .map(|wc| {
+                assert_eq!(wc.qp_num, Mock::QPN);
+                wc.wr_id
+            })
+            .collect())
+    }
+
+    const POLL: u32 = PVRDMA_UAR_CQ_POLL | Mock::CQN;
+
+    #[test]
+    fn completions_come_in_order_and_no_more_than_asked_for() {
+        let mock = Mock::new(4, 1, 4);
+        (0..4).for_each(|i| mock.put(send_cqe(i)));
+        assert_eq!(poll(&mock, 3), Ok(vec![0, 1, 2]));
+        mock.put(send_cqe(4));
+        assert_eq!(poll(&mock, 16), Ok(vec![3, 4]));
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), 0);
+    }
+
+    #[test]
+    fn an_empty_poll_rings_and_looks_again() {
+        let mock = Mock::new(4, 1, 4);
+        assert_eq!(poll(&mock, 1), Ok(vec![]));
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
+    }
+
+    #[test]
+    fn asking_for_nothing_gives_nothing() {
+        let mock = Mock::new(4, 1, 4);
+        mock.put(send_cqe(1));
+        assert_eq!(poll(&mock, 0), Ok(vec![]));
+        assert_eq!(poll(&mock, -1), Ok(vec![]));
+        assert_eq!(poll(&mock, 1), Ok(vec![1]));
+    }
+
+    #[test]
+    fn entries_of_an_unknown_qp_are_skipped_and_do_not_block() {
+        let mock = Mock::new(4, 1, 8);
+        for (handle, wr_id) in [(9, 0), (Mock::HANDLE.into(), 1), (9, 2), (Mock::HANDLE.into(), 3)] {
+            mock.put(pvrdma_cqe { qp: handle, ..send_cqe(wr_id) });
+        }
+        // Two are asked for and two are there: strays do not count.
+        assert_eq!(poll(&mock, 2), Ok(vec![1, 3]));
+        mock.put(pvrdma_cqe { qp: 9, ..send_cqe(4) });
+        assert_eq!(poll(&mock, 2), Ok(vec![]));
+        mock.put(send_cqe(5));
+        assert_eq!(poll(&mock, 2), Ok(vec![5]));
+    }
+
+    #[test]
+    fn a_broken_ring_is_an_error_and_not_an_empty_queue() {
+        let mock = Mock::new(4, 1, 4);
+        for bad in [5, 8, u32::MAX] {
+            mock.set_cq_tail(bad);
+            assert_eq!(poll(&mock, 1), Err(-libc::EIO), "prod_tail {bad}");
+        }
+    }
+
+    #[test]
+    fn the_ring_wraps_for_ever() {
+        let mock = Mock::new(4, 1, 2);
+        for round in 0..20 {
+            mock.put(send_cqe(round));
+            assert_eq!(poll(&mock, 4), Ok(vec![round]));
+        }
+    }
+}

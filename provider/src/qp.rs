@@ -1,0 +1,454 @@
+//! Queue pairs: create, modify, query, destroy. Posting is in [`crate::post_send`] and
+//! [`crate::post_recv`].
+
+use crate::buf::Buf;
+use crate::context::{Context, Limits, QpNums, libibverbs};
+use crate::cq::Cq;
+use crate::cqe::CqeHandle;
+use crate::error::Errno;
+use crate::lock::SpinLock;
+use crate::ring::{Producer, Size, Slots};
+use crate::uar::Uar;
+use crate::wqe;
+use core::cell::UnsafeCell;
+use core::ffi::c_int;
+use core::ptr;
+use pvrdma_ffi::pabi::{Cmd, Functions, Resp, VERBS_QP_ROOM};
+use pvrdma_ffi::uapi::ib_user_verbs::*;
+use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_ffi::verbs::*;
+use std::sync::Arc;
+
+/// A queue pair. The room in front is libibverbs's `verbs_qp`, whose length differs between
+/// releases; its `ibv_qp` is what applications hold.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Qp {
+    verbs: UnsafeCell<[u64; VERBS_QP_ROOM / 8]>,
+    /// Send queue.
+    pub sq: SpinLock<WorkQueue>,
+    /// Receive queue.
+    pub rq: SpinLock<WorkQueue>,
+    handle: CqeHandle,
+    cap: ibv_qp_cap,
+    sq_sig_all: bool,
+    send_cq: *mut ibv_cq,
+    recv_cq: *mut ibv_cq,
+    qp_nums: Arc<QpNums>,
+    _sq_buf: Buf,
+    _rq_buf: Buf,
+}
+
+/// What the lock of a send or receive queue protects: all that posting needs, in one cache line.
+#[derive(Debug)]
+pub struct WorkQueue {
+    /// Counters.
+    pub producer: Producer,
+    /// WQEs.
+    pub slots: Slots,
+    /// Doorbells.
+    pub uar: Uar,
+    /// For doorbells.
+    pub qp_handle: CqeHandle,
+    /// Longest SGL.
+    pub max_sge: u8,
+    /// May work requests be posted in the QP's state? Kept here, under the lock, and not read from
+    /// `ibv_qp.state`, which libibverbs changes when our `modify_qp` has returned.
+    pub open: bool,
+}
+
+/// Shape of the rings of a QP, judged against the limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    sq: QueueShape,
+    rq: QueueShape,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct QueueShape {
+    size: Size,
+    max_sge: u8,
+    stride: usize,
+}
+
+impl QueueShape {
+    fn new(max_wr: u32, max_sge: u32, limits: &Limits, stride: fn(u32) -> Option<usize>) -> Result<Self, Errno> {
+        if max_wr > limits.max_qp_wr || max_sge > limits.max_sge {
+            return Err(Errno::EINVAL);
+        }
+        let max_sge = max_sge.max(1);
+        Ok(Self {
+            size: Size::at_least(max_wr).ok_or(Errno::EINVAL)?,
+            max_sge: u8::try_from(max_sge).map_err(|_| Errno::EINVAL)?,
+            stride: stride(max_sge).ok_or(Errno::EINVAL)?,
+        })
+    }
+
+    fn bytes(self) -> Result<usize, Errno> {
+        (self.size.get() as usize).checked_mul(self.stride).ok_or(Errno::EINVAL)
+    }
+}
+
+impl Shape {
+    /// What to build for `cap`. Queue lengths are rounded up to powers of two.
+    pub fn new(cap: &ibv_qp_cap, limits: &Limits) -> Result<Self, Errno> {
+        let shape = Self {
+            sq: QueueShape::new(cap.max_send_wr, cap.max_send_sge, limits, wqe::send_stride)?,
+            rq: QueueShape::new(cap.max_recv_wr, cap.max_recv_sge, limits, wqe::recv_stride)?,
+        };
+        // The device counts the pages of a QP in 16 bits.
+        let pages = 1 + shape.sq.bytes()?.div_ceil(PVRDMA_PAGE_SIZE) + shape.rq.bytes()?.div_ceil(PVRDMA_PAGE_SIZE);
+        if pages > u16::MAX.into() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(shape)
+    }
+
+    /// What the application gets. The device has no inline data.
+    pub fn cap(&self) -> ibv_qp_cap {
+        ibv_qp_cap {
+            max_send_wr: self.sq.size.get(),
+            max_recv_wr: self.rq.size.get(),
+            max_send_sge: self.sq.max_sge.into(),
+            max_recv_sge: self.rq.max_sge.into(),
+            max_inline_data: 0,
+        }
+    }
+
+    /// Bytes of the send buffer (one page of ring state, then WQEs) and of the receive buffer.
+    pub fn buf_lens(&self) -> Result<(usize, usize), Errno> {
+        Ok((PVRDMA_PAGE_SIZE + self.sq.bytes()?, self.rq.bytes()?))
+    }
+}
+
+impl Qp {
+    /// A QP in RESET, not yet known to the kernel. The buffers must have the lengths of
+    /// [`Shape::buf_lens`]; the CQs must live as long as the QP, which the kernel sees to.
+    pub fn new(
+        shape: &Shape,
+        sq_buf: Buf,
+        rq_buf: Buf,
+        uar: Uar,
+        init: &ibv_qp_init_attr,
+        qp_nums: Arc<QpNums>,
+    ) -> Box<Self> {
+        let state = sq_buf.start().cast::<pvrdma_ring_state>().as_ptr();
+        // SAFETY: the send buffer begins with a state page, whose words it keeps mapped as long as
+        // the QP lives.
+        let (tx, rx) = unsafe { (&raw mut (*state).tx, &raw mut (*state).rx) };
+        let queue = |words: *mut pvrdma_ring, wqes, shape: QueueShape| {
+            // SAFETY: words as above (never NULL, being inside a mapping); the buffer has room for
+            // `size` strides from `wqes` on.
+            let (producer, slots) = unsafe {
+                (Producer::new(ptr::NonNull::new_unchecked(words), shape.size), Slots::new(wqes, shape.stride))
+            };
+            SpinLock::new(WorkQueue { producer, slots, uar, qp_handle: 0, max_sge: shape.max_sge, open: false })
+        };
+        Box::new(Self {
+            verbs: UnsafeCell::new([0; VERBS_QP_ROOM / 8]),
+            sq: queue(tx, sq_buf.at(PVRDMA_PAGE_SIZE), shape.sq),
+            rq: queue(rx, rq_buf.start(), shape.rq),
+            handle: 0,
+            cap: shape.cap(),
+            sq_sig_all: init.sq_sig_all != 0,
+            send_cq: init.send_cq,
+            recv_cq: init.recv_cq,
+            qp_nums,
+            _sq_buf: sq_buf,
+            _rq_buf: rq_buf,
+        })
+    }
+
+    /// # Safety
+    /// `qp` must be a live QP of ours. The reference must not outlive it.
+    #[inline(always)]
+    pub unsafe fn of<'a>(qp: *mut ibv_qp) -> &'a Self {
+        // SAFETY: the ibv_qp is at the front of the Qp.
+        unsafe { &*qp.cast() }
+    }
+
+    /// The kernel has made the QP: its handle is known and its completions can be told apart.
+    pub fn enter(&mut self, handle: CqeHandle, qp_num: u32) {
+        self.handle = handle;
+        self.sq.lock().qp_handle = handle;
+        self.rq.lock().qp_handle = handle;
+        self.qp_nums.set(handle, qp_num);
+    }
+
+    /// Open and close the queues for a state: sends from RTS on, receives from INIT on. In the
+    /// error states too: the device flushes what is posted there.
+    pub fn set_state(&self, state: u32) {
+        self.sq.lock().open = state >= IBV_QPS_RTS;
+        self.rq.lock().open = state != IBV_QPS_RESET;
+    }
+
+    /// The device has forgotten all about the QP: so do the rings and the CQs.
+    fn start_over(&self) {
+        // Both locks, so that no post is half done; the queues are closed, so none follows.
+        let mut sq = self.sq.lock();
+        let mut rq = self.rq.lock();
+        self.remove_completions();
+        sq.producer.reset();
+        rq.producer.reset();
+    }
+
+    fn remove_completions(&self) {
+        // SAFETY: a QP's CQs outlive it: the kernel refuses to destroy a CQ that is in use.
+        let (send_cq, recv_cq) = unsafe { (Cq::of(self.send_cq), Cq::of(self.recv_cq)) };
+        recv_cq.remove_completions_of(self.handle);
+        if !ptr::eq(send_cq, recv_cq) {
+            send_cq.remove_completions_of(self.handle);
+        }
+    }
+}
+
+/// `create_qp`. Only RC for now. `attr.cap` is written on success only.
+///
+/// # Safety
+/// `pd` must be a live PD of ours, `attr` valid, with live CQs of the same context.
+pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
+    // A copy for libibverbs to write to.
+    //
+    // SAFETY: promise of the caller; libibverbs has set `pd.context`.
+    let (mut init, own) = unsafe { (attr.read(), Context::of((*pd).context)?) };
+    if init.qp_type != IBV_QPT_RC || !init.srq.is_null() {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if init.send_cq.is_null() || init.recv_cq.is_null() {
+        return Err(Errno::EINVAL);
+    }
+    let shape = Shape::new(&init.cap, &own.limits)?;
+    init.cap = shape.cap();
+    let libibverbs = libibverbs()?;
+    let (sq_len, rq_len) = shape.buf_lens()?;
+    let sq_buf = Buf::new(sq_len, libibverbs)?;
+    let rq_buf = Buf::new(rq_len, libibverbs)?;
+    let mut cmd = Cmd::<ib_uverbs_create_qp, _>::new(pvrdma_create_qp {
+        rbuf_addr: rq_buf.start().as_ptr() as u64,
+        sbuf_addr: sq_buf.start().as_ptr() as u64,
+        rbuf_size: u32::try_from(rq_buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
+        sbuf_size: u32::try_from(sq_buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
+        qp_addr: 0,
+    });
+    let mut resp = Resp::<ib_uverbs_create_qp_resp, pvrdma_create_qp_resp>::default();
+    let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
+
+    // From here on raw: libibverbs and the kernel keep the address for events.
+    let qp = Box::into_raw(Qp::new(&shape, sq_buf, rq_buf, own.uar, &init, own.qp_nums.clone()));
+    // SAFETY: the QP has room for libibverbs's part; complete request and answer structs.
+    let ret = unsafe {
+        (libibverbs.create_qp)(
+            pd,
+            qp.cast(),
+            &mut init,
+            (&raw mut cmd).cast(),
+            cmd_len,
+            (&raw mut resp).cast(),
+            resp_len,
+        )
+    };
+    if let Err(errno) = Errno::check(ret) {
+        // SAFETY: the kernel knows nothing of it.
+        drop(unsafe { Box::from_raw(qp) });
+        return Err(errno.device_refusal());
+    }
+    // SAFETY: libibverbs has filled the ibv_qp at the front.
+    let qp_num = unsafe { (*qp.cast::<ibv_qp>()).qp_num };
+    let Ok(handle) = handle_of(&resp.driver, qp_num) else {
+        // SAFETY: created above, unknown to the application.
+        unsafe { abandon(libibverbs, qp) };
+        return Err(Errno::EIO);
+    };
+    // SAFETY: nobody else has the QP yet; `attr` as above.
+    unsafe {
+        (*qp).enter(handle, qp_num);
+        (*attr).cap = shape.cap();
+    }
+    Ok(qp.cast())
+}
+
+/// Newer devices tell a handle apart from the QP number; a kernel that does not know of that
+/// leaves the answer zero, and the number is the handle. No device may use more than 16 bits:
+/// completions carry no more.
+fn handle_of(resp: &pvrdma_create_qp_resp, qp_num: u32) -> Result<CqeHandle, Errno> {
+    let handle = match resp {
+        pvrdma_create_qp_resp { qp_handle: 0, qpn: 0 } => qp_num,
+        pvrdma_create_qp_resp { qp_handle: 0, qpn } => *qpn,
+        pvrdma_create_qp_resp { qp_handle, .. } => *qp_handle,
+    };
+    CqeHandle::try_from(handle).map_err(|_| Errno::EIO)
+}
+
+/// # Safety
+/// `qp` must exist in the kernel and be unknown to the application.
+unsafe fn abandon(libibverbs: &Functions, qp: *mut Qp) {
+    // SAFETY: as stated. If the kernel will not let go of it the memory must stay.
+    unsafe {
+        if (libibverbs.destroy_qp)(qp.cast()) == 0 {
+            drop(Box::from_raw(qp));
+        }
+    }
+}
+
+/// `modify_qp`.
+///
+/// # Safety
+/// `qp` must be a live QP of ours, `attr` valid for what `attr_mask` says.
+pub unsafe fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, attr_mask: c_int) -> Result<(), Errno> {
+    // SAFETY: promise of the caller.
+    let own = unsafe { Qp::of(qp) };
+    let state = (attr_mask as u32 & IBV_QP_STATE != 0).then(|| {
+        // SAFETY: promise of the caller: with this bit the field is valid.
+        unsafe { (*attr).qp_state }
+    });
+    let were_open = (own.sq.lock().open, own.rq.lock().open);
+    if state == Some(IBV_QPS_RESET) {
+        // Nothing may be posted between the device's forgetting and ours.
+        own.set_state(IBV_QPS_RESET);
+    }
+    let mut cmd = Cmd::<ib_uverbs_modify_qp>::new(());
+    let cmd_len = size_of_val(&cmd);
+    // SAFETY: a complete request; the rest is the caller's promise.
+    let ret = unsafe { (libibverbs()?.modify_qp)(qp, attr, attr_mask, (&raw mut cmd).cast(), cmd_len) };
+    let result = Errno::check(ret).map_err(Errno::device_refusal);
+    match (state, result) {
+        (Some(IBV_QPS_RESET), Ok(())) => own.start_over(),
+        (Some(IBV_QPS_RESET), Err(_)) => {
+            own.sq.lock().open = were_open.0;
+            own.rq.lock().open = were_open.1;
+        }
+        (Some(state), Ok(())) => own.set_state(state),
+        _ => {}
+    }
+    result
+}
+
+/// `query_qp`. The kernel driver knows neither our queue lengths nor the signalling mode, and for
+/// a QP in RESET it fills in nothing but the state, so these come from our own records.
+///
+/// # Safety
+/// `qp` must be a live QP of ours, `attr` and `init_attr` valid for writes.
+pub unsafe fn query_qp(
+    qp: *mut ibv_qp,
+    attr: *mut ibv_qp_attr,
+    attr_mask: c_int,
+    init_attr: *mut ibv_qp_init_attr,
+) -> Result<(), Errno> {
+    // SAFETY: promise of the caller.
+    let own = unsafe { Qp::of(qp) };
+    let mut local = ibv_qp_attr::default();
+    // SAFETY: integers and pointers only.
+    let mut local_init: ibv_qp_init_attr = unsafe { core::mem::zeroed() };
+    let mut cmd = Cmd::<ib_uverbs_query_qp>::new(());
+    let cmd_len = size_of_val(&cmd);
+    // SAFETY: a complete request, valid outputs.
+    let ret =
+        unsafe { (libibverbs()?.query_qp)(qp, &mut local, attr_mask, &mut local_init, (&raw mut cmd).cast(), cmd_len) };
+    Errno::check(ret).map_err(Errno::device_refusal)?;
+    if local.qp_state == IBV_QPS_RESET {
+        local = ibv_qp_attr { qp_state: IBV_QPS_RESET, cur_qp_state: IBV_QPS_RESET, ..Default::default() };
+    }
+    local.cap = own.cap;
+    local_init.cap = own.cap;
+    local_init.sq_sig_all = own.sq_sig_all.into();
+    // SAFETY: promise of the caller.
+    unsafe {
+        attr.write(local);
+        init_attr.write(local_init);
+    }
+    Ok(())
+}
+
+/// `destroy_qp`.
+///
+/// # Safety
+/// `qp` must come from [`create_qp`]; on success it is gone.
+pub unsafe fn destroy_qp(qp: *mut ibv_qp) -> Result<(), Errno> {
+    // SAFETY: promise of the caller.
+    let (own, qp_num) = unsafe { (Qp::of(qp), (*qp).qp_num) };
+    let libibverbs = libibverbs()?;
+    // Before the kernel frees the handle: from then on another thread may create a QP with the
+    // same handle, and its entry must not be ours to clear.
+    own.qp_nums.set(own.handle, 0);
+    // SAFETY: a live QP.
+    if let Err(errno) = Errno::check(unsafe { (libibverbs.destroy_qp)(qp) }) {
+        own.qp_nums.set(own.handle, qp_num);
+        return Err(errno);
+    }
+    own.remove_completions();
+    // SAFETY: neither kernel nor application has it any more.
+    drop(unsafe { Box::from_raw(qp.cast::<Qp>()) });
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::mock::{Mock, send_cqe};
+    use crate::poll_cq::poll_cq;
+
+    fn cap(wr: u32, sge: u32) -> ibv_qp_cap {
+        ibv_qp_cap { max_send_wr: wr, max_recv_wr: wr, max_send_sge: sge, max_recv_sge: sge, max_inline_data: 0 }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_rounded_up_and_zero_becomes_one() {
+        let shape = Shape::new(&cap(5, 3), &Mock::LIMITS).unwrap();
+        assert_eq!(shape.cap(), cap(8, 3));
+        assert_eq!(shape.buf_lens(), Ok((4096 + 8 * 128, 8 * 64)));
+        assert_eq!(Shape::new(&cap(0, 0), &Mock::LIMITS).unwrap().cap(), cap(1, 1));
+    }
+
+    #[test]
+    fn the_limits_themselves_can_be_had_and_nothing_above() {
+        let Limits { max_qp_wr, max_sge, .. } = Mock::LIMITS;
+        assert!(Shape::new(&cap(max_qp_wr, max_sge), &Mock::LIMITS).is_ok());
+        for (wr, sge) in [(max_qp_wr + 1, 1), (1, max_sge + 1), (u32::MAX, 1), (1, u32::MAX)] {
+            let refused = Shape::new(&cap(wr, sge), &Mock::LIMITS);
+            assert_eq!(refused.err(), Some(Errno::EINVAL), "{wr} requests of {sge}");
+        }
+    }
+
+    #[test]
+    fn a_qp_of_more_pages_than_the_device_can_count_is_refused() {
+        let limits = Limits { max_qp_wr: 1 << 30, ..Mock::LIMITS };
+        assert_eq!(Shape::new(&cap(1 << 30, 16), &limits).err(), Some(Errno::EINVAL));
+        assert_eq!(Shape::new(&cap(1 << 19, 16), &limits).err(), Some(Errno::EINVAL));
+    }
+
+    #[test]
+    fn the_handle_is_what_the_kernel_says_or_the_number() {
+        let resp = |qpn, qp_handle| pvrdma_create_qp_resp { qpn, qp_handle };
+        assert_eq!(handle_of(&resp(9, 5), 9), Ok(5));
+        assert_eq!(handle_of(&resp(9, 0), 9), Ok(9));
+        assert_eq!(handle_of(&resp(0, 0), 9), Ok(9));
+        assert_eq!(handle_of(&resp(9, 0x1_0000), 9), Err(Errno::EIO));
+    }
+
+    #[test]
+    fn starting_over_empties_the_rings_and_the_cq() {
+        let mock = Mock::new(4, 1, 8);
+        let mut sge = ibv_sge::default();
+        let mut wr = ibv_recv_wr { wr_id: 0, next: ptr::null_mut(), sg_list: &mut sge, num_sge: 1 };
+        // SAFETY: a valid request.
+        unsafe { crate::post_recv::post_recv(&mock.qp, &mut wr) }.unwrap();
+        mock.put(send_cqe(1));
+        assert_eq!(mock.counters(), [0, 0, 1, 0]);
+
+        mock.qp.set_state(IBV_QPS_RESET);
+        mock.qp.start_over();
+
+        assert_eq!(mock.counters(), [0; 4]);
+        let mut wc = ibv_wc::default();
+        // SAFETY: room for one.
+        assert_eq!(unsafe { poll_cq(&mock.cq, 1, &mut wc) }, 0);
+    }
+
+    #[test]
+    fn what_posting_needs_is_one_cache_line() {
+        assert!(size_of::<SpinLock<WorkQueue>>() <= 64);
+        assert_eq!(core::mem::offset_of!(Qp, sq) % 64, 0);
+        assert!(core::mem::offset_of!(Qp, rq) % 64 + size_of::<SpinLock<WorkQueue>>() <= 64);
+    }
+}

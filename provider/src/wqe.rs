@@ -1,0 +1,274 @@
+//! Fill a slot of a send or receive queue from a work request. All branching by opcode is here.
+
+use crate::error::Errno;
+use core::ptr::NonNull;
+use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_ffi::verbs::*;
+
+/// Bytes of one send WQE with room for `max_sge` entries: a power of two.
+pub fn send_stride(max_sge: u32) -> Option<usize> {
+    stride(size_of::<pvrdma_sq_wqe_hdr>(), max_sge)
+}
+
+/// Bytes of one receive WQE with room for `max_sge` entries: a power of two.
+pub fn recv_stride(max_sge: u32) -> Option<usize> {
+    stride(size_of::<pvrdma_rq_wqe_hdr>(), max_sge)
+}
+
+fn stride(header: usize, max_sge: u32) -> Option<usize> {
+    let sges = (max_sge as usize).checked_mul(size_of::<pvrdma_sge>())?;
+    header.checked_add(sges)?.checked_next_power_of_two()
+}
+
+/// What the device is told; inline data is refused, further bits mean nothing to it.
+const FLAGS: u32 = IBV_SEND_FENCE | IBV_SEND_SIGNALED | IBV_SEND_SOLICITED | IBV_SEND_IP_CSUM;
+
+/// A send WQE header as ten words: `pvrdma_sq_wqe_hdr` with its union spelled out.
+type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
+
+/// Judge `wr` and write it to `slot`.
+///
+/// The whole header is written, zeroes where the opcode defines nothing, so that nothing of the
+/// slot's previous request remains.
+///
+/// # Safety
+/// `slot` must be a reserved slot with room for `max_sge` entries, `wr.sg_list` must point to
+/// `wr.num_sge` entries.
+#[inline(always)]
+pub unsafe fn fill_send(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32) -> Result<(), Errno> {
+    // Also refuses a negative count.
+    let num_sge = wr.num_sge as u32;
+    if num_sge > max_sge || wr.send_flags & IBV_SEND_INLINE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // Opcodes 0..=6 have the same number on both sides. From 7 on they do not (libibverbs's
+    // LOCAL_INV is the device's LSO), and this device offers none of them to user space.
+    //
+    // SAFETY: each member is plain integers, and the opcode says which the caller filled.
+    let (w4, w5, w6, w7) = unsafe {
+        match wr.opcode {
+            IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => (0, 0, 0, 0),
+            IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
+                (wr.wr.rdma.remote_addr, wr.wr.rdma.rkey.into(), 0, 0)
+            }
+            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD => {
+                let atomic = wr.wr.atomic;
+                (atomic.remote_addr, atomic.compare_add, atomic.swap, atomic.rkey.into())
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+    };
+    let header: SendHeader = [
+        wr.wr_id,
+        num_sge.into(),
+        u64::from(wr.opcode) | u64::from(wr.send_flags & FLAGS) << 32,
+        wr.imm_data.into(),
+        w4,
+        w5,
+        w6,
+        w7,
+        0,
+        0,
+    ];
+    // SAFETY: the slot is ours, 8-aligned, and holds header and entries (promise of the caller).
+    unsafe {
+        slot.cast::<SendHeader>().write(header);
+        copy_sges(slot.add(size_of::<SendHeader>()), wr.sg_list, num_sge);
+    }
+    Ok(())
+}
+
+/// Judge `wr` and write it to `slot`.
+///
+/// # Safety
+/// As [`fill_send`].
+#[inline(always)]
+pub unsafe fn fill_recv(slot: NonNull<u8>, wr: &ibv_recv_wr, max_sge: u32) -> Result<(), Errno> {
+    // Also refuses a negative count.
+    let num_sge = wr.num_sge as u32;
+    if num_sge > max_sge {
+        return Err(Errno::EINVAL);
+    }
+    let header: [u64; 2] = [wr.wr_id, num_sge.into()];
+    // SAFETY: the slot is ours, 8-aligned, and holds header and entries (promise of the caller).
+    unsafe {
+        slot.cast::<[u64; 2]>().write(header);
+        copy_sges(slot.add(size_of_val(&header)), wr.sg_list, num_sge);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `to` and `from` must each hold `count` entries; `to` must be 8-aligned.
+#[inline(always)]
+unsafe fn copy_sges(to: NonNull<u8>, from: *const ibv_sge, count: u32) {
+    // Both kinds of entry are {u64 address, u32 length, u32 lkey}: two words.
+    let (to, from) = (to.cast::<[u64; 2]>().as_ptr(), from.cast::<[u64; 2]>());
+    for i in 0..count as usize {
+        // SAFETY: promise of the caller. Volatile only to keep the compiler from turning a loop of
+        // one or two rounds into a call of memcpy.
+        unsafe {
+            let [addr, length_and_lkey] = from.add(i).read();
+            let to = to.add(i).cast::<u64>();
+            to.write_volatile(addr);
+            to.add(1).write_volatile(length_and_lkey);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use core::mem::zeroed;
+
+    #[repr(C, align(64))]
+    struct Room([u8; 256]);
+
+    fn room() -> Room {
+        Room([0xaa; 256])
+    }
+
+    fn parse(room: &Room) -> (pvrdma_sq_wqe_hdr, pvrdma_sge) {
+        // SAFETY: both are plain integers and lie inside the room.
+        unsafe {
+            let at = room.0.as_ptr();
+            (at.cast::<pvrdma_sq_wqe_hdr>().read(), at.add(80).cast::<pvrdma_sge>().read())
+        }
+    }
+
+    fn send(opcode: u32, sge: &mut ibv_sge) -> ibv_send_wr {
+        // SAFETY: all-zero integers and pointers are valid.
+        let mut wr: ibv_send_wr = unsafe { zeroed() };
+        wr.wr_id = 0x1122_3344_5566_7788;
+        wr.opcode = opcode;
+        wr.sg_list = sge;
+        wr.num_sge = 1;
+        wr.send_flags = IBV_SEND_SIGNALED;
+        wr.imm_data = 0xdead_beef;
+        wr
+    }
+
+    fn fill(room: &mut Room, wr: &ibv_send_wr) -> Result<(), Errno> {
+        // SAFETY: the room has space for three entries; `sg_list` points to what `num_sge` says.
+        unsafe { fill_send(NonNull::from(&mut room.0).cast(), wr, 3) }
+    }
+
+    const SGE: ibv_sge = ibv_sge { addr: 0x7000_0000_1000, length: 64, lkey: 0x99 };
+
+    #[test]
+    fn strides_are_those_of_the_device() {
+        let expected = [
+            (1, 128, 32),
+            (2, 128, 64),
+            (3, 128, 64),
+            (4, 256, 128),
+            (7, 256, 128),
+            (8, 256, 256),
+            (11, 256, 256),
+            (12, 512, 256),
+            (15, 512, 256),
+            (16, 512, 512),
+            (27, 512, 512),
+            (28, 1024, 512),
+        ];
+        for (sge, sq, rq) in expected {
+            assert_eq!((send_stride(sge), recv_stride(sge)), (Some(sq), Some(rq)), "{sge} SGEs");
+        }
+    }
+
+    #[test]
+    fn rdma_write_lands_in_the_devices_fields() {
+        let mut sge = SGE;
+        let mut wr = send(IBV_WR_RDMA_WRITE, &mut sge);
+        wr.wr.rdma = ibv_send_wr_rdma { remote_addr: 0x4242, rkey: 7 };
+        let mut room = room();
+        fill(&mut room, &wr).unwrap();
+        let (hdr, out) = parse(&room);
+        assert_eq!(hdr.wr_id, wr.wr_id);
+        assert_eq!(hdr.num_sge, 1);
+        assert_eq!(hdr.opcode, PVRDMA_WR_RDMA_WRITE);
+        assert_eq!(hdr.send_flags, PVRDMA_SEND_SIGNALED);
+        assert_eq!(hdr.wr[..8], 0x4242u64.to_le_bytes());
+        assert_eq!(hdr.wr[8..12], 7u32.to_le_bytes());
+        assert_eq!((out.addr, out.length, out.lkey), (SGE.addr, SGE.length, SGE.lkey));
+    }
+
+    #[test]
+    fn atomics_land_in_the_devices_fields() {
+        let mut sge = SGE;
+        let mut wr = send(IBV_WR_ATOMIC_CMP_AND_SWP, &mut sge);
+        wr.wr.atomic = ibv_send_wr_atomic { remote_addr: 1, compare_add: 2, swap: 3, rkey: 4 };
+        let mut room = room();
+        fill(&mut room, &wr).unwrap();
+        let (hdr, _) = parse(&room);
+        assert_eq!(hdr.opcode, PVRDMA_WR_ATOMIC_CMP_AND_SWP);
+        let words: Vec<u64> = hdr.wr[..32].chunks(8).map(|w| u64::from_le_bytes(w.try_into().unwrap())).collect();
+        assert_eq!(words, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn nothing_of_the_previous_request_remains() {
+        let mut sge = SGE;
+        let mut room = room();
+        fill(&mut room, &send(IBV_WR_SEND_WITH_IMM, &mut sge)).unwrap();
+        let (hdr, _) = parse(&room);
+        assert_eq!(hdr.ex, 0xdead_beef);
+        assert_eq!((hdr.total_len, hdr.reserved), (0, 0));
+        assert_eq!(hdr.wr, [0; 48]);
+    }
+
+    #[test]
+    fn opcodes_the_device_would_misread_are_refused() {
+        let mut sge = SGE;
+        for opcode in [7, 8, 9, 10, 11, 14, 15, 16, u32::MAX] {
+            let mut room = room();
+            assert_eq!(fill(&mut room, &send(opcode, &mut sge)), Err(Errno::EINVAL), "{opcode}");
+            assert_eq!(room.0, [0xaa; 256], "opcode {opcode} touched the slot");
+        }
+    }
+
+    #[test]
+    fn inline_and_bad_sge_counts_are_refused() {
+        let mut sge = SGE;
+        let mut room = room();
+        let mut wr = send(IBV_WR_SEND, &mut sge);
+        wr.send_flags |= IBV_SEND_INLINE;
+        assert_eq!(fill(&mut room, &wr), Err(Errno::EINVAL));
+        for count in [-1, i32::MIN, 4, i32::MAX] {
+            let mut wr = send(IBV_WR_SEND, &mut sge);
+            wr.num_sge = count;
+            assert_eq!(fill(&mut room, &wr), Err(Errno::EINVAL), "num_sge {count}");
+            let wr = ibv_recv_wr { wr_id: 0, next: core::ptr::null_mut(), sg_list: &mut sge, num_sge: count };
+            // SAFETY: refused before the list is read.
+            let ret = unsafe { fill_recv(NonNull::from(&mut room.0).cast(), &wr, 3) };
+            assert_eq!(ret, Err(Errno::EINVAL), "num_sge {count}");
+        }
+    }
+
+    #[test]
+    fn unknown_send_flags_do_not_reach_the_device() {
+        let mut sge = SGE;
+        let mut wr = send(IBV_WR_SEND, &mut sge);
+        wr.send_flags = !IBV_SEND_INLINE;
+        let mut room = room();
+        fill(&mut room, &wr).unwrap();
+        assert_eq!(parse(&room).0.send_flags, PVRDMA_SEND_FLAGS_MASK & !PVRDMA_SEND_INLINE);
+    }
+
+    #[test]
+    fn receive_lands_in_the_devices_fields() {
+        let mut sges = [SGE, ibv_sge { addr: 1, length: 2, lkey: 3 }];
+        let wr = ibv_recv_wr { wr_id: 5, next: core::ptr::null_mut(), sg_list: sges.as_mut_ptr(), num_sge: 2 };
+        let mut room = room();
+        // SAFETY: room for three entries, two are given.
+        unsafe { fill_recv(NonNull::from(&mut room.0).cast(), &wr, 3) }.unwrap();
+        // SAFETY: plain integers inside the room.
+        let (hdr, second) = unsafe {
+            let at = room.0.as_ptr();
+            (at.cast::<pvrdma_rq_wqe_hdr>().read(), at.add(32).cast::<pvrdma_sge>().read())
+        };
+        assert_eq!((hdr.wr_id, hdr.num_sge, hdr.total_len), (5, 2, 0));
+        assert_eq!((second.addr, second.length, second.lkey), (1, 2, 3));
+    }
+}
