@@ -1,0 +1,206 @@
+//! The guest registry of a run directory: `guests/INDEX/` with the guest's name, RoCE version, lock, sysfs tree
+//! and provider links.
+//!
+//! A guest lives while someone holds its lock shared. All changes happen under one exclusive lock, so a guest that
+//! nobody holds can be removed by whoever notices first.
+
+use crate::{Usage, lock, sysfs};
+use anyhow::{Context, bail};
+use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+const LOCK: &str = "lock";
+const NAME: &str = "name";
+const ROCE: &str = "roce";
+
+/// A place in a guest: it exists at least until [`Seat::leave`].
+pub struct Seat {
+    registry: PathBuf,
+    dir: PathBuf,
+    guest: Guest,
+    lock: File,
+}
+
+/// Refuses names that would not do as a word in messages and environment variables.
+pub fn check_name(name: &str) -> Result<(), Usage> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 32 || !name.chars().all(good) || name.starts_with(['-', '.']) {
+        return Err(Usage(format!(
+            "bad guest name {name:?}: use 1 to 32 letters, digits, '-', '_' and '.', not starting with '-' or '.'"
+        )));
+    }
+    Ok(())
+}
+
+impl Seat {
+    /// Takes a place in the guest called `name`, which is made if it does not exist. `roce` must agree with an
+    /// existing guest; `None` agrees with any.
+    pub fn take(run_dir: &Path, name: &str, roce: Option<Roce>) -> anyhow::Result<Seat> {
+        let registry = run_dir.join("registry");
+        let guests = run_dir.join("guests");
+        let lock = lock::open(&registry).context("cannot open the guest registry")?;
+        lock::exclusive(&lock)?;
+        fs::create_dir_all(&guests).context("cannot make the guest registry")?;
+
+        let mut taken = BTreeSet::new();
+        for entry in fs::read_dir(&guests)? {
+            let dir = entry?.path();
+            let Some(live) = Live::look(&dir)? else { continue };
+            if live.name == name {
+                return live.join(roce, &registry, dir);
+            }
+            taken.insert(live.guest.index());
+        }
+        let index = (0..MAX_GUESTS).find(|index| !taken.contains(index));
+        let guest = index.and_then(|index| Guest::new(index, roce.unwrap_or_default()));
+        let guest = guest.with_context(|| format!("all {MAX_GUESTS} guests of this host are in use"))?;
+        let dir = guests.join(guest.index().to_string());
+        make(&dir, name, guest).with_context(|| format!("cannot set up guest {name}"))?;
+        Seat::sit(registry, dir, guest)
+    }
+
+    fn sit(registry: PathBuf, dir: PathBuf, guest: Guest) -> anyhow::Result<Seat> {
+        let lock = lock::open(&dir.join(LOCK))?;
+        lock::shared(&lock)?;
+        Ok(Seat { registry, dir, guest, lock })
+    }
+
+    /// Who the guest is.
+    pub fn guest(&self) -> Guest {
+        self.guest
+    }
+
+    /// Root of its sysfs tree.
+    pub fn sysfs(&self) -> PathBuf {
+        self.dir.join("sys")
+    }
+
+    /// Where its provider links may be made.
+    pub fn providers(&self) -> PathBuf {
+        self.dir.join("providers")
+    }
+
+    /// A second hold, for a child to inherit.
+    pub fn hold(&self) -> io::Result<File> {
+        let file = lock::open(&self.dir.join(LOCK))?;
+        lock::shared(&file)?;
+        Ok(file)
+    }
+
+    /// Leaves the guest; the last one out removes it and frees its index.
+    pub fn leave(self) -> io::Result<()> {
+        let registry = lock::open(&self.registry)?;
+        lock::exclusive(&registry)?;
+        if lock::try_exclusive(&self.lock)? {
+            fs::remove_dir_all(&self.dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// A guest that someone holds.
+struct Live {
+    name: String,
+    guest: Guest,
+}
+
+impl Live {
+    /// Looks at a guest's directory; one that nobody holds is removed. The caller holds the registry.
+    fn look(dir: &Path) -> anyhow::Result<Option<Live>> {
+        let lock = lock::open(&dir.join(LOCK)).with_context(|| format!("cannot look into {}", dir.display()))?;
+        if lock::try_exclusive(&lock)? {
+            fs::remove_dir_all(dir)?;
+            return Ok(None);
+        }
+        let damaged = || format!("{} is damaged", dir.display());
+        let name = fs::read_to_string(dir.join(NAME)).with_context(damaged)?;
+        let roce = fs::read_to_string(dir.join(ROCE)).with_context(damaged)?.parse().ok();
+        let index = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let guest = index.zip(roce).and_then(|(index, roce)| Guest::new(index, roce)).with_context(damaged)?;
+        Ok(Some(Live { name, guest }))
+    }
+
+    fn join(self, roce: Option<Roce>, registry: &Path, dir: PathBuf) -> anyhow::Result<Seat> {
+        let (name, is) = (&self.name, self.guest.roce());
+        if roce.is_some_and(|roce| roce != is) {
+            bail!("guest {name} runs RoCE {}; end its programs first, or use another --guest", is.name());
+        }
+        Seat::sit(registry.into(), dir, self.guest)
+    }
+}
+
+fn make(dir: &Path, name: &str, guest: Guest) -> anyhow::Result<()> {
+    fs::create_dir(dir)?;
+    fs::write(dir.join(NAME), name)?;
+    fs::write(dir.join(ROCE), guest.roce().name())?;
+    sysfs::write(&dir.join("sys"), guest)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_one_guest_share_it_and_others_get_the_next_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Seat::take(dir.path(), "a", None).unwrap();
+        let again = Seat::take(dir.path(), "a", None).unwrap();
+        let b = Seat::take(dir.path(), "b", Some(Roce::V1)).unwrap();
+        assert_eq!((a.guest().index(), again.guest().index(), b.guest().index()), (0, 0, 1));
+        assert_eq!((a.guest().roce(), b.guest().roce()), (Roce::V2, Roce::V1));
+    }
+
+    #[test]
+    fn an_index_is_free_again_when_its_last_program_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Seat::take(dir.path(), "a", None).unwrap();
+        let again = Seat::take(dir.path(), "a", None).unwrap();
+        a.leave().unwrap();
+        assert!(dir.path().join("guests/0").exists());
+        again.leave().unwrap();
+        assert!(!dir.path().join("guests/0").exists());
+        assert_eq!(Seat::take(dir.path(), "b", None).unwrap().guest().index(), 0);
+    }
+
+    #[test]
+    fn a_guest_whose_programs_were_killed_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Seat::take(dir.path(), "a", Some(Roce::V1)).unwrap());
+        let b = Seat::take(dir.path(), "a", Some(Roce::V2)).unwrap();
+        assert_eq!((b.guest().index(), b.guest().roce()), (0, Roce::V2));
+    }
+
+    #[test]
+    fn a_guest_outlives_its_seat_while_a_descendant_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Seat::take(dir.path(), "a", None).unwrap();
+        let inherited = a.hold().unwrap();
+        a.leave().unwrap();
+        assert_eq!(Seat::take(dir.path(), "b", None).unwrap().guest().index(), 1);
+        drop(inherited);
+        assert_eq!(Seat::take(dir.path(), "c", None).unwrap().guest().index(), 0);
+    }
+
+    #[test]
+    fn two_roce_versions_in_one_guest_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _a = Seat::take(dir.path(), "a", Some(Roce::V1)).unwrap();
+        assert_eq!(Seat::take(dir.path(), "a", None).unwrap().guest().roce(), Roce::V1);
+        let error = Seat::take(dir.path(), "a", Some(Roce::V2)).err().unwrap().to_string();
+        assert!(error.contains("runs RoCE v1"), "{error}");
+    }
+
+    #[test]
+    fn names_are_plain_words() {
+        for good in ["a", "vm-1", "A_b.c", "0123456789abcdef0123456789abcdef"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "a b", "a/b", "ä", "0123456789abcdef0123456789abcdef0"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `pvrdma`: runs a program in a guest that has a PVRDMA device, or serves such a device to a virtual machine.
+//!
+//! This file only picks the subcommand and turns its outcome into an exit status and one line on stderr.
+
+mod child;
+mod guests;
+mod lock;
+mod program;
+mod provider;
+mod run;
+mod rundir;
+mod serve;
+mod sysfs;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+A PVRDMA device in software.
+
+Usage:
+  pvrdma run [OPTIONS] -- PROGRAM [ARGS...]   run a program in a guest with a PVRDMA device
+  pvrdma serve [OPTIONS]                      serve the device to virtual machines (vfio-user)
+  pvrdma run --help | pvrdma serve --help     the options of each
+  pvrdma --version
+";
+
+/// A mistake on the command line; exit status 2.
+#[derive(Debug)]
+pub(crate) struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// A program that cannot be started: exit status 127 if it is not there, else 126, as in a shell.
+#[derive(Debug)]
+pub(crate) struct CannotRun {
+    pub missing: bool,
+    pub why: String,
+}
+
+impl std::fmt::Display for CannotRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for CannotRun {}
+
+fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    let Some(first) = args.next() else {
+        return Err(Usage("no command; try pvrdma --help".into()).into());
+    };
+    match first.to_str() {
+        Some("run") => run::main(args.collect()),
+        Some("serve") => Ok(serve::main(args.collect())?),
+        Some("--help" | "-h" | "help") => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some("--version" | "-V") => {
+            println!("pvrdma {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => Err(Usage(format!("unknown command {first:?}; try pvrdma --help")).into()),
+    }
+}
+
+fn main() -> ExitCode {
+    dispatch(std::env::args_os().skip(1)).unwrap_or_else(|error| {
+        // `{:#}` puts the chain of causes on one line.
+        eprintln!("pvrdma: {error:#}");
+        if error.is::<Usage>() || error.is::<lexopt::Error>() {
+            return ExitCode::from(2);
+        }
+        match error.downcast_ref::<CannotRun>() {
+            Some(CannotRun { missing: true, .. }) => ExitCode::from(127),
+            Some(CannotRun { missing: false, .. }) => ExitCode::from(126),
+            None => ExitCode::FAILURE,
+        }
+    })
+}

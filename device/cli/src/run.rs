@@ -1,0 +1,205 @@
+//! `pvrdma run`: a program as a process of a guest that has a PVRDMA device.
+//!
+//! The kernel's part is played by a preload library inside the program. This command prepares what the library
+//! and libibverbs look for (run directory, guest, sysfs tree, provider), starts the program, and when it ends
+//! removes what nobody else uses.
+
+use crate::guests::{Seat, check_name};
+use crate::provider::{Provider, installed_library};
+use crate::rundir::RunDir;
+use crate::{Usage, child, program};
+use anyhow::Context;
+use pvrdma_device::guest::Roce;
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+Runs a program in a guest that has a PVRDMA device. Needs no privileges.
+
+Usage: pvrdma run [OPTIONS] -- PROGRAM [ARGS...]
+
+Options:
+  --guest NAME                  the guest to run in; programs of one guest share its device,
+                                different guests reach each other [default: default]
+  --provider ours|system|PATH   the libibverbs provider to use [default: ours]
+  --roce v1|v2                  RoCE version of a new guest [default: v2]
+  --trace FILE                  append a line to FILE for every command the device gets
+  -h, --help                    this text
+
+The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.0.82.N, N the guest's number.
+Exit status: the program's; 128 + N if signal N ended it; 127 if it was not found, 126 if it cannot
+be run, 2 for a mistake on the command line.
+";
+
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    guest: String,
+    provider: Provider,
+    roce: Option<Roce>,
+    trace: Option<PathBuf>,
+    program: OsString,
+    args: Vec<OsString>,
+}
+
+/// `None`: only the help text was wanted.
+fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
+    use lexopt::prelude::*;
+    let mut parser = lexopt::Parser::from_args(args);
+    let (mut guest, mut provider, mut roce, mut trace) = ("default".to_owned(), Provider::default(), None, None);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("guest") => {
+                guest = parser.value()?.string()?;
+                check_name(&guest)?;
+            }
+            Long("provider") => provider = parser.value()?.into(),
+            Long("roce") => {
+                let value = parser.value()?.string()?;
+                roce = Some(value.parse().map_err(|()| Usage(format!("--roce is v1 or v2, not {value:?}")))?);
+            }
+            Long("trace") => trace = Some(parser.value()?.into()),
+            Short('h') | Long("help") => return Ok(None),
+            Value(program) => {
+                // The first word that is no option; all that follows is its own.
+                let args = parser.raw_args()?.collect();
+                return Ok(Some(Options { guest, provider, roce, trace, program, args }));
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Err(Usage("no program to run; try pvrdma run --help".into()).into())
+}
+
+/// Entry point of the subcommand.
+pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    let Some(options) = parse(args)? else {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    // All that can be refused without leaving a trace comes first.
+    let program = program::find(&options.program)?;
+    let standin = installed_library("libpvrdma_standin.so")?;
+    let trace = options.trace.as_deref().map(open_trace).transpose()?;
+
+    let run_dir = RunDir::join(&RunDir::default_path()?)?;
+    let result = in_run_dir(&options, &program, &standin, trace.as_deref(), &run_dir);
+    run_dir.leave().context("cannot clean up the run directory")?;
+    Ok(ExitCode::from(result?))
+}
+
+fn in_run_dir(
+    options: &Options,
+    program: &Path,
+    standin: &Path,
+    trace: Option<&Path>,
+    run_dir: &RunDir,
+) -> anyhow::Result<u8> {
+    let seat = Seat::take(run_dir.path(), &options.guest, options.roce)?;
+    let result = in_guest(options, program, standin, trace, run_dir, &seat);
+    seat.leave().with_context(|| format!("cannot clean up guest {}", options.guest))?;
+    result
+}
+
+fn in_guest(
+    options: &Options,
+    program: &Path,
+    standin: &Path,
+    trace: Option<&Path>,
+    run_dir: &RunDir,
+    seat: &Seat,
+) -> anyhow::Result<u8> {
+    let drivers = options.provider.install(&seat.providers())?;
+    let guest = seat.guest();
+
+    let mut command = Command::new(program);
+    std::os::unix::process::CommandExt::arg0(&mut command, &options.program);
+    command.args(&options.args);
+    command.env("PVRDMA_HOST_DIR", run_dir.path());
+    command.env("PVRDMA_GUEST", &options.guest);
+    command.env("PVRDMA_GUEST_INDEX", guest.index().to_string());
+    command.env("PVRDMA_ROCE", guest.roce().name());
+    match trace {
+        Some(file) => command.env("PVRDMA_TRACE", file),
+        None => command.env_remove("PVRDMA_TRACE"),
+    };
+    command.env("SYSFS_PATH", seat.sysfs());
+    // libibverbs reads RDMAV_DRIVERS first and IBV_DRIVERS only without it.
+    command.env_remove("RDMAV_DRIVERS");
+    match drivers {
+        Some(drivers) => command.env("IBV_DRIVERS", drivers),
+        None => command.env_remove("IBV_DRIVERS"),
+    };
+    command.env("LD_PRELOAD", preload(std::env::var_os("LD_PRELOAD").as_deref(), standin)?);
+
+    child::run(command, vec![run_dir.hold()?, seat.hold()?])
+}
+
+/// Appends our library to what is preloaded already.
+fn preload(existing: Option<&OsStr>, standin: &Path) -> anyhow::Result<OsString> {
+    let path = standin.as_os_str();
+    let separates = |b: &u8| matches!(b, b' ' | b':');
+    if path.as_bytes().iter().any(separates) {
+        anyhow::bail!("{} cannot be preloaded: its path has a space or a colon", standin.display());
+    }
+    let mut value = existing.unwrap_or_default().to_owned();
+    if !value.as_bytes().split(|b| separates(b)).any(|entry| entry == path.as_bytes()) {
+        if !value.is_empty() {
+            value.push(":");
+        }
+        value.push(path);
+    }
+    Ok(value)
+}
+
+/// The program writes to it from wherever it goes, so the path is made absolute; it must be possible to write now.
+fn open_trace(path: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("trace file {}", path.display());
+    OpenOptions::new().append(true).create(true).open(path).with_context(context)?;
+    path.canonicalize().with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &[&str]) -> anyhow::Result<Option<Options>> {
+        parse(words.iter().map(Into::into).collect())
+    }
+
+    #[test]
+    fn options_end_where_the_program_begins() {
+        let words =
+            ["--guest", "a", "--roce=v1", "--provider", "system", "--trace", "t", "--", "ib_write_bw", "-d", "x"];
+        let options = parse_words(&words).unwrap().unwrap();
+        assert_eq!(options.guest, "a");
+        assert_eq!(options.roce, Some(Roce::V1));
+        assert_eq!(options.provider, Provider::System);
+        assert_eq!(options.trace, Some("t".into()));
+        assert_eq!(options.program, "ib_write_bw");
+        assert_eq!(options.args, ["-d", "x"]);
+        let options = parse_words(&["ibv_devinfo", "--guest", "b", "--"]).unwrap().unwrap();
+        assert_eq!((options.guest.as_str(), options.args.len()), ("default", 3));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for words in
+            [&["--gest", "a"][..], &["--guest"], &["--guest", "a b", "x"], &["--roce", "v3", "x"], &[], &["--"]]
+        {
+            assert!(parse_words(words).is_err(), "{words:?}");
+        }
+        assert!(parse_words(&["--help"]).unwrap().is_none());
+    }
+
+    #[test]
+    fn our_library_comes_last_and_once() {
+        let ours = Path::new("/lib/ours.so");
+        assert_eq!(preload(None, ours).unwrap(), "/lib/ours.so");
+        assert_eq!(preload(Some(OsStr::new("a.so b.so")), ours).unwrap(), "a.so b.so:/lib/ours.so");
+        assert_eq!(preload(Some(OsStr::new("a.so:/lib/ours.so")), ours).unwrap(), "a.so:/lib/ours.so");
+        assert!(preload(None, Path::new("/my lib/ours.so")).is_err());
+    }
+}

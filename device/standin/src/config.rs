@@ -1,0 +1,118 @@
+//! Settings from the environment, read once, before the program can change it.
+//!
+//! | variable | set by | meaning |
+//! |---|---|---|
+//! | `PVRDMA_HOST_DIR` | `pvrdma run` | the run directory; without it the library changes nothing |
+//! | `SYSFS_PATH` | `pvrdma run` | root of the guest's sysfs tree; libibverbs reads it too |
+//! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
+//! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
+//!
+//! `process.rs` reads the rest (`PVRDMA_GUEST_INDEX`, `PVRDMA_ROCE`) when the device is opened.
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+/// Which forms of uverbs commands are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// write(2) only, as before Linux 4.16.
+    Write,
+    /// ioctls that carry write-form commands, no native ones.
+    Invoke,
+    /// Native ioctls too.
+    Ioctl,
+}
+
+/// What the environment says.
+pub struct Config {
+    /// Root of the guest's sysfs tree.
+    pub sysfs: Path,
+    /// Where trace lines go.
+    pub trace: Option<Path>,
+    /// Forms of commands.
+    pub level: Level,
+}
+
+/// A path kept in place: no allocation while a program is still starting, and none that it could free.
+pub struct Path {
+    bytes: [u8; Path::MAX],
+    len: usize,
+}
+
+impl Path {
+    const MAX: usize = 1024;
+
+    fn new(path: &CStr) -> Option<Path> {
+        let path = path.to_bytes();
+        let mut bytes = [0; Path::MAX];
+        // One byte stays 0: the terminator.
+        bytes.get_mut(..path.len()).filter(|_| path.len() < Path::MAX)?.copy_from_slice(path);
+        Some(Path { bytes, len: path.len() })
+    }
+
+    /// Without the terminator.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// For system calls.
+    pub fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+/// The settings; `None` if the program was not started by `pvrdma run`.
+pub fn get() -> Option<&'static Config> {
+    static CONFIG: OnceLock<Option<Config>> = OnceLock::new();
+    CONFIG.get_or_init(read).as_ref()
+}
+
+/// Reads the settings as soon as the library is loaded, while the environment is still the one it was started with.
+#[cfg(not(test))]
+#[used]
+// SAFETY: the loader calls the entries of this section once; `at_load` has the right type and needs nothing but the
+// C library, which is initialised before us.
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+#[cfg(not(test))]
+extern "C" fn at_load() {
+    get();
+    crate::signals::resolve();
+    crate::preload::resolve();
+}
+
+fn read() -> Option<Config> {
+    variable(c"PVRDMA_HOST_DIR")?;
+    Some(Config {
+        sysfs: variable(c"SYSFS_PATH").and_then(Path::new)?,
+        trace: variable(c"PVRDMA_TRACE").filter(|path| !path.is_empty()).and_then(Path::new),
+        level: match variable(c"PVRDMA_UVERBS").map(CStr::to_bytes) {
+            Some(b"write") => Level::Write,
+            Some(b"invoke") => Level::Invoke,
+            _ => Level::Ioctl,
+        },
+    })
+}
+
+fn variable(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: `name` is terminated. The value is copied before anyone else runs who could change the environment.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: getenv returns null or a terminated string of the environment.
+    (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_keeps_its_terminator() {
+        let path = Path::new(c"/a/b").unwrap();
+        assert_eq!((path.as_bytes(), path.as_c_str()), (&b"/a/b"[..], c"/a/b"));
+        let long = std::ffi::CString::new(vec![b'a'; Path::MAX]).unwrap();
+        assert!(Path::new(&long).is_none());
+        let longest = std::ffi::CString::new(vec![b'a'; Path::MAX - 1]).unwrap();
+        assert_eq!(Path::new(&longest).unwrap().as_c_str(), &*longest);
+    }
+}

@@ -1,0 +1,248 @@
+//! Which file descriptors are ours, and what stands behind each.
+//!
+//! `preload.rs` asks for every write, ioctl, close and so on of the program, so the answer "not ours" is one look at a
+//! bitmap, without a lock, also in signal handlers. Only for descriptors in the bitmap a lock is taken.
+//!
+//! The table belongs to one process. A child of fork or vfork has the same memory contents but another pid, and finds
+//! nothing: there all our descriptors are plain files. And since a descriptor can be closed behind our back (fclose of
+//! an fdopen'ed one), an entry counts only while the descriptor still shows the file that it was made for.
+
+use crate::events::Channel;
+use crate::raw;
+use crate::uverbs::File;
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a descriptor of ours stands for.
+#[derive(Clone)]
+pub enum Object {
+    /// The opened `/dev/infiniband/uverbs0`.
+    Device(Arc<File>),
+    /// A completion channel or async event file, and the opened device that it belongs to.
+    Events(Arc<Channel>, u64),
+    /// Used by this library alone: the program cannot close it.
+    Hidden,
+}
+
+struct Entry {
+    object: Object,
+    /// Device and inode of the file.
+    file: (u64, u64),
+}
+
+struct Table {
+    pid: i32,
+    entries: Mutex<BTreeMap<c_int, Entry>>,
+}
+
+/// The table of this process; those of ancestors are left alone when it is replaced.
+static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Bitmap of the descriptors in the table. Made in pieces, each when first needed, and never freed.
+static MAP: [AtomicPtr<Piece>; 256] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 256];
+
+type Piece = [AtomicU64; 64];
+const PIECE_LEN: usize = 64 * 64;
+
+fn bit(fd: c_int, make: bool) -> Option<(&'static AtomicU64, u64)> {
+    let fd = usize::try_from(fd).ok()?;
+    let slot = MAP.get(fd / PIECE_LEN)?;
+    let mut piece = slot.load(Ordering::Acquire);
+    if piece.is_null() {
+        if !make {
+            return None;
+        }
+        let new = Box::into_raw(Box::new([const { AtomicU64::new(0) }; 64]));
+        piece = match slot.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => new,
+            Err(first) => {
+                // SAFETY: `new` came from Box and lost the race, so nobody else has it.
+                drop(unsafe { Box::from_raw(new) });
+                first
+            }
+        };
+    }
+    // SAFETY: pieces come from Box, are published once and never freed.
+    let piece: &'static Piece = unsafe { &*piece };
+    let at = fd % PIECE_LEN;
+    Some((&piece[at / 64], 1 << (at % 64)))
+}
+
+fn is_marked(fd: c_int) -> bool {
+    bit(fd, false).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+}
+
+fn mark(fd: c_int, ours: bool) {
+    if let Some((word, bit)) = bit(fd, ours) {
+        match ours {
+            true => word.fetch_or(bit, Ordering::Relaxed),
+            false => word.fetch_and(!bit, Ordering::Relaxed),
+        };
+    }
+}
+
+/// The table, if this very process has one.
+fn table() -> Option<&'static Table> {
+    // SAFETY: null or a leaked box.
+    let table = unsafe { TABLE.load(Ordering::Acquire).as_ref() }?;
+    (table.pid == raw::getpid()).then_some(table)
+}
+
+fn table_or_new() -> &'static Table {
+    if let Some(table) = table() {
+        return table;
+    }
+    let old = TABLE.load(Ordering::Acquire);
+    let new = Box::into_raw(Box::new(Table { pid: raw::getpid(), entries: Mutex::default() }));
+    match TABLE.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) if !old.is_null() => {
+            // We are a child: what the parent had is no concern of ours.
+            MAP.iter()
+                .filter_map(|slot| {
+                    // SAFETY: null or a leaked box, as in `bit`.
+                    unsafe { slot.load(Ordering::Acquire).as_ref() }
+                })
+                .flatten()
+                .for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+        Ok(_) => {}
+        Err(_) => {
+            // SAFETY: `new` came from Box and lost the race.
+            drop(unsafe { Box::from_raw(new) });
+        }
+    }
+    // SAFETY: a leaked box.
+    unsafe { &*TABLE.load(Ordering::Acquire) }
+}
+
+impl Table {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<c_int, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn file_of(fd: c_int) -> Option<(u64, u64)> {
+    raw::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Enters `fd`, which is open. What stood there before was closed behind our back.
+pub fn insert(fd: c_int, object: Object) {
+    let Some(file) = file_of(fd) else { return };
+    let table = table_or_new();
+    let stale = table.entries().insert(fd, Entry { object, file });
+    mark(fd, true);
+    // Outside the lock: it may end a context.
+    drop(stale);
+}
+
+/// What stands behind `fd`; `None` if it is not ours.
+pub fn get(fd: c_int) -> Option<Object> {
+    if !is_marked(fd) {
+        return None;
+    }
+    let table = table()?;
+    let found = table.entries().get(&fd).map(|entry| (entry.object.clone(), entry.file));
+    let (object, file) = found?;
+    if file_of(fd) == Some(file) {
+        return Some(object);
+    }
+    remove(fd);
+    None
+}
+
+/// Forgets `fd`. The object is returned so that it goes, if this was the last descriptor, outside of any lock.
+pub fn remove(fd: c_int) -> Option<Object> {
+    if !is_marked(fd) {
+        return None;
+    }
+    let table = table()?;
+    mark(fd, false);
+    table.entries().remove(&fd).map(|entry| entry.object)
+}
+
+/// Whether any descriptor of the program shows this event file.
+pub fn shows(channel: &Arc<Channel>) -> bool {
+    table().is_some_and(|table| {
+        let shown = |entry: &Entry| matches!(&entry.object, Object::Events(other, _) if Arc::ptr_eq(other, channel));
+        table.entries().values().any(shown)
+    })
+}
+
+/// Our descriptors in a range, and whether each is hidden.
+pub fn in_range(range: RangeInclusive<c_int>) -> Vec<(c_int, bool)> {
+    let Some(table) = table() else { return Vec::new() };
+    table.entries().range(range).map(|(fd, entry)| (*fd, matches!(entry.object, Object::Hidden))).collect()
+}
+
+/// Takes a descriptor of the library's own out of the program's reach: to a high number, where programs do not dup2 to,
+/// and marked so that close has no effect. Returns the number.
+pub fn hide(fd: c_int) -> c_int {
+    const HIGH: c_int = 700;
+    let fd = match raw::dup_above(fd, HIGH) {
+        Some(copy) => {
+            raw::close(fd);
+            copy
+        }
+        // The limit on descriptors is below that: it stays where it is.
+        None => fd,
+    };
+    insert(fd, Object::Hidden);
+    fd
+}
+
+/// Closes a descriptor that `hide` returned.
+pub fn close_hidden(fd: c_int) {
+    remove(fd);
+    raw::close(fd);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any_fd() -> c_int {
+        raw::dup_above(2, 0).unwrap()
+    }
+
+    #[test]
+    fn a_hidden_descriptor_is_known_until_it_is_closed() {
+        let fd = hide(any_fd());
+        assert!(matches!(get(fd), Some(Object::Hidden)));
+        assert!(in_range(0..=c_int::MAX).contains(&(fd, true)));
+        close_hidden(fd);
+        assert!(get(fd).is_none());
+    }
+
+    #[test]
+    fn a_number_that_shows_another_file_is_not_ours() {
+        let fd = hide(any_fd());
+        let mut pipe = [0; 2];
+        // SAFETY: room for two numbers.
+        assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+        // SAFETY: no pointers; the target is ours to replace.
+        assert_eq!(unsafe { raw::syscall!(SYS_dup2, pipe[0], fd) } as c_int, fd);
+        assert!(get(fd).is_none());
+        assert!(!is_marked(fd));
+        [fd, pipe[0], pipe[1]].map(raw::close);
+    }
+
+    #[test]
+    fn a_forked_child_owns_nothing() {
+        let fd = hide(any_fd());
+        // SAFETY: the child only makes system calls and exits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let nothing = get(fd).is_none();
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(!nothing)) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` has room.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        assert_eq!(status, 0);
+        close_hidden(fd);
+    }
+}

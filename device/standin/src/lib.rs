@@ -1,0 +1,34 @@
+//! LD_PRELOAD library that stands in for the kernel: libibverbs and its providers see the `vmw_pvrdma` driver, and
+//! find behind it the PVRDMA device core running in the program's own process.
+//!
+//! | file | part of the kernel it plays |
+//! |---|---|
+//! | `preload.rs` | the C library calls that would reach the driver; everything else falls through untouched |
+//! | `fd.rs` | which file descriptors are ours |
+//! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
+//! | `events.rs` | completion channels and async event files |
+//! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
+//! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
+//! | `memory.rs`, `process.rs`, `host/` | the process on the host's fabric |
+//! | `config.rs`, `trace.rs`, `raw.rs` | settings, the trace file, system calls that bypass every interposer |
+//!
+//! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
+//! The library exports the names in `exports.txt` and no others.
+
+#![allow(missing_docs, reason = "nothing here is called from Rust outside this crate")]
+
+#![cfg_attr(test, allow(dead_code, reason = "what is exported has no caller here, and tests export nothing"))]
+
+mod config;
+mod events;
+mod fd;
+mod host;
+mod memory;
+mod preload;
+mod process;
+mod raw;
+mod signals;
+mod store;
+mod trace;
+mod uar;
+mod uverbs;

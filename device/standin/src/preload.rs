@@ -1,0 +1,692 @@
+//! The C library calls that would reach the driver. Each asks whether it is about our device, our descriptors or our
+//! sysfs tree; if not, it is the plain system call, as if this library were not there.
+//!
+//! Calls that take a path can be made in any state of the program, so a path that is replaced lives on the stack.
+//! Signal interposers are in `signals.rs`. Not covered, because they never get here: static programs, system calls
+//! without the C library, and the C library's own use of files (fopen and opendir have their own entry below).
+
+use crate::fd::{self, Object};
+use crate::raw::{self, call_next, fail, next, syscall};
+use crate::uverbs::{Errno, File};
+use crate::{config, uar};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::sync::Arc;
+
+/// The device node; its numbers must agree with `dev` in the sysfs tree, which libibverbs compares.
+const NODE: &CStr = c"/dev/infiniband/uverbs0";
+const NODE_RDEV: (u32, u32) = (231, 192);
+const NODE_MODE: u32 = libc::S_IFCHR | 0o666;
+const NETLINK_RDMA: c_int = 20;
+const PAGE: usize = 4096;
+
+// ---- paths -------------------------------------------------------------------------------------
+
+/// What a path means to us.
+enum Target {
+    /// Nothing: it goes to the kernel as it is.
+    Theirs,
+    /// The device node.
+    Node,
+    /// A path in the guest's sysfs tree, complete.
+    Tree(TreePath),
+}
+
+/// A terminated path on the stack.
+struct TreePath([u8; 2048]);
+
+impl TreePath {
+    fn as_ptr(&self) -> *const c_char {
+        self.0.as_ptr().cast()
+    }
+}
+
+/// # Safety
+/// `path` is null or a terminated string.
+unsafe fn target(path: *const c_char) -> Target {
+    let Some(config) = config::get().filter(|_| !path.is_null()) else { return Target::Theirs };
+    // SAFETY: by the contract.
+    let path = unsafe { CStr::from_ptr(path) };
+    if path == NODE {
+        return Target::Node;
+    }
+    in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
+}
+
+/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`.
+fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
+    let below = path.strip_prefix(b"/sys/class/infiniband")?;
+    let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
+    if !matches!(below_verbs.first(), None | Some(b'/')) {
+        return None;
+    }
+    let rest = &path[b"/sys".len()..];
+    let mut moved = TreePath([0; 2048]);
+    // Shorter than the room: the last byte stays the terminator.
+    let room = moved.0.get_mut(..root.len() + rest.len()).filter(|room| room.len() < 2048)?;
+    room[..root.len()].copy_from_slice(root);
+    room[root.len()..].copy_from_slice(rest);
+    Some(moved)
+}
+
+// ---- open and close ----------------------------------------------------------------------------
+
+/// # Safety
+/// As openat(2).
+unsafe fn open_at(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+    // SAFETY: by the contract.
+    match unsafe { target(path) } {
+        // SAFETY: by the contract.
+        Target::Theirs => unsafe { syscall!(SYS_openat, dir, path, flags, mode) as c_int },
+        // SAFETY: a terminated path of ours.
+        Target::Tree(path) => unsafe { syscall!(SYS_openat, dir, path.as_ptr(), flags, mode) as c_int },
+        Target::Node => open_node(flags),
+    }
+}
+
+/// Opens the device. The descriptor is a real one, of an empty memory file, so that all we do not interpose works.
+fn open_node(flags: c_int) -> c_int {
+    let cloexec = if flags & libc::O_CLOEXEC != 0 { libc::MFD_CLOEXEC } else { 0 };
+    // SAFETY: a terminated name.
+    let mut node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), cloexec | libc::MFD_NOEXEC_SEAL) };
+    if node < 0 && raw::errno() == libc::EINVAL {
+        // Before Linux 6.3 there is no such flag.
+        // SAFETY: as above.
+        node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), cloexec) };
+    }
+    if node >= 0 {
+        fd::insert(node as c_int, Object::Device(File::new()));
+    }
+    node as c_int
+}
+
+/// The object leaves with a descriptor of the program's.
+fn forget(descriptor: c_int) {
+    if let Some(Object::Events(channel, _)) = fd::remove(descriptor)
+        && !fd::shows(&channel)
+    {
+        channel.closed();
+    }
+}
+
+macro_rules! interpose {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty $body:block)*) => {$(
+        $(#[$doc])*
+        /// # Safety
+        /// As in the C library.
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($($arg: $type),*) -> $result $body
+    )*};
+}
+
+interpose! {
+    /// open(2). The C prototype is variadic; on x86-64 a third argument comes in the same register either way.
+    fn open(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+        // SAFETY: by the contract, here and in all that follow.
+        unsafe { open_at(libc::AT_FDCWD, path, flags, mode) }
+    }
+
+    /// open64(3).
+    fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(libc::AT_FDCWD, path, flags, mode) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of open.
+    fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(libc::AT_FDCWD, path, flags, 0) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of open64.
+    fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(libc::AT_FDCWD, path, flags, 0) }
+    }
+
+    /// openat(2).
+    fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(dir, path, flags, mode) }
+    }
+
+    /// openat64(3).
+    fn openat64(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(dir, path, flags, mode) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of openat.
+    fn __openat_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(dir, path, flags, 0) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of openat64.
+    fn __openat64_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { open_at(dir, path, flags, 0) }
+    }
+
+    /// close(2).
+    fn close(descriptor: c_int) -> c_int {
+        match fd::get(descriptor) {
+            None => {}
+            // A program that closes all it does not know means no harm.
+            Some(Object::Hidden) => return fail(libc::EBADF),
+            // Before the number is free for others.
+            Some(_) => forget(descriptor),
+        }
+        raw::close(descriptor)
+    }
+
+    /// close_range(2).
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+        let whole = |first: c_uint, last: c_uint| {
+            // SAFETY: no pointers.
+            unsafe { syscall!(SYS_close_range, first, last, flags) as c_int }
+        };
+        let range = c_int::try_from(first).unwrap_or(c_int::MAX)..=c_int::try_from(last).unwrap_or(c_int::MAX);
+        let ours = fd::in_range(range);
+        // CLOSE_RANGE_CLOEXEC (4): nothing is closed now.
+        if ours.is_empty() || first > last || flags & 4 != 0 {
+            return whole(first, last);
+        }
+        let mut next = first;
+        for (descriptor, hidden) in ours {
+            if !hidden {
+                forget(descriptor);
+                continue;
+            }
+            let hidden = descriptor as c_uint;
+            if next < hidden && whole(next, hidden - 1) != 0 {
+                return -1;
+            }
+            next = hidden + 1;
+        }
+        if next <= last { whole(next, last) } else { 0 }
+    }
+
+    /// closefrom(3).
+    fn closefrom(first: c_int) -> () {
+        // SAFETY: no pointers.
+        unsafe { close_range(first.max(0) as c_uint, c_uint::MAX, 0) };
+    }
+
+    /// dup(2).
+    fn dup(descriptor: c_int) -> c_int {
+        // SAFETY: no pointers.
+        copied(descriptor, unsafe { syscall!(SYS_dup, descriptor) as c_int })
+    }
+
+    /// dup2(2).
+    fn dup2(from: c_int, to: c_int) -> c_int {
+        if from == to {
+            // SAFETY: no pointers.
+            return unsafe { syscall!(SYS_dup2, from, to) as c_int };
+        }
+        // SAFETY: no pointers.
+        onto(from, to, || unsafe { syscall!(SYS_dup2, from, to) as c_int })
+    }
+
+    /// dup3(2).
+    fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
+        // SAFETY: no pointers.
+        onto(from, to, || unsafe { syscall!(SYS_dup3, from, to, flags) as c_int })
+    }
+
+    /// fcntl(2).
+    fn fcntl(descriptor: c_int, command: c_int, arg: c_ulong) -> c_int {
+        // SAFETY: by the contract.
+        let result = unsafe { syscall!(SYS_fcntl, descriptor, command, arg) as c_int };
+        match command {
+            libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(descriptor, result),
+            _ => result,
+        }
+    }
+
+    /// fcntl64(3).
+    fn fcntl64(descriptor: c_int, command: c_int, arg: c_ulong) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { fcntl(descriptor, command, arg) }
+    }
+}
+
+/// `copy` is a copy of `original`, or negative.
+fn copied(original: c_int, copy: c_int) -> c_int {
+    if copy >= 0
+        && let Some(object @ (Object::Device(_) | Object::Events(..))) = fd::get(original)
+    {
+        fd::insert(copy, object);
+    }
+    copy
+}
+
+/// A copy that replaces `to`.
+fn onto(from: c_int, to: c_int, copy: impl FnOnce() -> c_int) -> c_int {
+    if let Some(Object::Hidden) = fd::get(to) {
+        return fail(libc::EBUSY);
+    }
+    let result = copy();
+    if result >= 0 {
+        forget(to);
+        copied(from, result);
+    }
+    result
+}
+
+// ---- file attributes ---------------------------------------------------------------------------
+
+fn as_node(stat: &mut libc::stat) {
+    stat.st_mode = NODE_MODE;
+    stat.st_rdev = libc::makedev(NODE_RDEV.0, NODE_RDEV.1);
+    stat.st_size = 0;
+    stat.st_blocks = 0;
+}
+
+fn is_node(descriptor: c_int) -> bool {
+    matches!(fd::get(descriptor), Some(Object::Device(_)))
+}
+
+/// # Safety
+/// As fstatat(2).
+unsafe fn stat_at(dir: c_int, path: *const c_char, into: *mut libc::stat, flags: c_int) -> c_int {
+    // SAFETY: by the contract.
+    match unsafe { target(path) } {
+        Target::Theirs => {
+            // SAFETY: by the contract; on x86-64 the kernel's struct is the C library's.
+            let result = unsafe { syscall!(SYS_newfstatat, dir, path, into, flags) as c_int };
+            // SAFETY: a terminated string, by the contract.
+            let of_descriptor = flags & libc::AT_EMPTY_PATH != 0 && !path.is_null() && unsafe { *path } == 0;
+            if result == 0 && of_descriptor && is_node(dir) {
+                // SAFETY: written by the successful call.
+                as_node(unsafe { &mut *into });
+            }
+            result
+        }
+        // SAFETY: a terminated path of ours; `into` by the contract.
+        Target::Tree(path) => unsafe { syscall!(SYS_newfstatat, dir, path.as_ptr(), into, flags) as c_int },
+        Target::Node => {
+            // SAFETY: integers, for which zero is a value.
+            let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+            stat.st_nlink = 1;
+            stat.st_blksize = PAGE as i64;
+            as_node(&mut stat);
+            // SAFETY: room for one, by the contract.
+            unsafe { into.write(stat) };
+            0
+        }
+    }
+}
+
+/// # Safety
+/// As fstat(2).
+unsafe fn stat_of(descriptor: c_int, into: *mut libc::stat) -> c_int {
+    // SAFETY: by the contract.
+    let result = unsafe { syscall!(SYS_fstat, descriptor, into) as c_int };
+    if result == 0 && is_node(descriptor) {
+        // SAFETY: written by the successful call.
+        as_node(unsafe { &mut *into });
+    }
+    result
+}
+
+const FOLLOW: c_int = 0;
+const NO_FOLLOW: c_int = libc::AT_SYMLINK_NOFOLLOW;
+
+interpose! {
+    /// stat(2).
+    fn stat(path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract, here and in all that follow.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, FOLLOW) }
+    }
+
+    /// stat64(3).
+    fn stat64(path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, FOLLOW) }
+    }
+
+    /// lstat(2).
+    fn lstat(path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, NO_FOLLOW) }
+    }
+
+    /// lstat64(3).
+    fn lstat64(path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, NO_FOLLOW) }
+    }
+
+    /// fstat(2).
+    fn fstat(descriptor: c_int, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_of(descriptor, into) }
+    }
+
+    /// fstat64(3).
+    fn fstat64(descriptor: c_int, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_of(descriptor, into) }
+    }
+
+    /// fstatat(2).
+    fn fstatat(dir: c_int, path: *const c_char, into: *mut libc::stat, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(dir, path, into, flags) }
+    }
+
+    /// fstatat64(3).
+    fn fstatat64(dir: c_int, path: *const c_char, into: *mut libc::stat, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(dir, path, into, flags) }
+    }
+
+    /// stat in programs built against glibc before 2.33. The version is that of the struct; x86-64 has one.
+    fn __xstat(_version: c_int, path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, FOLLOW) }
+    }
+
+    /// See `__xstat`.
+    fn __xstat64(_version: c_int, path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, FOLLOW) }
+    }
+
+    /// See `__xstat`.
+    fn __lxstat(_version: c_int, path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, NO_FOLLOW) }
+    }
+
+    /// See `__xstat`.
+    fn __lxstat64(_version: c_int, path: *const c_char, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(libc::AT_FDCWD, path, into, NO_FOLLOW) }
+    }
+
+    /// See `__xstat`.
+    fn __fxstat(_version: c_int, descriptor: c_int, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_of(descriptor, into) }
+    }
+
+    /// See `__xstat`.
+    fn __fxstat64(_version: c_int, descriptor: c_int, into: *mut libc::stat) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_of(descriptor, into) }
+    }
+
+    /// See `__xstat`.
+    fn __fxstatat(_version: c_int, dir: c_int, path: *const c_char, into: *mut libc::stat, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(dir, path, into, flags) }
+    }
+
+    /// See `__xstat`.
+    fn __fxstatat64(_version: c_int, dir: c_int, path: *const c_char, into: *mut libc::stat, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { stat_at(dir, path, into, flags) }
+    }
+
+    /// statx(2).
+    fn statx(dir: c_int, path: *const c_char, flags: c_int, mask: c_uint, into: *mut libc::statx) -> c_int {
+        let statx = |dir: c_int, path: *const c_char, flags: c_int| {
+            // SAFETY: by the contract; a path of ours is terminated.
+            unsafe { syscall!(SYS_statx, dir, path, flags, mask, into) as c_int }
+        };
+        // SAFETY: by the contract.
+        let result = match unsafe { target(path) } {
+            Target::Theirs => {
+                let result = statx(dir, path, flags);
+                // SAFETY: a terminated string, by the contract.
+                let empty = path.is_null() || unsafe { *path } == 0;
+                if result != 0 || !empty || flags & libc::AT_EMPTY_PATH == 0 || !is_node(dir) {
+                    return result;
+                }
+                result
+            }
+            Target::Tree(path) => return statx(dir, path.as_ptr(), flags),
+            // Any file that exists: what matters is overwritten below.
+            Target::Node => statx(libc::AT_FDCWD, c"/dev/null".as_ptr(), 0),
+        };
+        if result == 0 {
+            // SAFETY: written by the successful call.
+            let stat = unsafe { &mut *into };
+            stat.stx_mode = NODE_MODE as u16;
+            (stat.stx_rdev_major, stat.stx_rdev_minor) = NODE_RDEV;
+            (stat.stx_size, stat.stx_blocks) = (0, 0);
+        }
+        result
+    }
+
+    /// access(2).
+    fn access(path: *const c_char, mode: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { access_at(libc::AT_FDCWD, path, mode, 0) }
+    }
+
+    /// faccessat(2).
+    fn faccessat(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { access_at(dir, path, mode, flags) }
+    }
+
+    /// euidaccess(3).
+    fn euidaccess(path: *const c_char, mode: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { access_at(libc::AT_FDCWD, path, mode, libc::AT_EACCESS) }
+    }
+
+    /// eaccess(3).
+    fn eaccess(path: *const c_char, mode: c_int) -> c_int {
+        // SAFETY: by the contract.
+        unsafe { access_at(libc::AT_FDCWD, path, mode, libc::AT_EACCESS) }
+    }
+
+    /// readlink(2).
+    fn readlink(path: *const c_char, into: *mut c_char, len: usize) -> isize {
+        // SAFETY: by the contract.
+        unsafe { readlinkat(libc::AT_FDCWD, path, into, len) }
+    }
+
+    /// readlinkat(2).
+    fn readlinkat(dir: c_int, path: *const c_char, into: *mut c_char, len: usize) -> isize {
+        // SAFETY: by the contract.
+        match unsafe { target(path) } {
+            Target::Theirs => {
+                // SAFETY: by the contract.
+                unsafe { syscall!(SYS_readlinkat, dir, path, into, len) as isize }
+            }
+            Target::Tree(path) => {
+                // SAFETY: a terminated path of ours; the rest by the contract.
+                unsafe { syscall!(SYS_readlinkat, dir, path.as_ptr(), into, len) as isize }
+            }
+            // A device node is no link.
+            Target::Node => fail(libc::EINVAL) as isize,
+        }
+    }
+}
+
+/// # Safety
+/// As faccessat(2).
+unsafe fn access_at(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
+    let access = |path: *const c_char| {
+        if flags == 0 {
+            // SAFETY: by the contract.
+            return unsafe { syscall!(SYS_faccessat, dir, path, mode) as c_int };
+        }
+        // SAFETY: by the contract. Since Linux 5.8; the older call has no flags.
+        unsafe { syscall!(SYS_faccessat2, dir, path, mode, flags) as c_int }
+    };
+    // SAFETY: by the contract.
+    match unsafe { target(path) } {
+        Target::Theirs => access(path),
+        Target::Tree(path) => access(path.as_ptr()),
+        Target::Node if mode & libc::X_OK != 0 => fail(libc::EACCES),
+        Target::Node => 0,
+    }
+}
+
+// ---- streams and directories -------------------------------------------------------------------
+
+next! {
+    FOPEN = c"fopen";
+    FOPEN64 = c"fopen64";
+    OPENDIR = c"opendir";
+    REALPATH = c"realpath";
+}
+
+/// `path`, or where it is in the tree. The second value keeps the first alive.
+///
+/// # Safety
+/// As `target`.
+unsafe fn moved(path: *const c_char, room: &mut Option<TreePath>) -> *const c_char {
+    // SAFETY: by the contract.
+    match unsafe { target(path) } {
+        Target::Tree(moved) => room.insert(moved).as_ptr(),
+        Target::Theirs | Target::Node => path,
+    }
+}
+
+// The C library opens these files by itself. Programs that do not ask libibverbs read sysfs with them.
+interpose! {
+    /// fopen(3).
+    fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void {
+        let mut room = None;
+        // SAFETY: by the contract.
+        let path = unsafe { moved(path, &mut room) };
+        call_next!(FOPEN, fn(*const c_char, *const c_char) -> *mut c_void, std::ptr::null_mut(), path, mode)
+    }
+
+    /// fopen64(3).
+    fn fopen64(path: *const c_char, mode: *const c_char) -> *mut c_void {
+        let mut room = None;
+        // SAFETY: by the contract.
+        let path = unsafe { moved(path, &mut room) };
+        call_next!(FOPEN64, fn(*const c_char, *const c_char) -> *mut c_void, std::ptr::null_mut(), path, mode)
+    }
+
+    /// opendir(3).
+    fn opendir(path: *const c_char) -> *mut c_void {
+        let mut room = None;
+        // SAFETY: by the contract.
+        let path = unsafe { moved(path, &mut room) };
+        call_next!(OPENDIR, fn(*const c_char) -> *mut c_void, std::ptr::null_mut(), path)
+    }
+
+    /// realpath(3).
+    fn realpath(path: *const c_char, into: *mut c_char) -> *mut c_char {
+        let mut room = None;
+        // SAFETY: by the contract.
+        let path = unsafe { moved(path, &mut room) };
+        call_next!(REALPATH, fn(*const c_char, *mut c_char) -> *mut c_char, std::ptr::null_mut(), path, into)
+    }
+}
+
+// ---- commands and the doorbell page ------------------------------------------------------------
+
+/// What a descriptor says about our device: the file, or that it is not ours.
+fn device(descriptor: c_int) -> Option<Arc<File>> {
+    match fd::get(descriptor) {
+        Some(Object::Device(file)) => Some(file),
+        _ => None,
+    }
+}
+
+interpose! {
+    /// write(2).
+    fn write(descriptor: c_int, from: *const c_void, len: usize) -> isize {
+        match device(descriptor) {
+            None => {
+                // SAFETY: by the contract.
+                unsafe { syscall!(SYS_write, descriptor, from, len) as isize }
+            }
+            Some(file) => match file.write(from, len) {
+                Ok(written) => written as isize,
+                Err(Errno(errno)) => fail(errno) as isize,
+            },
+        }
+    }
+
+    /// ioctl(2). The C prototype is variadic, as with `open`.
+    fn ioctl(descriptor: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+        match device(descriptor) {
+            None => {
+                // SAFETY: by the contract.
+                unsafe { syscall!(SYS_ioctl, descriptor, request, arg) as c_int }
+            }
+            Some(file) => match file.ioctl(request, arg) {
+                Ok(()) => 0,
+                Err(Errno(errno)) => fail(errno),
+            },
+        }
+    }
+
+    /// socket(2). The kernel's own RDMA device list must not be found: it would win over the sysfs tree.
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+        if domain == libc::AF_NETLINK && protocol == NETLINK_RDMA && config::get().is_some() {
+            return fail(libc::EPROTONOSUPPORT);
+        }
+        // SAFETY: no pointers.
+        unsafe { syscall!(SYS_socket, domain, kind, protocol) as c_int }
+    }
+
+    /// mmap(2).
+    fn mmap(at: *mut c_void, len: usize, prot: c_int, flags: c_int, descriptor: c_int, offset: c_long) -> *mut c_void {
+        if flags & libc::MAP_ANONYMOUS == 0
+            && let Some(file) = device(descriptor)
+        {
+            // SAFETY: by the contract.
+            return match unsafe { file.mmap(at, len, flags, offset) } {
+                Ok(page) => page,
+                Err(Errno(errno)) => {
+                    fail(errno);
+                    libc::MAP_FAILED
+                }
+            };
+        }
+        // SAFETY: by the contract.
+        unsafe { syscall!(SYS_mmap, at, len, prot, flags, descriptor, offset) as *mut c_void }
+    }
+
+    /// mmap64(3).
+    fn mmap64(at: *mut c_void, len: usize, prot: c_int, flags: c_int, descriptor: c_int, offset: c_long) -> *mut c_void {
+        // SAFETY: by the contract.
+        unsafe { mmap(at, len, prot, flags, descriptor, offset) }
+    }
+
+    /// munmap(2).
+    fn munmap(at: *mut c_void, len: usize) -> c_int {
+        // Before the address is free for others.
+        if len <= PAGE {
+            uar::unmap(at);
+        }
+        // SAFETY: by the contract.
+        unsafe { syscall!(SYS_munmap, at, len) as c_int }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved_to(path: &[u8]) -> Option<String> {
+        let moved = in_tree(path, b"/run/x/sys")?;
+        Some(CStr::from_bytes_until_nul(&moved.0).unwrap().to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn only_the_two_classes_are_moved() {
+        assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
+        assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
+        assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
+        for theirs in ["/sys/class/infiniband_mad", "/sys/class/infinibandx", "/sys/class/net", "/sys", "", "sys/class"]
+        {
+            assert!(moved_to(theirs.as_bytes()).is_none(), "{theirs}");
+        }
+        let long = [&b"/sys/class/infiniband/"[..], &[b'a'; 2048]].concat();
+        assert!(moved_to(&long).is_none());
+    }
+}

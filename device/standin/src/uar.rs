@@ -1,0 +1,259 @@
+//! Doorbell pages: how a store to one becomes a `Doorbell`.
+//!
+//! The page stays read-only for ever. A store faults; the handler decodes it, moves past it and has the device act
+//! on it, in the thread that stored and before the next instruction, as a write to a trapped MMIO page does. Sampling
+//! the page as memory would be cheaper and wrong: a CQ's ARM is overwritten by the POLL that follows it some
+//! nanoseconds later.
+//!
+//! The fault comes from provider code at a known store, never from inside the C library, so the handler may do what
+//! that code could do: take locks, allocate, call the kernel. It runs on the alternate stack if the program has one,
+//! and that may be tiny; the device therefore runs on the stack of the interrupted thread, below its red zone.
+
+use crate::process;
+use crate::signals;
+use crate::store::{self, Source};
+use pvrdma_device::doorbell::Doorbell;
+use pvrdma_device::handle::CtxHandle;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+const PAGE: usize = 4096;
+/// Contexts of one process.
+const MAX_PAGES: usize = 1024;
+
+/// Doorbell pages of this process. A slot is taken by storing the address last, and freed by storing 0.
+static PAGES: [Page; MAX_PAGES] = [const { Page { at: AtomicUsize::new(0), ctx: AtomicU32::new(0) } }; MAX_PAGES];
+
+struct Page {
+    at: AtomicUsize,
+    ctx: AtomicU32,
+}
+
+/// Makes a doorbell page for `ctx`, at `hint` if `flags` demand it, as mmap(2) of the command fd does.
+///
+/// # Safety
+/// `hint` and `flags` are the caller's of mmap; MAP_FIXED replaces what is mapped there, by their wish.
+pub unsafe fn map(ctx: CtxHandle, hint: *mut libc::c_void, flags: i32) -> Result<*mut libc::c_void, i32> {
+    let placement = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | placement;
+    // SAFETY: one anonymous page; where it goes is the caller's promise.
+    let at = unsafe { libc::syscall(libc::SYS_mmap, hint, PAGE, libc::PROT_READ, flags, -1, 0) };
+    if at == -1 {
+        return Err(errno());
+    }
+    let at = at as usize;
+    // The kernel maps the real page VM_DONTCOPY.
+    // SAFETY: the page just made.
+    unsafe { libc::madvise(at as *mut libc::c_void, PAGE, libc::MADV_DONTFORK) };
+    let free = PAGES.iter().find(|page| {
+        // Reserved by an odd address, which no fault compares equal to.
+        page.at.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+    let Some(page) = free else {
+        // SAFETY: the page just made; nobody knows it yet.
+        unsafe { libc::syscall(libc::SYS_munmap, at, PAGE) };
+        return Err(libc::ENOMEM);
+    };
+    page.ctx.store(ctx.0, Ordering::Relaxed);
+    page.at.store(at, Ordering::Release);
+    Ok(at as *mut libc::c_void)
+}
+
+/// Forgets the doorbell page at `at`; whether there was one. The caller unmaps it.
+pub fn unmap(at: *const libc::c_void) -> bool {
+    let at = at as usize;
+    at != 0 && PAGES.iter().any(|page| page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+}
+
+/// Context and offset of an address on a doorbell page.
+fn find(at: usize) -> Option<(CtxHandle, usize)> {
+    let base = at & !(PAGE - 1);
+    if base == 0 {
+        return None;
+    }
+    let page = PAGES.iter().find(|page| page.at.load(Ordering::Acquire) == base)?;
+    Some((CtxHandle(page.ctx.load(Ordering::Relaxed)), at - base))
+}
+
+// ---- the trap ----------------------------------------------------------------------------------
+
+/// The kernel's `struct sigaction` for rt_sigaction(2); glibc's differs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct KernelSigaction {
+    /// Handler, SIG_DFL (0) or SIG_IGN (1).
+    pub handler: usize,
+    /// SA_*.
+    pub flags: u64,
+    /// Where the handler returns to.
+    pub restorer: usize,
+    /// Signals blocked meanwhile.
+    pub mask: u64,
+}
+
+const SA_RESTORER: u64 = 0x0400_0000;
+
+std::arch::global_asm!(
+    ".pushsection .text",
+    ".balign 16",
+    "pvrdma_sigreturn:",
+    "mov eax, 15", // rt_sigreturn
+    "syscall",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn pvrdma_sigreturn();
+}
+
+/// rt_sigaction(2) itself, past everyone who interposes sigaction.
+pub fn rt_sigaction(signal: i32, new: Option<&KernelSigaction>, old: Option<&mut KernelSigaction>) -> bool {
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    let old = old.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+    // SAFETY: pointers are null or to structs of the kernel's layout; 8 is the size of its signal set.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, 8usize) == 0 }
+}
+
+/// Installs the trap unless it is installed. Called at every open of a context: a runtime that sets its handlers by
+/// raw system calls (Go) may have come before us, and its handler then becomes the one we pass foreign faults to.
+pub fn install() {
+    let mut now = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let ours = trap as *const () as usize;
+    if !rt_sigaction(libc::SIGSEGV, None, Some(&mut now)) || now.handler == ours {
+        return;
+    }
+    signals::set_previous(now);
+    let action = KernelSigaction {
+        handler: ours,
+        flags: libc::SA_SIGINFO as u64 | libc::SA_ONSTACK as u64 | SA_RESTORER,
+        restorer: pvrdma_sigreturn as *const () as usize,
+        // Everything: a handler of the program that posts from within our doorbell would wait for itself.
+        mask: !0,
+    };
+    rt_sigaction(libc::SIGSEGV, Some(&action), None);
+}
+
+extern "C" fn trap(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes both to a handler installed with SA_SIGINFO.
+    let at = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: as above; nobody else uses the frame while the handler runs.
+    let frame = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    if !process::is_child()
+        && let Some((ctx, offset)) = find(at)
+        && let Some(value) = emulate(frame)
+    {
+        let saved = errno();
+        let mut call = Call { ctx, offset, value };
+        on_thread_stack(frame, &mut call);
+        set_errno(saved);
+        return;
+    }
+    // SAFETY: the arguments are the kernel's, unchanged.
+    unsafe { signals::chain(signal, info, context) };
+}
+
+/// Order of general registers in an instruction, as indices into the saved ones.
+const GREGS: [i32; 16] = [
+    libc::REG_RAX,
+    libc::REG_RCX,
+    libc::REG_RDX,
+    libc::REG_RBX,
+    libc::REG_RSP,
+    libc::REG_RBP,
+    libc::REG_RSI,
+    libc::REG_RDI,
+    libc::REG_R8,
+    libc::REG_R9,
+    libc::REG_R10,
+    libc::REG_R11,
+    libc::REG_R12,
+    libc::REG_R13,
+    libc::REG_R14,
+    libc::REG_R15,
+];
+
+/// Does what the faulting store would do to the registers and returns the stored value.
+fn emulate(frame: &mut libc::ucontext_t) -> Option<u32> {
+    let gregs = &mut frame.uc_mcontext.gregs;
+    let rip = gregs[libc::REG_RIP as usize] as usize;
+    let mut code = [0u8; store::MAX_LEN];
+    let mut decoded = None;
+    for len in 1..=store::MAX_LEN {
+        // One byte at a time: the instruction is mapped, what follows it may not be.
+        // SAFETY: the processor has just fetched the instruction at `rip`; `decode` has asked for one more byte of it.
+        code[len - 1] = unsafe { std::ptr::read_volatile((rip + len - 1) as *const u8) };
+        decoded = store::decode(&code[..len]);
+        if decoded.is_some() {
+            break;
+        }
+    }
+    let Some(decoded) = decoded else {
+        eprintln!("pvrdma: a doorbell was written by an instruction that is no 32-bit store: {code:02x?}");
+        return None;
+    };
+    gregs[libc::REG_RIP as usize] += decoded.len as i64;
+    Some(match decoded.source {
+        Source::Immediate(value) => value,
+        Source::Register(n) => gregs[GREGS[usize::from(n & 15)] as usize] as u32,
+        Source::Exchange(n) => {
+            let register = &mut gregs[GREGS[usize::from(n & 15)] as usize];
+            std::mem::replace(register, 0) as u32
+        }
+        Source::Vector(n) => {
+            // SAFETY: the kernel saves the vector state in every frame of a 64-bit process and points `fpregs` to it.
+            unsafe { (*frame.uc_mcontext.fpregs)._xmm[usize::from(n & 15)].element[0] }
+        }
+    })
+}
+
+struct Call {
+    ctx: CtxHandle,
+    offset: usize,
+    value: u32,
+}
+
+extern "C" fn ring(call: &mut Call) {
+    let Some(doorbell) = Doorbell::decode(call.offset, call.value) else { return };
+    // A panic must not unwind through a signal frame.
+    let rung = std::panic::catch_unwind(|| process::doorbell(call.ctx, doorbell));
+    if rung.is_err() {
+        std::process::abort();
+    }
+}
+
+/// Runs the device on the stack of the interrupted thread when the handler stands on an alternate one.
+fn on_thread_stack(frame: &libc::ucontext_t, call: &mut Call) {
+    let here = std::ptr::from_ref(&call) as usize;
+    let alternate = frame.uc_stack.ss_sp as usize;
+    if frame.uc_stack.ss_flags & libc::SS_DISABLE != 0
+        || !(alternate..alternate + frame.uc_stack.ss_size).contains(&here)
+    {
+        ring(call);
+        return;
+    }
+    let rsp = frame.uc_mcontext.gregs[libc::REG_RSP as usize] as usize;
+    // Below the red zone of the interrupted function; calls need 16-byte alignment.
+    let top = (rsp - 128) & !63;
+    // SAFETY: the interrupted thread does not run until the handler returns, so the stack below its red zone is free,
+    // as deep as the function it was calling could have used. r12 survives the call by the C ABI.
+    unsafe {
+        std::arch::asm!(
+            "xchg rsp, r12",
+            "call {ring}",
+            "mov rsp, r12",
+            ring = sym ring,
+            in("rdi") std::ptr::from_mut(call),
+            inout("r12") top => _,
+            clobber_abi("C"),
+        );
+    }
+}
+
+fn errno() -> i32 {
+    // SAFETY: a thread-local of the C library, always there.
+    unsafe { *libc::__errno_location() }
+}
+
+fn set_errno(value: i32) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = value }
+}
