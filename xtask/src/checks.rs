@@ -1,0 +1,129 @@
+//! Checks of what the build made that are no tests: exported names, licences, where dependencies come from.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::shell;
+
+/// The provider exports nothing and asks libibverbs for nothing at link time; the stand-in exports libc names only.
+///
+/// A name too many in the provider could shadow one of the application. A libibverbs symbol the provider needs at
+/// load would tie the file to one release of rdma-core.
+pub fn exports() -> Result<()> {
+    let built = shell::build_release()?;
+    let provider = built.join("libvmw_pvrdma.so");
+    let exported = names(Command::new("nm").args(["-D", "--defined-only"]).arg(&provider))?;
+    ensure!(exported.is_empty(), "the provider exports {}", exported.join(" "));
+    let needed = names(Command::new("nm").args(["-D", "--undefined-only"]).arg(&provider))?;
+    let of_verbs: Vec<_> = needed.iter().filter(|name| name.contains("ibv") || name.contains("verbs")).collect();
+    ensure!(of_verbs.is_empty(), "the provider links to {of_verbs:?}");
+
+    let standin = names(Command::new("nm").args(["-D", "--defined-only"]).arg(built.join("libpvrdma_standin.so")))?;
+    ensure!(!standin.is_empty(), "the stand-in interposes nothing");
+    let strange: Vec<_> = standin.iter().filter(|name| !INTERPOSED.contains(&name.as_str())).collect();
+    ensure!(strange.is_empty(), "the stand-in exports {strange:?}, which is not on the list in {}", file!());
+    println!("provider: 0 names exported, stand-in: {} libc names", standin.len());
+    Ok(())
+}
+
+/// The libc functions the stand-in may take the place of. Each has a reason in device/standin.
+const INTERPOSED: &[&str] = &[
+    "__fxstat",
+    "__fxstat64",
+    "__fxstatat",
+    "__fxstatat64",
+    "__lxstat",
+    "__lxstat64",
+    "__open64_2",
+    "__open_2",
+    "__openat64_2",
+    "__openat_2",
+    "__xstat",
+    "__xstat64",
+    "access",
+    "bsd_signal",
+    "close",
+    "close_range",
+    "closefrom",
+    "dup",
+    "dup2",
+    "dup3",
+    "faccessat",
+    "fcntl",
+    "fcntl64",
+    "fork",
+    "fstat",
+    "fstat64",
+    "fstatat",
+    "fstatat64",
+    "ioctl",
+    "lstat",
+    "lstat64",
+    "mmap",
+    "mmap64",
+    "mremap",
+    "munmap",
+    "open",
+    "open64",
+    "openat",
+    "openat64",
+    "pthread_sigmask",
+    "readlink",
+    "readlinkat",
+    "sigaction",
+    "signal",
+    "sigprocmask",
+    "socket",
+    "stat",
+    "stat64",
+    "statx",
+    "sysv_signal",
+    "write",
+    "writev",
+];
+
+/// The names `nm` prints, without their versions.
+fn names(nm: &mut Command) -> Result<Vec<String>> {
+    let text = shell::output(nm)?;
+    text.lines()
+        .map(|line| {
+            let name = line.split_whitespace().next_back().context("nm printed an empty line")?;
+            Ok(name.split('@').next().unwrap_or(name).to_owned())
+        })
+        .collect()
+}
+
+/// Licences, bans and sources of the dependencies. The advisories need a database from elsewhere: not part of this.
+pub fn deny() -> Result<()> {
+    let cargo_deny = cargo_deny()?;
+    shell::run(
+        Command::new(cargo_deny)
+            .args(["--log-level", "error", "check", "licenses", "bans", "sources"])
+            .current_dir(shell::workspace()),
+    )
+}
+
+/// `cargo-deny` of the machine, or one built below `target/tools`.
+fn cargo_deny() -> Result<std::path::PathBuf> {
+    if Command::new("cargo-deny").arg("--version").output().is_ok() {
+        return Ok("cargo-deny".into());
+    }
+    let tools = shell::workspace().join("target/tools");
+    let program = tools.join("bin/cargo-deny");
+    if !program.exists() {
+        println!("# cargo install cargo-deny, below target/tools: takes a few minutes, once");
+        // It runs for a second, so what counts is how long it takes to build.
+        shell::run(
+            shell::cargo(&["install", "--quiet", "--locked", "cargo-deny", "--root"])
+                .arg(&tools)
+                .env("CARGO_TARGET_DIR", tools.join("build"))
+                .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+                .env("CARGO_PROFILE_RELEASE_LTO", "off")
+                .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+                .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+        )?;
+        std::fs::remove_dir_all(tools.join("build"))?;
+    }
+    Ok(program)
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask demo`: stock RDMA programs between two guests, on our provider and on the system's.
+
+use anyhow::Result;
+use pvrdma_perftest::Line;
+use pvrdma_tests::{Provider, Stand, User};
+
+use crate::{no_arguments, packages, shell};
+
+const LINES: &[Line] = &[
+    Line { tool: "ib_write_bw", size: 65536, iterations: 5000 },
+    Line { tool: "ib_send_lat", size: 8, iterations: 5000 },
+];
+
+/// Installs what is missing, builds, runs, prints a table.
+pub fn main(arguments: &[String]) -> Result<()> {
+    no_arguments(arguments)?;
+    packages::install(packages::DEMO)?;
+    let built = shell::build_release()?;
+    let stand = Stand::new(User::Me);
+
+    println!("$ pvrdma run --guest red -- ibv_devinfo\n");
+    print!("{}", stand.job("ibv_devinfo").guest("red").ok());
+
+    println!("Two guests of this machine, red and blue, with stock perftest:\n");
+    println!("{:<42}{:>14}{:>14}", "", "our provider", "system's (C)");
+    for line in LINES {
+        let [ours, system] = Provider::BOTH.map(|provider| line.show(line.measure(&stand, &provider)));
+        println!("{:<42}{ours:>14}{system:>14}", line.title());
+    }
+    println!("\nYour own program: {} run -- PROGRAM ARGUMENTS...", built.join("pvrdma").display());
+    Ok(())
+}

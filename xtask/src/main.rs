@@ -1,0 +1,68 @@
+//! `cargo xtask`: what README and CI call.
+//!
+//! Each subcommand is a file; `main` only picks one. Nothing here is part of what is installed.
+
+mod bench;
+mod checks;
+mod debs;
+mod demo;
+mod headers;
+mod packages;
+mod shell;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo      two guests, one machine: ibv_devinfo, ib_write_bw and ib_send_lat on our provider and on the system's
+  test      every check there is; `cargo xtask test --list` names them, names as arguments pick some
+  vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
+  bench     the figures of perftest/README.md
+  headers   write include/ from ffi/ (`--check`: compare only)
+  debs      fetch Debian forky's libibverbs and tools below target/debs, print the folder
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    match run(&command, arguments.collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {command}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str, arguments: Vec<String>) -> Result<()> {
+    match command {
+        "demo" => demo::main(&arguments),
+        "test" => test::main(&arguments),
+        "vm" => {
+            packages::install(packages::VM)?;
+            vm::main(arguments)
+        }
+        "bench" => bench::main(&arguments),
+        "headers" => headers::main(&arguments),
+        "debs" => debs::main(&arguments),
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        "" => bail!("which command?\n{USAGE}"),
+        other => bail!("no such command: {other}\n{USAGE}"),
+    }
+}
+
+/// Refuses arguments of a command that takes none.
+fn no_arguments(arguments: &[String]) -> Result<()> {
+    match arguments.first() {
+        Some(argument) => bail!("unexpected argument {argument}\n{USAGE}"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,79 @@
+//! Debian packages a task needs: install what is missing, or say how to.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+
+/// To run stock RDMA programs.
+pub const DEMO: &[&str] = &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "perftest"];
+
+/// To count instructions as well.
+pub const BENCH: &[&str] =
+    &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];
+
+/// To run every test. The JDK runs a JVM beside the doorbell trap.
+pub const TEST: &[&str] = &[
+    "binutils",
+    "default-jdk-headless",
+    "gcc",
+    "ibverbs-providers",
+    "ibverbs-utils",
+    "libc6-dev",
+    "libibverbs-dev",
+    "perftest",
+    "valgrind",
+];
+
+/// To fetch and build what a QEMU guest needs.
+pub const VM: &[&str] = &[
+    "bc",
+    "busybox-static",
+    "debian-archive-keyring",
+    "gcc",
+    "ibverbs-providers",
+    "ibverbs-utils",
+    "kmod",
+    "make",
+    "perftest",
+    "xz-utils",
+    "zstd",
+];
+
+/// Installs the packages of the list that are missing. Without root it names the command and stops.
+pub fn install(wanted: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = wanted.iter().copied().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if Command::new("apt-get").arg("--version").output().is_err() {
+        bail!("these Debian packages are needed, by whatever name this system has them: {}", missing.join(" "));
+    }
+    let install = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("packages are missing. Install them and run this again:\n\n    sudo {install}\n");
+    }
+    println!("# {install}");
+    // The lists of a fresh machine are empty or old, so a first failure only means: fetch them.
+    if apt_get(&install).is_err() {
+        apt_get("apt-get update -q")?;
+        apt_get(&install)?;
+    }
+    Ok(())
+}
+
+fn apt_get(line: &str) -> Result<()> {
+    let mut words = line.split(' ');
+    let program = words.next().context("a command has a name")?;
+    shell::output(Command::new(program).args(words).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    Ok(())
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|output| output.status.success() && output.stdout.starts_with(b"installed"))
+}

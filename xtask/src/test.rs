@@ -1,0 +1,105 @@
+//! `cargo xtask test`: every check there is, from formatting to a guest with the real kernel driver.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::shell::{cargo, run};
+use crate::{checks, debs, headers, packages, shell, vm};
+
+/// A check: its name on the command line, what it shows, what it runs.
+struct Check {
+    name: &'static str,
+    shows: &'static str,
+    run: fn() -> Result<()>,
+}
+
+/// In this order: quick ones first, so that a slip is seen early.
+const CHECKS: &[Check] = &[
+    Check { name: "fmt", shows: "formatting", run: || run(&mut cargo(&["fmt", "--all", "--check"])) },
+    Check {
+        name: "clippy",
+        shows: "lints, warnings are errors",
+        run: || run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])),
+    },
+    Check {
+        name: "doc",
+        shows: "documentation builds without a warning",
+        run: || {
+            run(cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"])
+                .env("RUSTDOCFLAGS", "-D warnings"))
+        },
+    },
+    Check { name: "headers", shows: "include/ is what ffi/ says", run: headers::check },
+    Check {
+        name: "unit",
+        shows: "unit tests, and layouts against the C headers",
+        run: || run(&mut cargo(&["test", "--workspace", "--all-features", "--exclude", "pvrdma-tests"])),
+    },
+    Check { name: "exports", shows: "names the libraries export", run: checks::exports },
+    Check { name: "system", shows: "stock programs on the stand-in, tests/", run: system },
+    Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
+    Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },
+];
+
+/// Runs all checks, or those named; goes on after a failure and lists what failed.
+pub fn main(arguments: &[String]) -> Result<()> {
+    if arguments.iter().any(|argument| argument == "--list") {
+        for check in CHECKS {
+            println!("{:<10}{}", check.name, check.shows);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = arguments.iter().find(|name| CHECKS.iter().all(|check| check.name != *name)) {
+        bail!("no such check: {unknown} (`cargo xtask test --list`)");
+    }
+    let chosen = CHECKS.iter().filter(|check| arguments.is_empty() || arguments.iter().any(|name| check.name == name));
+
+    packages::install(packages::TEST)?;
+    let mut results = Vec::new();
+    for check in chosen {
+        println!("\n=== {}: {}", check.name, check.shows);
+        let start = Instant::now();
+        let result = (check.run)();
+        if let Err(error) = &result {
+            println!("=== {} FAILED: {error:#}", check.name);
+        }
+        results.push((check, result.is_ok(), start.elapsed()));
+    }
+    report(&results)
+}
+
+fn report(results: &[(&Check, bool, Duration)]) -> Result<()> {
+    println!();
+    for (check, passed, time) in results {
+        let verdict = if *passed { "ok" } else { "FAILED" };
+        println!("{verdict:<8}{:<10}{:>5} s  {}", check.name, time.as_secs(), check.shows);
+    }
+    let failed = results.iter().filter(|(_, passed, _)| !passed).count();
+    if failed > 0 {
+        bail!("{failed} of {} checks failed", results.len());
+    }
+    Ok(())
+}
+
+fn system() -> Result<()> {
+    let built = shell::build_release()?;
+    debs::forky()?;
+    let not_run = shell::target().join("not-run.txt");
+    if not_run.exists() {
+        fs::remove_file(&not_run)?;
+    }
+    let result = run(cargo(&["test", "-p", "pvrdma-tests", "--no-fail-fast"])
+        .env("PVRDMA_BUILT", built)
+        .env("PVRDMA_NOT_RUN", &not_run));
+    if let Ok(list) = fs::read_to_string(&not_run) {
+        println!("\nNOT RUN on this machine:\n{list}");
+    }
+    result
+}
+
+fn vm_short() -> Result<()> {
+    packages::install(packages::VM)?;
+    vm::main(Vec::new())
+}

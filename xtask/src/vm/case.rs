@@ -1,0 +1,210 @@
+//! One run: starts the server and its guests, hands each guest its steps, collects what came of them.
+//!
+//! Called by `mod.rs`. The steps travel in a folder shared with the guest; each leaves an exit code, a log and
+//! its wall time there, so nothing is read out of the console.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::child::{Child, End};
+use super::qemu::Guest;
+use super::{House, Provider};
+
+/// The Ethernet between two guests, below the run folder.
+const WIRE: &str = "wire.sock";
+/// The server is ready in a moment or never.
+const SERVER_START: Duration = Duration::from_secs(5);
+/// Time from power-on to the first step, on a slow machine without hardware virtualisation.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// One thing to run in the guest.
+pub struct Step {
+    /// As the table shows it.
+    pub name: String,
+    /// Shell text; the functions of `tests/qemu/lib.sh` are there.
+    pub script: String,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// What came of a step.
+pub struct Outcome {
+    /// As the table shows it.
+    pub name: String,
+    /// Whether it did what it should.
+    pub passed: bool,
+    /// Wall time.
+    pub time: Duration,
+    /// One line for the table; for a failure where to read more.
+    pub note: String,
+}
+
+/// Boots a guest for each list of steps, all on one server and with `provider` installed, and runs the steps in them.
+/// What they leave goes to a folder for each guest below `results`.
+pub fn run(house: &House, provider: &Provider, results: &Path, guests: &[Vec<Step>]) -> Result<Vec<Outcome>> {
+    let run = house.dir.join("run");
+    for folder in [results, &run] {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => fs::create_dir_all(folder)?,
+        }
+    }
+    let mut server = start_server(house, guests.len(), results, &run)?;
+    let started = Instant::now();
+    let mut machines = Vec::new();
+    for (index, steps) in guests.iter().enumerate() {
+        let job = job_of(results, index);
+        fs::create_dir_all(&job)?;
+        write_job(house, provider, steps, &job)?;
+        let guest = Guest {
+            qemu: &house.dir.join("qemu"),
+            kernel: &house.dir.join("kernel/vmlinuz"),
+            initrd: &house.dir.join("initramfs"),
+            socket: &socket(index),
+            number: index as u8 + 1,
+            wire: (guests.len() > 1).then_some(WIRE),
+            job: &job,
+            run: &run,
+            // Together the guests get two processors: a program that polls needs one of its own.
+            cpus: if guests.len() > 1 { 1 } else { 2 },
+            limit: BOOT_LIMIT + steps.iter().map(|step| step.limit).sum::<Duration>(),
+        };
+        machines.push(guest.start()?);
+    }
+
+    let mut outcomes = Vec::new();
+    for (index, (mut machine, steps)) in machines.into_iter().zip(guests).enumerate() {
+        let job = job_of(results, index);
+        let end = machine.wait()?;
+        for (step_index, step) in steps.iter().enumerate() {
+            outcomes.push(outcome(&job, step_index, step)?);
+        }
+        let boot = read_time(&job.join("boot.ms")).unwrap_or_default();
+        outcomes.push(Outcome {
+            name: "guest boots and powers off".to_owned(),
+            passed: end == End::Code(0),
+            time: started.elapsed(),
+            note: match end {
+                End::Code(0) => format!("first step {:.1} s after the kernel's start", boot.as_secs_f64()),
+                end => format!("{end:?}, see {}", job.join("console.log").display()),
+            },
+        });
+    }
+    outcomes.push(stop_server(&mut server, guests.len(), results, &run)?);
+    Ok(outcomes)
+}
+
+/// Name of a guest's socket below the run folder.
+fn socket(index: usize) -> String {
+    format!("guest{}.sock", index + 1)
+}
+
+/// Folder shared with a guest.
+fn job_of(results: &Path, index: usize) -> PathBuf {
+    results.join(format!("guest{}", index + 1))
+}
+
+/// Writes the guest's `run.sh` and its steps.
+fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> Result<()> {
+    let scripts = house.root.join("tests/qemu");
+    fs::copy(scripts.join("run.sh"), job.join("run.sh"))?;
+    fs::copy(scripts.join("lib.sh"), job.join("lib.sh"))?;
+    if let Provider::Ours(file) = provider {
+        fs::copy(file, job.join("provider.so"))
+            .with_context(|| format!("cannot read the provider {}", file.display()))?;
+    }
+    let mut list = String::new();
+    for (index, step) in steps.iter().enumerate() {
+        let text = format!(". /run/job/lib.sh\n{}\n", step.script);
+        fs::write(job.join(format!("step{index}.sh")), text)?;
+        list += &format!("{index} {}\n", step.limit.as_secs());
+    }
+    fs::write(job.join("steps"), list)?;
+    Ok(())
+}
+
+fn start_server(house: &House, guests: usize, results: &Path, run: &Path) -> Result<Child> {
+    let log = fs::File::create(results.join("server.log"))?;
+    let mut command = Command::new(&house.server);
+    command.arg("serve");
+    for index in 0..guests {
+        command.args(["--socket", &socket(index)]);
+    }
+    command.current_dir(run).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let mut server = Child::start(command, Duration::from_secs(3600))?;
+    let deadline = Instant::now() + SERVER_START;
+    while !(0..guests).all(|index| run.join(socket(index)).exists()) {
+        ensure!(
+            !server.ended()? && Instant::now() < deadline,
+            "pvrdma serve made no socket: {}",
+            fs::read_to_string(results.join("server.log"))?.trim()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(server)
+}
+
+fn stop_server(server: &mut Child, guests: usize, results: &Path, run: &Path) -> Result<Outcome> {
+    let started = Instant::now();
+    let end = server.terminate(Duration::from_secs(5))?;
+    let left = (0..guests).any(|index| run.join(socket(index)).exists());
+    let passed = end == End::Code(0) && !left;
+    let sockets = if left { "left" } else { "removed" };
+    Ok(Outcome {
+        name: "server ends on SIGTERM, no socket left".to_owned(),
+        passed,
+        time: started.elapsed(),
+        note: match passed {
+            true => String::new(),
+            false => format!("{end:?}, sockets {sockets}, see {}", results.join("server.log").display()),
+        },
+    })
+}
+
+/// Where the first guest writes what its first step prints.
+pub fn first_log(results: &Path) -> PathBuf {
+    log_of(&job_of(results, 0), 0)
+}
+
+fn log_of(job: &Path, index: usize) -> PathBuf {
+    job.join(format!("step{index}.log"))
+}
+
+fn outcome(job: &Path, index: usize, step: &Step) -> Result<Outcome> {
+    let file = |suffix: &str| job.join(format!("step{index}.{suffix}"));
+    let log = log_of(job, index);
+    let code = fs::read_to_string(file("code")).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let passed = code == Some(0);
+    let note = match code {
+        Some(0) => note_in(&fs::read_to_string(&log).unwrap_or_default()),
+        Some(124 | 137) => format!("timed out after {} s, see {}", step.limit.as_secs(), log.display()),
+        Some(code) => format!("exit {code}, see {}", log.display()),
+        None => format!("the guest ended before it, see {}", job.join("console.log").display()),
+    };
+    Ok(Outcome { name: step.name.clone(), passed, time: read_time(&file("ms")).unwrap_or_default(), note })
+}
+
+/// A step tells the table something with a line `note: ...`.
+fn note_in(log: &str) -> String {
+    log.lines().filter_map(|line| line.strip_prefix("note: ")).next_back().unwrap_or_default().to_owned()
+}
+
+fn read_time(path: &Path) -> Option<Duration> {
+    Some(Duration::from_millis(fs::read_to_string(path).ok()?.trim().parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_note_of_a_log_is_shown() {
+        assert_eq!(note_in("a\nnote: first\nb\nnote: second\n"), "second");
+        assert_eq!(note_in("nothing\n"), "");
+    }
+}

@@ -1,0 +1,278 @@
+//! `cargo xtask vm`: the unmodified Linux driver on our device, in a real guest.
+//!
+//! Called by `main.rs`. Fetches and builds what the guest needs into `target/vm` (once; no root, nothing
+//! installed), builds the device and the provider, boots a guest for each provider, and prints a table.
+//! Runs without hardware virtualisation. Everything it starts ends with it.
+
+pub(crate) mod apt;
+mod case;
+mod child;
+mod cpio;
+mod guest;
+mod kernel;
+mod qemu;
+mod steps;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use case::Outcome;
+
+const USAGE: &str = "\
+usage: cargo xtask vm [--provider system|ours]... [--full | --run SCRIPT] [--fetch-only] [--refresh]
+
+Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
+
+  --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
+  --full            also the longer steps (perftest, driver unbind and bind) and two guests on one server
+  --run SCRIPT      run this shell text in the guest instead and print what it prints
+  --fetch-only      only fetch and build what a guest needs, below target/vm
+  --refresh         fetch and build it again (newer kernel or QEMU)
+";
+
+/// Paths that everything here shares.
+pub struct House {
+    /// The checkout.
+    root: PathBuf,
+    /// `target/vm`.
+    dir: PathBuf,
+    /// The `pvrdma` program.
+    server: PathBuf,
+}
+
+/// Which libibverbs provider the guest uses.
+pub enum Provider {
+    /// The C provider, from the host's rdma-core.
+    System,
+    /// Ours, from this file.
+    Ours(PathBuf),
+}
+
+impl Provider {
+    fn name(&self) -> &'static str {
+        match self {
+            Provider::System => "system",
+            Provider::Ours(_) => "ours",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    system: bool,
+    ours: bool,
+    full: bool,
+    run: Option<String>,
+    fetch_only: bool,
+    refresh: bool,
+}
+
+/// Entry of the subcommand. Fails when any step failed.
+pub fn main(args: Vec<String>) -> Result<()> {
+    let Some(options) = parse(args)? else {
+        print!("{USAGE}");
+        return Ok(());
+    };
+    let started = Instant::now();
+    let root = workspace_root()?;
+    let dir = root.join("target/vm");
+    fs::create_dir_all(&dir)?;
+    let _lock = lock(&dir)?;
+    if options.refresh {
+        for part in ["kernel", "qemu"] {
+            let _ = fs::remove_dir_all(dir.join(part));
+        }
+    }
+    prepare(&dir)?;
+    if options.fetch_only {
+        return Ok(());
+    }
+
+    let built = build(&root, options.ours)?;
+    let house = House { server: built.join("pvrdma"), root, dir };
+    guest::write_initramfs(
+        &house.dir.join("kernel"),
+        &house.root.join("tests/qemu/init.sh"),
+        &house.dir.join("initramfs"),
+    )?;
+    ensure!(
+        Path::new("/usr/bin/ibv_rc_pingpong").exists(),
+        "the guest runs the host's RDMA programs: apt-get install ibverbs-utils ibverbs-providers perftest"
+    );
+
+    let mut providers = Vec::new();
+    if options.system {
+        providers.push(Provider::System);
+    }
+    if options.ours {
+        providers.push(Provider::Ours(built.join("libvmw_pvrdma.so")));
+    }
+    let mut failed = 0;
+    for provider in providers {
+        let results = house.dir.join("results").join(provider.name());
+        let steps = match &options.run {
+            Some(script) => steps::own(script.clone()),
+            None => steps::one_guest(options.full),
+        };
+        let outcomes = case::run(&house, &provider, &results, &[steps])?;
+        if options.run.is_some() {
+            print!("{}", fs::read_to_string(case::first_log(&results)).unwrap_or_default());
+        }
+        failed += print_table("one guest", &provider, &outcomes);
+        if options.full && options.run.is_none() {
+            let results = house.dir.join("results").join(format!("{}-two", provider.name()));
+            let outcomes = case::run(&house, &provider, &results, &steps::two_guests())?;
+            failed += print_table("two guests", &provider, &outcomes);
+        }
+    }
+    println!("{:.0} s in all; logs below {}", started.elapsed().as_secs_f64(), house.dir.join("results").display());
+    match failed {
+        0 => Ok(()),
+        n => bail!("{n} step(s) failed"),
+    }
+}
+
+fn parse(args: Vec<String>) -> Result<Option<Options>> {
+    let mut options = Options::default();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--full" => options.full = true,
+            "--run" => options.run = Some(args.next().context("--run needs shell text")?),
+            "--fetch-only" => options.fetch_only = true,
+            "--refresh" => options.refresh = true,
+            "--provider" => match args.next().as_deref() {
+                Some("system") => options.system = true,
+                Some("ours") => options.ours = true,
+                other => bail!("--provider takes `system` or `ours`, not {other:?}\n{USAGE}"),
+            },
+            "--help" | "-h" => return Ok(None),
+            other => bail!("unknown option {other}\n{USAGE}"),
+        }
+    }
+    if !options.system && !options.ours {
+        (options.system, options.ours) = (true, true);
+    }
+    Ok(Some(options))
+}
+
+/// Keeps other runs of this checkout out of `dir`, until the file is closed; waits for one that is going.
+fn lock(dir: &Path) -> Result<File> {
+    let file = File::create(dir.join("lock"))?;
+    let flock = |how| {
+        // SAFETY: no memory is involved; the descriptor is open for as long as `file` is.
+        unsafe { libc::flock(file.as_raw_fd(), how) == 0 }
+    };
+    if !flock(libc::LOCK_EX | libc::LOCK_NB) {
+        eprintln!("vm: another run uses {}; waiting for it", dir.display());
+        ensure!(flock(libc::LOCK_EX), "cannot lock {}: {}", dir.display(), std::io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// The folder of the workspace's Cargo.toml.
+fn workspace_root() -> Result<PathBuf> {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    Ok(manifest.parent().context("xtask lies below the workspace")?.to_owned())
+}
+
+/// Fetches and builds what is missing. Kernel and QEMU come side by side: one waits for the network, the other
+/// for the compiler.
+fn prepare(dir: &Path) -> Result<()> {
+    let (kernel, qemu) = (dir.join("kernel"), dir.join("qemu"));
+    if kernel.exists() && qemu.exists() {
+        return Ok(());
+    }
+    ensure!(std::env::consts::ARCH == "x86_64", "the guest is an x86-64 machine and so must this one be");
+    let mirror = apt::Mirror::of_this_machine()?;
+    let work = dir.join("work");
+    std::thread::scope(|scope| {
+        let qemu = (!qemu.exists()).then(|| scope.spawn(|| qemu::fetch(&mirror, &work, &qemu)));
+        if !kernel.exists() {
+            kernel::build(&mirror, &work, &kernel).context("cannot prepare the guest's kernel")?;
+        }
+        match qemu.map(|thread| thread.join()) {
+            Some(Ok(result)) => result.context("cannot fetch QEMU"),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    })?;
+    fs::remove_dir_all(&work)?;
+    Ok(())
+}
+
+/// Builds `pvrdma` and the provider and gives the folder they are in.
+fn build(root: &Path, provider: bool) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--release", "--package", "pvrdma-cli"]).current_dir(root);
+    if provider {
+        command.args(["--package", "vmw_pvrdma"]);
+    }
+    run(&mut command)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).unwrap_or_else(|| root.join("target"));
+    Ok(root.join(target).join("release"))
+}
+
+/// Prints what came of a run and gives the number of steps that failed.
+fn print_table(what: &str, provider: &Provider, outcomes: &[Outcome]) -> usize {
+    let width = outcomes.iter().map(|outcome| outcome.name.len()).max().unwrap_or(0);
+    println!("\n{what}: Linux driver on pvrdma serve; provider: {}", provider.name());
+    for outcome in outcomes {
+        println!(
+            "  {}  {:width$}  {:>6.1} s  {}",
+            if outcome.passed { "ok  " } else { "FAIL" },
+            outcome.name,
+            outcome.time.as_secs_f64(),
+            outcome.note
+        );
+    }
+    outcomes.iter().filter(|outcome| !outcome.passed).count()
+}
+
+/// Runs a command that says nothing unless it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(args: &[&str]) -> Result<Option<Options>> {
+        parse(args.iter().map(|arg| arg.to_string()).collect())
+    }
+
+    #[test]
+    fn both_providers_by_default() {
+        let options = options(&[]).unwrap().unwrap();
+        assert!(options.system && options.ours && !options.full);
+    }
+
+    #[test]
+    fn one_provider_when_asked() {
+        let options = options(&["--provider", "ours"]).unwrap().unwrap();
+        assert!(!options.system && options.ours);
+    }
+
+    #[test]
+    fn unknown_options_are_refused() {
+        assert!(options(&["--provider", "theirs"]).is_err());
+        assert!(options(&["--fast"]).is_err());
+    }
+}
