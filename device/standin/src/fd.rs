@@ -226,7 +226,9 @@ mod tests {
         assert_eq!(unsafe { raw::syscall!(SYS_dup2, pipe[0], fd) } as c_int, fd);
         assert!(get(fd).is_none());
         assert!(!is_marked(fd));
-        [fd, pipe[0], pipe[1]].map(raw::close);
+        for fd in [fd, pipe[0], pipe[1]] {
+            raw::close(fd);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Calls that take a path can be made in any state of the program, so a path that is replaced lives on the stack.
 //! Signal interposers are in `signals.rs`. Not covered, because they never get here: static programs, system calls
 //! without the C library, and the C library's own use of files (fopen and opendir have their own entry below).
+//! One difference remains: a thread blocked in one of these calls cannot be cancelled (pthread_cancel) there.
 
 use crate::fd::{self, Object};
 use crate::raw::{self, call_next, fail, next, syscall};
@@ -22,6 +23,7 @@ const PAGE: usize = 4096;
 // ---- paths -------------------------------------------------------------------------------------
 
 /// What a path means to us.
+#[expect(clippy::large_enum_variant, reason = "open is allowed in signal handlers, the heap is not")]
 enum Target {
     /// Nothing: it goes to the kernel as it is.
     Theirs,
@@ -236,8 +238,8 @@ interpose! {
 
     /// fcntl(2).
     fn fcntl(descriptor: c_int, command: c_int, arg: c_ulong) -> c_int {
-        // SAFETY: by the contract.
-        let result = unsafe { syscall!(SYS_fcntl, descriptor, command, arg) as c_int };
+        // Not the plain system call: the C library makes F_GETOWN of another one.
+        let result = call_next!(FCNTL, fn(c_int, c_int, c_ulong) -> c_int, -1, descriptor, command, arg);
         match command {
             libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(descriptor, result),
             _ => result,
@@ -532,6 +534,7 @@ unsafe fn access_at(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) 
 // ---- streams and directories -------------------------------------------------------------------
 
 next! {
+    FCNTL = c"fcntl";
     FOPEN = c"fopen";
     FOPEN64 = c"fopen64";
     OPENDIR = c"opendir";

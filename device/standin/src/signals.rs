@@ -259,13 +259,11 @@ pub extern "C" fn __sysv_signal(number: c_int, handler: Handler) -> Handler {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn sigset(signal: c_int, handler: Handler) -> Handler {
     const SIG_HOLD: Handler = 2;
-    if signal == libc::SIGSEGV && config::get().is_some() {
-        if handler == SIG_HOLD {
-            return previous().handler;
-        }
-        if is_trapped() {
-            return replace(handler, 0);
-        }
+    if signal == libc::SIGSEGV && handler == SIG_HOLD && config::get().is_some() {
+        return previous().handler;
+    }
+    if signal == libc::SIGSEGV && is_trapped() {
+        return replace(handler, 0);
     }
     call_next!(SIGSET, fn(c_int, Handler) -> Handler, libc::SIG_ERR, signal, handler)
 }

@@ -126,6 +126,7 @@ impl Device {
                 if let Some(imm) = imm {
                     let receive = self.peek_receive(qp, rq)?;
                     let wr_id = receive.map_or(0, |receive| receive.wr_id);
+                    far.acknowledge();
                     self.finish_receive(qp, rq, wr_id, request, abi::PVRDMA_WC_RECV_RDMA_WITH_IMM, Some(imm))?;
                 }
                 Ok(())
@@ -176,6 +177,7 @@ impl Device {
             let pulled = far.pull(self.memory(), &rq.spans);
             pulled.map_err(|fault| copy_failed(qp, fault, Some(receive.wr_id)))?;
         }
+        far.acknowledge();
         self.finish_receive(qp, rq, receive.wr_id, request, abi::PVRDMA_WC_RECV, imm)
     }
 

@@ -1,8 +1,8 @@
 //! Which QPs want to run, and when.
 
 use crate::handle::QpHandle;
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,7 +15,12 @@ pub struct Schedule {
 #[derive(Debug, Default)]
 struct Inner {
     runnable: BTreeSet<QpHandle>,
-    timers: BinaryHeap<Reverse<(Instant, QpHandle)>>,
+    /// Ran last; the next one comes after it, so that a QP which always has work does not keep the others from theirs.
+    last: QpHandle,
+    /// In order of time; one for each QP in `due`.
+    timers: BTreeSet<(Instant, QpHandle)>,
+    /// One timer for each QP: a guest that rings during a wait must not make this grow.
+    due: HashMap<QpHandle, Instant>,
 }
 
 impl Schedule {
@@ -28,33 +33,92 @@ impl Schedule {
         self.lock().runnable.insert(qp);
     }
 
-    /// `qp` is to run at `when`. Returns whether that is earlier than all timers before it.
+    /// `qp` is to run at `when` or before. Returns whether that is earlier than all timers before it.
+    ///
+    /// A QP says anew what it waits for each time it runs, so an earlier timer may stand in for a later one.
     pub fn run_at(&self, qp: QpHandle, when: Instant) -> bool {
         let mut inner = self.lock();
-        let earliest = inner.timers.peek().is_none_or(|Reverse((first, _))| when < *first);
-        inner.timers.push(Reverse((when, qp)));
-        earliest
+        if let Some(&before) = inner.due.get(&qp) {
+            if before <= when {
+                return false;
+            }
+            inner.timers.remove(&(before, qp));
+        }
+        inner.due.insert(qp, when);
+        inner.timers.insert((when, qp));
+        inner.timers.first() == Some(&(when, qp))
     }
 
     /// A QP that should run now.
     pub fn next(&self, now: Instant) -> Option<QpHandle> {
         let mut inner = self.lock();
-        if let Some(qp) = inner.runnable.pop_first() {
-            return Some(qp);
+        while let Some(&(_, qp)) = inner.timers.first().filter(|(when, _)| *when <= now) {
+            inner.timers.pop_first();
+            inner.due.remove(&qp);
+            inner.runnable.insert(qp);
         }
-        let due = inner.timers.peek().is_some_and(|Reverse((when, _))| *when <= now);
-        if due { inner.timers.pop().map(|Reverse((_, qp))| qp) } else { None }
+        let after = inner.runnable.range((Excluded(inner.last), Unbounded)).next();
+        let qp = *after.or_else(|| inner.runnable.first())?;
+        inner.runnable.remove(&qp);
+        inner.last = qp;
+        Some(qp)
     }
 
     /// When `next` will have something, if no one adds to it.
     pub fn deadline(&self) -> Option<Instant> {
-        self.lock().timers.peek().map(|Reverse((when, _))| *when)
+        self.lock().timers.first().map(|(when, _)| *when)
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        let mut inner = self.lock();
-        inner.runnable.clear();
-        inner.timers.clear();
+        *self.lock() = Inner::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_qp_has_one_timer_and_the_earliest_counts() {
+        let schedule = Schedule::default();
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        assert!(schedule.run_at(QpHandle(2), at(50)));
+        for ms in 51..1000 {
+            assert!(!schedule.run_at(QpHandle(2), at(ms)));
+        }
+        assert!(!schedule.run_at(QpHandle(3), at(60)));
+        assert!(schedule.run_at(QpHandle(2), at(10)));
+        let timers = |schedule: &Schedule| (schedule.lock().timers.len(), schedule.lock().due.len());
+        assert_eq!(timers(&schedule), (2, 2));
+        assert_eq!(schedule.deadline(), Some(at(10)));
+        assert_eq!(schedule.next(at(9)), None);
+        assert_eq!(schedule.next(at(10)), Some(QpHandle(2)));
+        assert_eq!(schedule.next(at(59)), None);
+        assert_eq!(schedule.next(at(60)), Some(QpHandle(3)));
+        assert_eq!(timers(&schedule), (0, 0));
+        assert_eq!(schedule.deadline(), None);
+    }
+
+    #[test]
+    fn everybody_has_a_turn() {
+        let schedule = Schedule::default();
+        let now = Instant::now();
+        for qp in [2, 3, 4] {
+            schedule.run_soon(QpHandle(qp));
+        }
+        schedule.run_at(QpHandle(9), now);
+        let mut order = Vec::new();
+        for _ in 0..8 {
+            let qp = schedule.next(now).unwrap();
+            order.push(qp.0);
+            // The first two never stop.
+            if qp.0 < 4 {
+                schedule.run_soon(qp);
+            }
+        }
+        assert_eq!(order, [2, 3, 4, 9, 2, 3, 2, 3]);
     }
 }

@@ -117,6 +117,10 @@ pub trait Far {
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
     /// Copies from the responder's memory to the requester.
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault>;
+    /// The request is carried out and `Answer::Ack` will follow. Called before its receive completion can be seen: on
+    /// a wire the ACK leaves before the program can answer the message, and programs (perftest with one channel for
+    /// both CQs) count on their send completion coming before the other end's reply.
+    fn acknowledge(&self) {}
 }
 
 /// What a transport may need to know about the responder side of a QP.

@@ -1,6 +1,7 @@
 //! The core's `Transport` over the fabric: requests into the target's inbox, or, for one-sided operations, the
 //! initiator's own copy.
 
+use super::bell::Bell;
 use super::copy::{Direction, RemoteFar, copy};
 use super::segment::*;
 use pvrdma_device::device::Device;
@@ -12,7 +13,7 @@ use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_RESET, PVRDMA_QPS_RTS};
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
@@ -208,21 +209,23 @@ impl HostTransport {
         let Ok(mut readers) = self.pump.try_lock() else { return false };
         let Some(device) = self.device() else { return false };
         let own = self.segment.own();
+        // First who has sent, then what was answered, then the requests: a request may be the other program's reply
+        // to a message of ours, and the answer to that message was there before it.
+        let inbox: [u64; 8] = std::array::from_fn(|n| match own.inbox[n].load(Ordering::Relaxed) {
+            0 => 0,
+            _ => own.inbox[n].swap(0, Ordering::SeqCst),
+        });
         let mut moved = false;
-        for (index, word) in own.inbox.iter().enumerate() {
-            if word.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let mut senders = word.swap(0, Ordering::SeqCst);
+        for (token, answer) in self.collect() {
+            moved = true;
+            device.answered(token, answer);
+        }
+        for (index, mut senders) in inbox.into_iter().enumerate() {
             while senders != 0 {
                 let sender = index * 64 + senders.trailing_zeros() as usize;
                 senders &= senders - 1;
                 moved |= self.serve(&device, &mut readers, sender);
             }
-        }
-        for (token, answer) in self.collect() {
-            moved = true;
-            device.answered(token, answer);
         }
         moved
     }
@@ -253,15 +256,14 @@ impl HostTransport {
                 continue;
             }
             moved = true;
-            let answer = self.carry_out(device, slot, process);
-            let done = sequence << 16 | encode_answer(answer) << 4 | slot_state::DONE;
-            let _ = slot.word.compare_exchange(taken, done, Ordering::AcqRel, Ordering::Relaxed);
-            region.bell.ring();
+            let reply = Reply { word: &slot.word, taken, bell: &region.bell };
+            let answer = self.carry_out(device, slot, process, &reply);
+            reply.give(answer);
         }
         moved
     }
 
-    fn carry_out(&self, device: &Device, slot: &Slot, process: Process) -> Answer {
+    fn carry_out(&self, device: &Device, slot: &Slot, process: Process, reply: &Reply<'_>) -> Answer {
         let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
         let Some(request) = decode(&words) else { return Answer::Silence };
         let mut spans = [Span::default(); SLOT_SPANS];
@@ -273,7 +275,7 @@ impl HostTransport {
         if spans.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len)) != Some(request.len) {
             return Answer::Silence;
         }
-        device.receive(&request, &RemoteFar { pid: process.pid, spans })
+        device.receive(&request, &Served { memory: RemoteFar { pid: process.pid, spans }, reply })
     }
 
     /// Takes the answered requests out of the flying ones.
@@ -294,6 +296,43 @@ impl HostTransport {
             false
         });
         answers
+    }
+}
+
+/// Where the answer to a taken request goes, once.
+struct Reply<'a> {
+    word: &'a AtomicU64,
+    taken: u64,
+    bell: &'a Bell,
+}
+
+impl Reply<'_> {
+    /// Answers, unless that was done; the owner of the slot may have given up on us.
+    fn give(&self, answer: Answer) {
+        let done = self.taken & !0xffff | encode_answer(answer) << 4 | slot_state::DONE;
+        if self.word.compare_exchange(self.taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.bell.ring();
+        }
+    }
+}
+
+/// The requester of a request that is being carried out.
+struct Served<'a> {
+    memory: RemoteFar<'a>,
+    reply: &'a Reply<'a>,
+}
+
+impl Far for Served<'_> {
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.memory.pull(memory, into)
+    }
+
+    fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
+        self.memory.push(memory, from)
+    }
+
+    fn acknowledge(&self) {
+        self.reply.give(Answer::Ack);
     }
 }
 

@@ -35,7 +35,8 @@ fn open<'a>(file: &File, slot: &'a mut Option<Context>) -> Result<&'a mut Contex
         Response::CreateUc { ctx } => ctx,
         _ => return Err(EINVAL),
     };
-    let context = Context { process, file: file.id, ctx, objects: Objects::default(), async_events: None, note: Note::new() };
+    let context =
+        Context { process, file: file.id, ctx, objects: Objects::default(), async_events: None, note: Note::new() };
     let context = slot.insert(context);
     context.note(format_args!("ctx={} guest={}", ctx.0, process.guest.index()));
     Ok(context)

@@ -110,8 +110,7 @@ impl File {
         }
         guarded(|| {
             let mut attrs = Attrs::read(arg as u64)?;
-            if attrs.object == ioctl_abi::UVERBS_OBJECT_DEVICE
-                && attrs.method == ioctl_abi::UVERBS_METHOD_INVOKE_WRITE
+            if attrs.object == ioctl_abi::UVERBS_OBJECT_DEVICE && attrs.method == ioctl_abi::UVERBS_METHOD_INVOKE_WRITE
             {
                 let (call, form) = Call::from_ioctl(&attrs)?;
                 return self.old_form(&call, form);
@@ -139,8 +138,8 @@ impl File {
     fn native_form(&self, attrs: &mut Attrs) -> Result<()> {
         let name = attrs::name(attrs.object, attrs.method);
         let mut guard = self.context();
-        let is_get_context = (attrs.object, attrs.method)
-            == (ioctl_abi::UVERBS_OBJECT_DEVICE, ioctl_abi::UVERBS_METHOD_GET_CONTEXT);
+        let is_get_context =
+            (attrs.object, attrs.method) == (ioctl_abi::UVERBS_OBJECT_DEVICE, ioctl_abi::UVERBS_METHOD_GET_CONTEXT);
         let result = if is_get_context {
             device::get_context_ioctl(self, &mut guard, attrs)
         } else {
@@ -254,7 +253,8 @@ impl Context {
 /// Writes the trace line of a command.
 fn tell(name: fmt::Arguments<'_>, context: &mut Option<Context>, result: Result<()>) {
     if trace::enabled() {
-        let note = context.as_mut().map_or(const { Note::new() }, |context| std::mem::replace(&mut context.note, Note::new()));
+        let note =
+            context.as_mut().map_or(const { Note::new() }, |context| std::mem::replace(&mut context.note, Note::new()));
         trace::command(name, &note, result.map_err(|errno| errno.0));
     }
 }

@@ -121,15 +121,7 @@ mod tests {
         assert_eq!(objects.check_unused(pd), Err(EBUSY));
         objects.remove(mr);
         assert_eq!(objects.check_unused(pd), Ok(()));
-        let qp = Qp {
-            handle: QpHandle(2),
-            qpn: Qpn(2),
-            sq_sig_all: false,
-            pd,
-            send_cq: cq,
-            recv_cq: cq,
-            srq: None,
-        };
+        let qp = Qp { handle: QpHandle(2), qpn: Qpn(2), sq_sig_all: false, pd, send_cq: cq, recv_cq: cq, srq: None };
         let qp = objects.insert(Object::Qp(qp));
         assert_eq!((objects.check_unused(pd), objects.check_unused(cq)), (Err(EBUSY), Err(EBUSY)));
         assert_eq!(objects.check_unused(qp), Ok(()));

@@ -369,7 +369,8 @@ mod tests {
 
     #[test]
     fn modify_is_checked_only_where_the_mask_says() {
-        let wrong = ib_uverbs_modify_qp { port_num: 9, qp_state: 99, min_rnr_timer: 32, pkey_index: 1, ..Default::default() };
+        let wrong =
+            ib_uverbs_modify_qp { port_num: 9, qp_state: 99, min_rnr_timer: 32, pkey_index: 1, ..Default::default() };
         assert_eq!(check_modify(&wrong, &caps()), Ok(()));
         for bit in [PVRDMA_QP_PORT, PVRDMA_QP_STATE, PVRDMA_QP_MIN_RNR_TIMER, PVRDMA_QP_PKEY_INDEX, PVRDMA_QP_AV] {
             let asked = ib_uverbs_modify_qp { attr_mask: bit, ..wrong };
