@@ -35,10 +35,27 @@ fn main() {
             write(&mut a, &b.2, MIB as u32);
         }),
     );
+    // The doorbell is answered when its copies are done: this is what the guest's other doorbells wait for.
+    let queue = (0..rounds.div_ceil(100)).map(|_| {
+        let (guest, pair, region) = &mut a;
+        for wr_id in 0..32 {
+            guest.post_write(pair, wr_id, region, &b.2, MIB as u32);
+        }
+        let start = Instant::now();
+        guest.ring_send(pair);
+        let took = start.elapsed();
+        for wr_id in 0..32 {
+            assert_eq!(guest.wait(pair), (wr_id, 0));
+        }
+        took
+    });
+    print("SEND doorbell, copies 32 messages of 1 MiB", queue.collect());
     let mut busy = Vec::new();
+    let start = Instant::now();
     let written = while_writing(&mut b, &a.2, || busy = times(rounds, || a.0.ring_poll(&a.1)));
+    let rate = (written * MIB) as f64 / start.elapsed().as_secs_f64() / 1e9;
     print("POLL doorbell, the other guest writes 1 MiB messages here", busy);
-    println!("  (meanwhile {written} messages)");
+    println!("{:58} {rate:.1} GB/s", "  what it writes meanwhile");
 
     let remap = |guest: &mut Guest| {
         let start = Instant::now();

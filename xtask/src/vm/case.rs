@@ -166,9 +166,9 @@ fn stop_server(server: &mut Child, guests: usize, results: &Path, run: &Path) ->
     })
 }
 
-/// Where the first guest writes what its first step prints.
-pub fn first_log(results: &Path) -> PathBuf {
-    log_of(&job_of(results, 0), 0)
+/// Where a guest writes what its first step prints.
+pub fn first_log(results: &Path, guest: usize) -> PathBuf {
+    log_of(&job_of(results, guest), 0)
 }
 
 fn log_of(job: &Path, index: usize) -> PathBuf {

@@ -24,13 +24,14 @@ use anyhow::{Context, Result, bail, ensure};
 use case::Outcome;
 
 const USAGE: &str = "\
-usage: cargo xtask vm [--provider system|ours]... [--full | --run SCRIPT] [--fetch-only] [--refresh]
+usage: cargo xtask vm [--provider system|ours]... [--full | --run SCRIPT [--two]] [--fetch-only] [--refresh]
 
 Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
 
   --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
   --full            also the longer steps (perftest, driver unbind and bind) and two guests on one server
   --run SCRIPT      run this shell text in the guest instead and print what it prints
+  --two             run the script in two guests of one server at once; $number says which is which
   --fetch-only      only fetch and build what a guest needs, below target/vm
   --refresh         fetch and build it again (newer kernel or QEMU)
 ";
@@ -68,6 +69,7 @@ struct Options {
     ours: bool,
     full: bool,
     run: Option<String>,
+    two: bool,
     fetch_only: bool,
     refresh: bool,
 }
@@ -115,16 +117,19 @@ pub fn main(args: Vec<String>) -> Result<()> {
     let mut failed = 0;
     for provider in providers {
         let results = house.dir.join("results").join(provider.name());
-        let steps = match &options.run {
-            Some(script) => steps::own(script.clone()),
-            None => steps::one_guest(options.full),
-        };
-        let outcomes = case::run(&house, &provider, &results, &[steps])?;
-        if options.run.is_some() {
-            print!("{}", fs::read_to_string(case::first_log(&results)).unwrap_or_default());
+        if let Some(script) = &options.run {
+            let guests: Vec<_> = (0..1 + usize::from(options.two)).map(|_| steps::own(script.clone())).collect();
+            let outcomes = case::run(&house, &provider, &results, &guests)?;
+            for index in 0..guests.len() {
+                println!("--- guest {} ---", index + 1);
+                print!("{}", fs::read_to_string(case::first_log(&results, index)).unwrap_or_default());
+            }
+            failed += print_table("your script", &provider, &outcomes);
+            continue;
         }
+        let outcomes = case::run(&house, &provider, &results, &[steps::one_guest(options.full)])?;
         failed += print_table("one guest", &provider, &outcomes);
-        if options.full && options.run.is_none() {
+        if options.full {
             let results = house.dir.join("results").join(format!("{}-two", provider.name()));
             let outcomes = case::run(&house, &provider, &results, &steps::two_guests())?;
             failed += print_table("two guests", &provider, &outcomes);
@@ -143,6 +148,7 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--full" => options.full = true,
+            "--two" => options.two = true,
             "--run" => options.run = Some(args.next().context("--run needs shell text")?),
             "--fetch-only" => options.fetch_only = true,
             "--refresh" => options.refresh = true,
@@ -154,6 +160,9 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             "--help" | "-h" => return Ok(None),
             other => bail!("unknown option {other}\n{USAGE}"),
         }
+    }
+    if options.run.is_none() && options.two || options.run.is_some() && options.full {
+        bail!("--two goes with --run, and --full does not\n{USAGE}");
     }
     if !options.system && !options.ours {
         (options.system, options.ours) = (true, true);
@@ -274,5 +283,8 @@ mod tests {
     fn unknown_options_are_refused() {
         assert!(options(&["--provider", "theirs"]).is_err());
         assert!(options(&["--fast"]).is_err());
+        assert!(options(&["--two"]).is_err());
+        assert!(options(&["--full", "--run", "true"]).is_err());
+        assert!(options(&["--run"]).is_err());
     }
 }

@@ -75,7 +75,7 @@ pub fn two_guests() -> [Vec<Step>; 2] {
         let steps = programs.iter().map(|(what, command)| step(&format!("{name}: {what}"), &wrap(command)));
         std::iter::once(ready()).chain(steps).collect()
     };
-    [side("server", &|command| format!("{command}")), side("client", &|command| format!("connect {command}"))]
+    [side("server", &|command| command.to_owned()), side("client", &|command| format!("connect {command}"))]
 }
 
 /// A script of the user's own.
