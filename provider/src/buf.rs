@@ -12,7 +12,7 @@ use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
 pub struct Buf {
     start: NonNull<u8>,
     len: usize,
-    fork: Option<Functions>,
+    fork: Option<&'static Functions>,
 }
 
 // SAFETY: a Buf owns plain memory; access goes through raw pointers whose users synchronise.
@@ -22,11 +22,11 @@ unsafe impl Sync for Buf {}
 
 impl Buf {
     /// At least `len` zeroed bytes, rounded up to whole pages. `len` must not be 0.
-    pub fn new(len: usize, libibverbs: &Functions) -> Result<Self, Errno> {
+    pub fn new(len: usize, libibverbs: &'static Functions) -> Result<Self, Errno> {
         let mut buf = Self::map(len)?;
         // SAFETY: the range is the mapping just made.
         Errno::check(unsafe { (libibverbs.dontfork_range)(buf.start.as_ptr().cast(), buf.len) })?;
-        buf.fork = Some(*libibverbs);
+        buf.fork = Some(libibverbs);
         Ok(buf)
     }
 
@@ -72,7 +72,7 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         let start = self.start.as_ptr().cast();
-        if let Some(libibverbs) = &self.fork {
+        if let Some(libibverbs) = self.fork {
             // SAFETY: the range this Buf announced. A failure leaves a stale note in libibverbs
             // and cannot be acted on.
             unsafe { (libibverbs.dofork_range)(start, self.len) };

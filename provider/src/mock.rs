@@ -206,11 +206,6 @@ impl Mock {
         Ring::store(self.cq_ring.prod_tail, self.cq_ring.next(tail));
     }
 
-    /// Take all completions back, as if they had never been put.
-    pub fn forget_completions(&self) {
-        Ring::store(self.cq_ring.prod_tail, Ring::load(self.cq_ring.cons_head));
-    }
-
     /// Overwrite the producer counter of the CQ.
     pub fn set_cq_tail(&self, value: u32) {
         Ring::store(self.cq_ring.prod_tail, value);

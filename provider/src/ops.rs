@@ -1,9 +1,10 @@
 //! The table of verbs: start reading here. Each row names the C function below it, a thin shim
 //! that goes through the wall ([`crate::boundary`]) into the module of that verb.
 //!
-//! The shims turn C pointers into references; what they rely on is what libibverbs promises its
-//! providers: objects are alive, were made by this provider, and are not destroyed while another
-//! call uses them; attributes are valid as the manual pages say.
+//! What the shims rely on is what libibverbs and the manual pages promise: objects are alive, were
+//! made by this provider, and are not destroyed while another call uses them; lists and attributes
+//! are valid, output parameters can be written. Each shim passes exactly that on, to a function that
+//! asks for it.
 
 use crate::{boundary, context, cq, mr, pd, poll_cq, post_recv, post_send, qp};
 use core::ffi::{c_int, c_void};
@@ -32,19 +33,16 @@ pub static OPS: verbs_context_ops = verbs_context_ops {
     req_notify_cq: Some(req_notify_cq),
 };
 
-// SAFETY (all shims): each passes on what libibverbs promises, stated at the top of this file, to
-// a function that asks for exactly that.
-
 unsafe extern "C" fn free_context(context: *mut ibv_context) {
     boundary::nothing(|| {
-        // SAFETY: top of this file.
+        // SAFETY: the promise at the top of this file.
         let _ = unsafe { context::close(context) };
     });
 }
 
 unsafe extern "C" fn query_device(context: *mut ibv_context, attr: *mut ibv_device_attr) -> c_int {
     let len = size_of::<ibv_device_attr>();
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { context::query_device(context, core::ptr::null(), attr.cast(), len) })
 }
 
@@ -54,22 +52,22 @@ unsafe extern "C" fn query_device_ex(
     attr: *mut ibv_device_attr_ex,
     attr_len: usize,
 ) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { context::query_device(context, input, attr, attr_len) })
 }
 
 unsafe extern "C" fn query_port(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { context::query_port(context, port, attr) })
 }
 
 unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { pd::alloc_pd(context) })
 }
 
 unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { pd::dealloc_pd(pd) })
 }
 
@@ -80,12 +78,12 @@ unsafe extern "C" fn reg_mr(
     iova: u64,
     access: c_int,
 ) -> *mut ibv_mr {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { mr::reg_mr(pd, addr, length, iova, access) })
 }
 
 unsafe extern "C" fn dereg_mr(mr: *mut verbs_mr) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { mr::dereg_mr(mr) })
 }
 
@@ -95,35 +93,35 @@ unsafe extern "C" fn create_cq(
     channel: *mut ibv_comp_channel,
     comp_vector: c_int,
 ) -> *mut ibv_cq {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { cq::create_cq(context, cqe, channel, comp_vector) })
 }
 
 unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { cq::destroy_cq(cq) })
 }
 
 unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {
     boundary::errno(|| {
-        // SAFETY: top of this file.
+        // SAFETY: the promise at the top of this file.
         cq::req_notify_cq(unsafe { cq::Cq::of(cq) }, solicited_only != 0);
         Ok(())
     })
 }
 
 unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::count(|| unsafe { poll_cq::poll_cq(cq::Cq::of(cq), num_entries, wc) })
 }
 
 unsafe extern "C" fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { qp::create_qp(pd, attr) })
 }
 
 unsafe extern "C" fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, attr_mask: c_int) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { qp::modify_qp(qp, attr, attr_mask) })
 }
 
@@ -133,21 +131,21 @@ unsafe extern "C" fn query_qp(
     attr_mask: c_int,
     init_attr: *mut ibv_qp_init_attr,
 ) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { qp::query_qp(qp, attr, attr_mask, init_attr) })
 }
 
 unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { qp::destroy_qp(qp) })
 }
 
 unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     unsafe { boundary::posted(wr, bad_wr, || post_send::post_send(qp::Qp::of(qp), wr)) }
 }
 
 unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
-    // SAFETY: top of this file.
+    // SAFETY: the promise at the top of this file.
     unsafe { boundary::posted(wr, bad_wr, || post_recv::post_recv(qp::Qp::of(qp), wr)) }
 }

@@ -36,23 +36,22 @@ pub unsafe fn poll_cq(cq: &Cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
     let qp_nums = cq.qp_nums.table();
     let count = wanted.min(ready);
     // SAFETY: `count` are ready, and `wc` has room for them (promise of the caller).
-    let strays = unsafe { take(&mut ring, qp_nums, count, wc) };
-    let polled = count - strays;
+    let (strays, rest) = unsafe { take(&mut ring, qp_nums, count, wc) };
     if strays == 0 {
-        return polled as c_int;
+        return count as c_int;
     }
-    // SAFETY: `strays` of the caller's places are still free, after those filled.
-    let more = unsafe { fill_up(&mut ring, qp_nums, strays, wc.add(polled as usize)) };
-    (polled + more) as c_int
+    // SAFETY: `strays` of the caller's places are still free, from `rest` on.
+    let more = unsafe { fill_up(&mut ring, qp_nums, strays, rest) };
+    (count - strays + more) as c_int
 }
 
 /// Translate the first `count` entries and give them back. Returns how many were strays, for which
-/// nothing was written.
+/// nothing was written, and the place after the last completion written.
 ///
 /// # Safety
 /// `count` entries must be ready and `wc` valid for writes of as many completions.
 #[inline(always)]
-unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut ibv_wc) -> u32 {
+unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut ibv_wc) -> (u32, *mut ibv_wc) {
     // A copy, so that it stays in a register across the stores to `wc`.
     let entries = ring.entries;
     let mut strays = 0;
@@ -73,7 +72,7 @@ unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut
         }
     }
     ring.consumer.release(count);
-    strays
+    (strays, wc)
 }
 
 /// Some entries were strays: fill their places with later ones, as long as there are any. Returns
@@ -83,19 +82,18 @@ unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut
 /// `wc` must be valid for writes of `wanted` completions.
 #[cold]
 #[inline(never)]
-unsafe fn fill_up(ring: &mut CqRing, qp_nums: &QpNumTable, mut wanted: u32, wc: *mut ibv_wc) -> u32 {
-    let mut polled = 0;
-    while let Ok(ready @ 1..) = ring.consumer.ready() {
-        let count = wanted.min(ready);
-        // SAFETY: `polled + wanted` never exceeds what the caller asked for.
-        let strays = unsafe { take(ring, qp_nums, count, wc.add(polled as usize)) };
-        polled += count - strays;
-        wanted -= count - strays;
-        if wanted == 0 {
-            break;
-        }
+unsafe fn fill_up(ring: &mut CqRing, qp_nums: &QpNumTable, wanted: u32, mut wc: *mut ibv_wc) -> u32 {
+    let mut missing = wanted;
+    while missing > 0
+        && let Ok(ready @ 1..) = ring.consumer.ready()
+    {
+        let count = missing.min(ready);
+        // SAFETY: from `wc` on, `missing` places are free.
+        let (strays, rest) = unsafe { take(ring, qp_nums, count, wc) };
+        missing -= count - strays;
+        wc = rest;
     }
-    polled
+    wanted - missing
 }
 
 /// The device's counter is impossible: an error, not an empty queue.

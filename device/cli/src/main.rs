@@ -74,8 +74,12 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
 fn main() -> ExitCode {
     dispatch(std::env::args_os().skip(1)).unwrap_or_else(|error| {
         // `{:#}` puts the chain of causes on one line.
+        if error.is::<lexopt::Error>() {
+            eprintln!("pvrdma: {error:#}; try --help");
+            return ExitCode::from(2);
+        }
         eprintln!("pvrdma: {error:#}");
-        if error.is::<Usage>() || error.is::<lexopt::Error>() {
+        if error.is::<Usage>() {
             return ExitCode::from(2);
         }
         match error.downcast_ref::<CannotRun>() {

@@ -16,10 +16,13 @@ use crate::table::Table;
 use crate::transport::{Endpoint, Transport};
 use crate::wqe::MAX_SGE;
 use pvrdma_ffi::dev_api::*;
-use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
+use pvrdma_ffi::uapi::vmw_pvrdma::{
+    PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_WRITE, PVRDMA_PAGE_SIZE,
+};
 use std::collections::HashMap;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What makes one device differ from another.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,11 @@ pub struct Config {
 
 /// Handles of user QPs start here: 0 reads as "none" for providers, 1 is the GSI QP.
 const FIRST_QP: u32 = 2;
+/// How long a doorbell runs work that others left, besides its own: its caller waits.
+const DOORBELL_TURN: Duration = Duration::from_micros(100);
+/// The same for `poll`, whose caller has nothing better to do.
+const POLL_TURN: Duration = Duration::from_millis(2);
+
 const MAX_QP: u32 = 32768;
 const MAX_CQ: u32 = 65536;
 const MAX_MR: u32 = 1 << 20;
@@ -248,6 +256,12 @@ impl Device {
         kind: &MrKind,
     ) -> Result<Response, CommandError> {
         let ctx = self.pds.get(pd.0).ok_or(CommandError::NoSuch("PD"))?.ctx;
+        // IBA vol. 1, 10.6.3.1: who lets others write must be able to write.
+        if access & (PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_ATOMIC) != 0
+            && access & PVRDMA_ACCESS_LOCAL_WRITE == 0
+        {
+            return Err(CommandError::Invalid("remote write without local write"));
+        }
         let (start, length, pages) = match kind {
             MrKind::User(buffer) => {
                 if length == 0 || length > self.caps().max_mr_size || start.checked_add(length).is_none() {
@@ -289,7 +303,7 @@ impl Device {
         self.quiesce();
         // What is on its way may still name it: have it judged again.
         for qp in self.qps.all() {
-            self.resubmit(&qp);
+            self.resubmit(&qp, mr.key);
         }
         Ok(Response::Done)
     }
@@ -299,7 +313,7 @@ impl Device {
         if !cqe.is_power_of_two() || cqe > MAX_CQE {
             return Err(CommandError::Invalid("cqe"));
         }
-        let pages = PageTable::resolve(buffer, &*self.memory)?;
+        let pages = ring_pages(buffer, &*self.memory)?;
         let cq = made(self.cqs.insert(|handle| Cq::new(CqHandle(handle), ctx, cqe, pages)), "CQ")?;
         Ok(Response::CreateCq { cq: cq.handle, cqe })
     }
@@ -323,7 +337,7 @@ impl Device {
             self.cqs.get(handle.0).filter(|cq| cq.ctx == ctx).ok_or(CommandError::NoSuch("CQ"))
         };
         let cqs = (cq(create.send_cq)?, cq(create.recv_cq)?);
-        let pages = PageTable::resolve(&create.buffer, &*self.memory)?;
+        let pages = ring_pages(&create.buffer, &*self.memory)?;
         let make = |handle: u32| {
             let handle = QpHandle(handle);
             let qpn = match kind {
@@ -361,12 +375,12 @@ impl Device {
             next.local = Endpoint { gid: sgid, qpn: qp.qpn };
         }
         if to == PVRDMA_QPS_RESET {
-            next = crate::qp::Attrs { epoch: next.epoch.wrapping_add(1), ..Default::default() };
+            next = crate::qp::Attrs::default();
         }
         *attrs = next;
         drop(attrs);
         if mask & PVRDMA_QP_RQ_PSN != 0 && to == PVRDMA_QPS_RTR {
-            qp.expected_psn().store(Psn::new(new.rq_psn).get(), std::sync::atomic::Ordering::Release);
+            qp.expected_psn().store(Psn::new(new.rq_psn).get(), Ordering::Release);
         }
         if mask & PVRDMA_QP_SQ_PSN != 0 && to == PVRDMA_QPS_RTS {
             sq.psn = Psn::new(new.sq_psn);
@@ -374,6 +388,11 @@ impl Device {
         if to == PVRDMA_QPS_RTS {
             sq.renew_retries(&next.raw);
         }
+        if from != to {
+            let asked = mask & PVRDMA_QP_EN_SQD_ASYNC_NOTIFY != 0 && new.en_sqd_async_notify != 0;
+            sq.drain_event = to == PVRDMA_QPS_SQD && asked;
+        }
+        sq.told_err = to == PVRDMA_QPS_ERR;
         let mut rq = rq;
         if to == PVRDMA_QPS_RESET {
             qp.set_state(PVRDMA_QPS_RESET);
@@ -385,8 +404,7 @@ impl Device {
         drop(rq);
         self.transport.qp_changed(&qp.view());
         if to == PVRDMA_QPS_RESET {
-            // `drop_sends` cancels with the epoch the requests were sent under.
-            self.drop_sends(&qp, &mut sq, next.epoch.wrapping_sub(1));
+            self.drop_sends(&qp, &mut sq);
         }
         drop(sq);
         if matches!(to, PVRDMA_QPS_ERR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) {
@@ -414,8 +432,7 @@ impl Device {
             qp.set_state(PVRDMA_QPS_RESET);
         }
         self.transport.qp_changed(&qp.view());
-        let epoch = qp.attrs().epoch;
-        self.drop_sends(&qp, &mut sq, epoch);
+        self.drop_sends(&qp, &mut sq);
         Ok(Response::Done)
     }
 
@@ -458,7 +475,7 @@ impl Device {
             }
             Doorbell::Srq { .. } => {}
         }
-        self.run_ready();
+        self.run_ready(DOORBELL_TURN);
     }
 
     /// Whether CQ `cq` of `ctx` holds nothing for its consumer.
@@ -469,22 +486,25 @@ impl Device {
 
     /// Runs what is due. Returns when to call again at the latest; `Interrupts::wake` may ask for it sooner.
     pub fn poll(&self) -> Option<Instant> {
-        self.run_ready();
+        self.run_ready(POLL_TURN);
         self.schedule.deadline()
     }
 
-    fn run_ready(&self) {
-        // Bounded, so that QPs which keep each other busy do not keep the caller.
-        for _ in 0..256 {
-            let Some(handle) = self.schedule.next(Instant::now()) else { return };
+    /// Runs QPs for about `turn`, so that those which keep each other busy do not keep the caller.
+    fn run_ready(&self, turn: Duration) {
+        let begin = Instant::now();
+        let mut now = begin;
+        while now - begin <= turn {
+            let Some(handle) = self.schedule.next(now) else { return };
             if let Some(qp) = self.qp(handle) {
                 self.run_qp(&qp);
             }
+            now = Instant::now();
         }
         self.interrupts.wake();
     }
 
-    fn run_qp(&self, qp: &Qp) {
+    pub(crate) fn run_qp(&self, qp: &Qp) {
         self.run_send_queue(qp);
         if qp.state() == PVRDMA_QPS_ERR {
             self.flush_receives(qp);
@@ -565,6 +585,22 @@ impl Device {
     pub fn gid(&self, index: u32) -> Option<Gid> {
         self.gids.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).copied().flatten()
     }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Takes back what is on its way: the transport may live longer than the guest's memory.
+        self.reset();
+    }
+}
+
+/// The first page of a ring object holds its counters: words, so it must begin where words may begin.
+fn ring_pages(buffer: &Buffer, memory: &dyn Memory) -> Result<PageTable, CommandError> {
+    let pages = PageTable::resolve(buffer, memory)?;
+    if pages.at(0)?.0 % PVRDMA_PAGE_SIZE as u64 != 0 {
+        return Err(CommandError::Invalid("ring that does not begin on a page"));
+    }
+    Ok(pages)
 }
 
 fn made<T>(result: Option<Result<Arc<T>, CommandError>>, what: &'static str) -> Result<Arc<T>, CommandError> {

@@ -63,6 +63,11 @@ impl Ram {
         self.lock().watched.push(Span { addr: at, len });
     }
 
+    /// Ends all `watch`.
+    pub fn unwatch(&self) {
+        self.lock().watched.clear();
+    }
+
     /// Number of accesses to watched ranges.
     pub fn touched(&self) -> usize {
         self.lock().touched

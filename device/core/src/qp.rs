@@ -11,7 +11,7 @@ use crate::transport::{Endpoint, QpView};
 use crate::wqe::{MAX_SGE, rq_stride, sq_stride};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Service types the device has.
@@ -64,8 +64,6 @@ pub struct Attrs {
     pub raw: pvrdma_qp_attr,
     /// Local address: the GID at `sgid_index` when the QP went to RTR.
     pub local: Endpoint,
-    /// Counts RESETs.
-    pub epoch: u32,
 }
 
 impl Attrs {
@@ -148,6 +146,9 @@ impl Qp {
 
     pub(crate) fn set_state(&self, state: u32) {
         self.state.store(state, Ordering::Release);
+        // A flush looks at the receive ring after this; a doorbell looks at the state after its caller posted. With a
+        // fence on both sides one of them sees the other's store.
+        fence(Ordering::SeqCst);
     }
 
     /// A copy of the attributes.
@@ -223,9 +224,9 @@ pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
     };
     let init = PVRDMA_QP_PKEY_INDEX | if rc { PVRDMA_QP_PORT | PVRDMA_QP_ACCESS_FLAGS } else { PVRDMA_QP_QKEY };
     let (required, optional) = match (from, to) {
-        (_, PVRDMA_QPS_RESET) => (0, !0),
+        (_, PVRDMA_QPS_RESET) => (0, 0),
         (PVRDMA_QPS_RESET, PVRDMA_QPS_ERR) => return Err(Invalid("no transition from RESET to ERR")),
-        (_, PVRDMA_QPS_ERR) => (0, !0),
+        (_, PVRDMA_QPS_ERR) => (0, 0),
         (PVRDMA_QPS_RESET, PVRDMA_QPS_INIT) => (init, if rc { 0 } else { PVRDMA_QP_PORT }),
         (PVRDMA_QPS_INIT, PVRDMA_QPS_INIT) => (0, init | PVRDMA_QP_PORT),
         (PVRDMA_QPS_INIT, PVRDMA_QPS_RTR) if rc => (

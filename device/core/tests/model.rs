@@ -49,7 +49,6 @@ struct Message {
     imm: Option<u32>,
     write: bool,
     too_long: bool,
-    solicited: bool,
 }
 
 /// One end and what the model knows of it.
@@ -210,7 +209,7 @@ impl World {
         let mut moved = Moved::Nothing;
         let mut wr = match kind {
             0 | 1 => {
-                message = Some(Message { bytes: bytes.clone(), imm: None, write: false, too_long: false, solicited });
+                message = Some(Message { bytes: bytes.clone(), imm: None, write: false, too_long: false });
                 let wr = SendWr::send(id, &sges);
                 if kind == 1 { wr.imm(imm) } else { wr }
             }
@@ -218,7 +217,7 @@ impl World {
                 moved = Moved::Write(place, bytes.clone());
                 let wr = SendWr::write(id, &sges, &remote, place);
                 if kind == 3 {
-                    message = Some(Message { bytes: bytes.clone(), imm: None, write: true, too_long: false, solicited });
+                    message = Some(Message { bytes: bytes.clone(), imm: None, write: true, too_long: false });
                     wr.imm(imm)
                 } else {
                     wr

@@ -297,12 +297,14 @@ fn the_kernels_dma_region_reaches_everything_and_is_nobody_elses() {
     assert_eq!(cq.drain().len(), 2);
     assert_eq!(driver.ram.get(into, 6), b"kernel");
     // Its end is the end of memory, not of the address space: an error, no more.
+    ends[1].recv(&RecvWr::new(9, &[(into.0, 6, lkey.0)]));
     ends[0].send(&SendWr::send(3, &[(u64::MAX - 2, 2, lkey.0)]));
     let wc = cq.drain();
     assert_eq!((wc[0].wr_id, wc[0].status), (3, PVRDMA_WC_LOC_PROT_ERR));
 
     let user = End::new(&driver, QpSize::default());
     user.bring_up(user.endpoint(), &Path::default());
+    user.recv(&RecvWr::new(9, &[]));
     user.send(&SendWr::send(4, &[(from.0, 6, lkey.0)]));
     assert_eq!(user.send_cq.ends(), [(4, PVRDMA_WC_LOC_PROT_ERR)], "another PD");
 }

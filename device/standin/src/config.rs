@@ -64,6 +64,11 @@ impl Path {
 /// The settings; `None` if the program was not started by `pvrdma run`.
 pub fn get() -> Option<&'static Config> {
     static CONFIG: OnceLock<Option<Config>> = OnceLock::new();
+    // A sanitizer's runtime inside the program calls us before the C library has its environment. Whatever we are
+    // asked then passes through, and is no answer for later.
+    if CONFIG.get().is_none() && !has_environment() {
+        return None;
+    }
     CONFIG.get_or_init(read).as_ref()
 }
 
@@ -93,6 +98,14 @@ fn read() -> Option<Config> {
             _ => Level::Ioctl,
         },
     })
+}
+
+fn has_environment() -> bool {
+    unsafe extern "C" {
+        static environ: *const *const libc::c_char;
+    }
+    // SAFETY: only the C library writes it this early, and it does so before any thread exists.
+    unsafe { !environ.is_null() }
 }
 
 fn variable(name: &CStr) -> Option<&'static CStr> {

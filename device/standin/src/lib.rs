@@ -16,7 +16,6 @@
 //! The library exports the names in `exports.txt` and no others.
 
 #![allow(missing_docs, reason = "nothing here is called from Rust outside this crate")]
-
 #![cfg_attr(test, allow(dead_code, reason = "what is exported has no caller here, and tests export nothing"))]
 
 mod config;

@@ -51,9 +51,13 @@ pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
     let Some(file) = file() else { return };
     let mut line = Text::<320>::new();
     // A full line loses its end; there is nothing better to do with the error.
+    let _ = write!(line, "{} {name} ", raw::getpid());
+    if !note.as_bytes().is_empty() {
+        let _ = write!(line, "{} ", note.as_str());
+    }
     let _ = match result {
-        Ok(()) => writeln!(line, "{} {name} {} -> ok", raw::getpid(), note.as_str()),
-        Err(errno) => writeln!(line, "{} {name} {} -> errno {errno}", raw::getpid(), note.as_str()),
+        Ok(()) => writeln!(line, "-> ok"),
+        Err(errno) => writeln!(line, "-> errno {errno}"),
     };
     raw::write(file, line.as_bytes());
 }

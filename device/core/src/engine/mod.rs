@@ -8,6 +8,7 @@ pub mod requester;
 pub mod responder;
 pub mod schedule;
 
+use crate::memory::Span;
 use std::time::Duration;
 
 /// Time of an RNR timer code in units of 10 us (IBA vol. 1, table 45).
@@ -24,4 +25,11 @@ pub fn rnr_time(code: u8) -> Duration {
 /// Local ACK timeout: 4.096 us * 2^code; 0 means for ever (IBA vol. 1, 9.7.6.1.3).
 pub fn ack_timeout(code: u8) -> Option<Duration> {
     (code != 0).then(|| Duration::from_nanos(4096 << (code & 31)))
+}
+
+/// Empties a scratch list that a long message made long: a guest chooses how many pieces its messages have, and there
+/// are many QPs.
+fn give_back_scratch(spans: &mut Vec<Span>) {
+    spans.clear();
+    spans.shrink_to(64);
 }

@@ -5,7 +5,7 @@
 
 use crate::cqe::Completion;
 use crate::device::Device;
-use crate::engine::{ack_timeout, rnr_time};
+use crate::engine::{ack_timeout, give_back_scratch, rnr_time};
 use crate::handle::Psn;
 use crate::interrupt::AsyncEvent;
 use crate::memory::Span;
@@ -25,6 +25,15 @@ const WINDOW: usize = 32;
 /// Rounds of take, submit, retire before others get their turn.
 const ROUNDS: u32 = 64;
 
+/// Bytes after which a send queue lets others have their turn: about 100 us of copying. Doorbells run on the stack of
+/// whoever rang (behind vfio-user that is a vCPU which holds QEMU's lock), so a long list of long messages must go on
+/// elsewhere.
+const TURN: u64 = 1 << 20;
+
+/// Less than this many packets of one QP are on their way at once: with half of all PSNs or more, a responder could
+/// not tell an old request from a new one (IBA vol. 1, 9.7.2).
+const PSN_WINDOW: u64 = 1 << 23;
+
 /// How soon to look again at a transport that had no room.
 const BUSY_RETRY: Duration = Duration::from_micros(50);
 
@@ -42,6 +51,12 @@ pub struct SendQueue {
     deadline: Option<Instant>,
     retries: u8,
     rnr_retries: u8,
+    /// Numbers submissions, through all lives of the QP.
+    submissions: u32,
+    /// SQ_DRAINED is owed (RTS -> SQD with `en_sqd_async_notify`).
+    pub(crate) drain_event: bool,
+    /// The transport knows that the QP is in ERR.
+    pub(crate) told_err: bool,
     spans: Vec<Span>,
 }
 
@@ -51,6 +66,8 @@ struct Owed {
     wr: WorkRequest,
     psn: Psn,
     packets: u32,
+    /// Number of its last submission.
+    submission: u32,
     stage: Stage,
 }
 
@@ -85,6 +102,9 @@ impl SendQueue {
             deadline: None,
             retries: 0,
             rnr_retries: 0,
+            submissions: 0,
+            drain_event: false,
+            told_err: false,
             spans: Vec::new(),
         }
     }
@@ -98,6 +118,7 @@ impl SendQueue {
         self.ring.reset();
         self.hold = None;
         self.deadline = None;
+        self.drain_event = false;
     }
 
     /// Fresh retry budgets: when the QP reaches RTS, and on every acknowledged request.
@@ -106,12 +127,27 @@ impl SendQueue {
         self.rnr_retries = attrs.rnr_retry;
     }
 
+    /// Whatever became of them, the WQEs from `first` on end as flushed: nothing succeeds behind a failure.
+    fn flush_from(&mut self, first: usize) {
+        for owed in self.owed.iter_mut().skip(first) {
+            owed.stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
+        }
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.owed.is_empty()
     }
 
-    fn token(&self, index: usize, qp: &Qp, attrs: &Attrs) -> Token {
-        Token { qp: qp.handle, epoch: attrs.epoch, psn: self.owed[index].psn }
+    fn token(&self, index: usize, qp: &Qp) -> Token {
+        let owed = &self.owed[index];
+        Token { qp: qp.handle, epoch: owed.submission, psn: owed.psn }
+    }
+}
+
+impl Drop for SendQueue {
+    fn drop(&mut self) {
+        // A device that is dropped as a whole owes nothing to anybody.
+        self.reset();
     }
 }
 
@@ -120,16 +156,17 @@ impl Device {
     pub(crate) fn run_send_queue(&self, qp: &Qp) {
         let mut sq = qp.lock_sq();
         let attrs = qp.attrs();
+        let mut turn = TURN;
         for round in 0.. {
-            if round == ROUNDS {
-                // Whoever posts as fast as we work must not keep this stack for ever.
+            // Nor may one who posts as fast as we work keep this stack for ever.
+            if round == ROUNDS || turn == 0 {
                 self.run_soon(qp.handle);
                 return;
             }
             match qp.state() {
                 PVRDMA_QPS_RTS | PVRDMA_QPS_SQD => {}
                 PVRDMA_QPS_ERR | PVRDMA_QPS_SQE => {
-                    self.flush_sends(qp, &mut sq, &attrs);
+                    self.flush_sends(qp, &mut sq);
                     return;
                 }
                 _ => return,
@@ -143,12 +180,16 @@ impl Device {
                     continue;
                 }
             };
-            self.submit_ready(qp, &mut sq, &attrs);
+            self.submit_ready(qp, &mut sq, &attrs, &mut turn);
             let retired = self.retire(qp, &mut sq, &attrs);
             // Until nothing moves any more: retiring makes room to take, taking gives something to retire.
             if taken == 0 && retired == 0 {
                 break;
             }
+        }
+        if sq.drain_event && sq.is_idle() && qp.state() == PVRDMA_QPS_SQD {
+            sq.drain_event = false;
+            self.interrupts().async_event(AsyncEvent::SqDrained(qp.handle));
         }
         if let Some(when) = sq.hold.into_iter().chain(sq.deadline).min() {
             self.run_at(qp.handle, when);
@@ -178,24 +219,30 @@ impl Device {
             };
             let psn = sq.psn;
             sq.psn = psn.advance(packets);
-            sq.owed.push_back(Owed { wr, psn, packets, stage });
+            sq.owed.push_back(Owed { wr, psn, packets, submission: 0, stage });
         }
         Ok(taken)
     }
 
     /// Submits what is ready, in order, stopping at the first that must wait.
-    fn submit_ready(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs) {
+    fn submit_ready(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, turn: &mut u64) {
         if sq.hold.is_some_and(|hold| Instant::now() < hold) {
             return;
         }
         sq.hold = None;
-        let mut reads = 0;
+        let (mut reads, mut packets) = (0, 0);
         for index in 0..sq.owed.len() {
             let alone = sq.owed.range(..index).all(|owed| matches!(owed.stage, Stage::Done(0)));
             let owed = &sq.owed[index];
             let is_read = matches!(owed.wr.operation, Ok(Operation::Read { .. }));
+            packets += u64::from(owed.packets);
             match owed.stage {
-                Stage::Done(abi::PVRDMA_WC_SUCCESS) => continue,
+                Stage::Done(abi::PVRDMA_WC_SUCCESS) => {
+                    if alone {
+                        packets = 0;
+                    }
+                    continue;
+                }
                 Stage::Pending => {
                     reads += u32::from(is_read);
                     continue;
@@ -204,10 +251,16 @@ impl Device {
                 Stage::Done(_) | Stage::Unanswered => return,
                 Stage::Ready => {}
             }
-            if owed.wr.fence && !alone || is_read && reads >= u32::from(attrs.raw.max_rd_atomic) {
+            let too_many_reads = is_read && reads >= u32::from(attrs.raw.max_rd_atomic);
+            if !alone && (owed.wr.fence || packets >= PSN_WINDOW) || too_many_reads || *turn == 0 {
                 return;
             }
+            *turn = turn.saturating_sub(owed.wr.sg_list.total());
             reads += u32::from(is_read);
+            if alone {
+                // The timer counts from here: a wait for RNR is no wait for an answer.
+                sq.deadline = None;
+            }
             match self.submit(qp, sq, attrs, index, alone) {
                 Submitted::Answered(answer) => self.apply(qp, sq, attrs, index, answer),
                 Submitted::Pending => {
@@ -229,6 +282,9 @@ impl Device {
     fn submit(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, index: usize, alone: bool) -> Submitted {
         // Held over key check and copy: DESTROY_MR takes it to wait for them.
         let _copying = self.requesting();
+        sq.submissions = sq.submissions.wrapping_add(1);
+        sq.owed[index].submission = sq.submissions;
+        let token = sq.token(index, qp);
         let owed = &sq.owed[index];
         let Ok(operation) = owed.wr.operation else {
             return Submitted::Answered(Answer::RequesterFault);
@@ -252,7 +308,7 @@ impl Device {
             Operation::Read { remote_addr, rkey } => Op::Read { remote_addr, rkey },
         };
         let request = Request {
-            token: Token { qp: qp.handle, epoch: attrs.epoch, psn: owed.psn },
+            token,
             source: attrs.local,
             dest: attrs.peer(),
             psn: owed.psn,
@@ -262,7 +318,9 @@ impl Device {
             solicited: owed.wr.solicited,
             alone,
         };
-        self.transport().submit(&request, self.memory(), &sq.spans)
+        let submitted = self.transport().submit(&request, self.memory(), &sq.spans);
+        give_back_scratch(&mut sq.spans);
+        submitted
     }
 
     /// An answer that came later.
@@ -271,11 +329,12 @@ impl Device {
         {
             let mut sq = qp.lock_sq();
             let attrs = qp.attrs();
-            let found = sq.owed.iter().position(|owed| owed.psn == token.psn && owed.stage == Stage::Pending);
-            let (Some(index), true) = (found, attrs.epoch == token.epoch) else { return };
+            let asked = |owed: &Owed| owed.psn == token.psn && owed.submission == token.epoch;
+            let found = sq.owed.iter().position(|owed| asked(owed) && owed.stage == Stage::Pending);
+            let Some(index) = found else { return };
             self.apply(&qp, &mut sq, &attrs, index, answer);
         }
-        self.run_send_queue(&qp);
+        self.run_qp(&qp);
     }
 
     /// Takes an answer to request `index` into account.
@@ -303,7 +362,7 @@ impl Device {
         };
         sq.owed[index].stage = stage;
         if stage != Stage::Done(abi::PVRDMA_WC_SUCCESS) {
-            self.recall(qp, sq, attrs, index + 1);
+            self.recall(qp, sq, index + 1);
         }
         if stage == Stage::Unanswered {
             self.start_timer(sq, attrs);
@@ -311,10 +370,10 @@ impl Device {
     }
 
     /// Makes everything from `first` on ready to be submitted again ("go back N").
-    fn recall(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, first: usize) {
+    fn recall(&self, qp: &Qp, sq: &mut SendQueue, first: usize) {
         for index in first..sq.owed.len() {
             if sq.owed[index].stage == Stage::Pending {
-                self.transport().cancel(sq.token(index, qp, attrs));
+                self.transport().cancel(sq.token(index, qp));
             }
             if matches!(sq.owed[index].stage, Stage::Pending | Stage::Unanswered) {
                 sq.owed[index].stage = Stage::Ready;
@@ -338,13 +397,13 @@ impl Device {
         match sq.owed[oldest].stage {
             Stage::Ready | Stage::Done(_) => return,
             // Its responder lives and has the request: a slow answer is no lost one.
-            Stage::Pending if !self.transport().lost(sq.token(oldest, qp, attrs)) => {
+            Stage::Pending if !self.transport().lost(sq.token(oldest, qp)) => {
                 self.start_timer(sq, attrs);
                 return;
             }
             Stage::Pending | Stage::Unanswered => {}
         }
-        self.recall(qp, sq, attrs, oldest);
+        self.recall(qp, sq, oldest);
         if sq.retries == 0 {
             sq.owed[oldest].stage = Stage::Done(abi::PVRDMA_WC_RETRY_EXC_ERR);
         } else {
@@ -358,7 +417,8 @@ impl Device {
         while let Some(Stage::Done(status)) = sq.owed.front().map(|owed| owed.stage) {
             if status != abi::PVRDMA_WC_SUCCESS {
                 qp.set_state(PVRDMA_QPS_ERR);
-                self.recall(qp, sq, attrs, 1);
+                self.recall(qp, sq, 1);
+                sq.flush_from(1);
             }
             self.settle(qp, sq);
             retired += 1;
@@ -402,16 +462,23 @@ impl Device {
         }
     }
 
-    /// Ends every WQE, taken or not, with WR_FLUSH_ERR; one that already has a status keeps it.
-    fn flush_sends(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs) {
-        self.recall(qp, sq, attrs, 0);
+    /// Ends every WQE, taken or not, with WR_FLUSH_ERR. Those that succeeded in order, and the first that failed, keep
+    /// their status.
+    fn flush_sends(&self, qp: &Qp, sq: &mut SendQueue) {
+        if !sq.told_err {
+            // It went to ERR by itself: a transport that places data on its behalf must hear of it too.
+            sq.told_err = true;
+            self.transport().qp_changed(&qp.view());
+        }
+        self.recall(qp, sq, 0);
         sq.hold = None;
         sq.deadline = None;
+        let succeeded = |owed: &Owed| owed.stage == Stage::Done(abi::PVRDMA_WC_SUCCESS);
+        let first = sq.owed.iter().position(|owed| !succeeded(owed)).unwrap_or(sq.owed.len());
+        let failed = sq.owed.get(first).is_some_and(|owed| matches!(owed.stage, Stage::Done(_)));
+        sq.flush_from(first + usize::from(failed));
         for _ in 0..=qp.cap.max_send_wr {
-            while let Some(owed) = sq.owed.front_mut() {
-                if !matches!(owed.stage, Stage::Done(_)) {
-                    owed.stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
-                }
+            while !sq.owed.is_empty() {
                 self.settle(qp, sq);
             }
             let Ok(Some(at)) = sq.ring.peek(&qp.pages, self.memory()) else { return };
@@ -419,29 +486,28 @@ impl Device {
             let Ok(wr) = read else { return };
             sq.ring.take();
             let stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
-            sq.owed.push_back(Owed { wr, psn: sq.psn, packets: 0, stage });
+            sq.owed.push_back(Owed { wr, psn: sq.psn, packets: 0, submission: 0, stage });
         }
         // More than a ring full: its owner posts while we flush. The rest can wait for its turn.
         self.run_soon(qp.handle);
     }
 
     /// Stops all requests of `qp` and forgets its WQEs (RESET, DESTROY).
-    pub(crate) fn drop_sends(&self, qp: &Qp, sq: &mut SendQueue, epoch: u32) {
-        let attrs = Attrs { epoch, ..qp.attrs() };
-        self.recall(qp, sq, &attrs, 0);
+    pub(crate) fn drop_sends(&self, qp: &Qp, sq: &mut SendQueue) {
+        self.recall(qp, sq, 0);
         sq.reset();
     }
 
-    /// Takes back every request of `qp` that is on its way and submits it anew: its keys are judged again.
-    pub(crate) fn resubmit(&self, qp: &Qp) {
+    /// Takes back the requests of `qp` from the first that is on its way and names `lkey`, and submits them anew: their
+    /// keys are judged again.
+    pub(crate) fn resubmit(&self, qp: &Qp, lkey: u32) {
         {
             let mut sq = qp.lock_sq();
-            if sq.is_idle() {
-                return;
-            }
-            let attrs = qp.attrs();
-            self.recall(qp, &mut sq, &attrs, 0);
+            let names = |owed: &Owed| owed.wr.sg_list.as_slice().iter().any(|sge| sge.lkey.0 == lkey);
+            let first = sq.owed.iter().position(|owed| owed.stage == Stage::Pending && names(owed));
+            let Some(first) = first else { return };
+            self.recall(qp, &mut sq, first);
         }
-        self.run_send_queue(qp);
+        self.run_qp(qp);
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::cqe::Completion;
 use crate::device::Device;
+use crate::engine::give_back_scratch;
 use crate::handle::Psn;
 use crate::interrupt::AsyncEvent;
 use crate::memory::Span;
 use crate::mr::Use;
 use crate::qp::Qp;
-use crate::ring::{BrokenRing, Consumer};
+use crate::ring::Consumer;
 use crate::transport::{Answer, CopyFault, Far, Nak, Op, Request};
 use crate::wqe::Receive;
 use pvrdma_ffi::dev_api::*;
@@ -40,6 +41,11 @@ impl Failure {
     fn access(qp: &Qp) -> Failure {
         Failure { nak: Nak::RemoteAccess, receive: None, event: Some(AsyncEvent::QpAccessErr(qp.handle)) }
     }
+
+    /// The receive ring cannot be used any more.
+    fn broken_ring(qp: &Qp) -> Failure {
+        Failure { nak: Nak::RemoteOperational, receive: None, event: Some(AsyncEvent::QpFatal(qp.handle)) }
+    }
 }
 
 enum Stop {
@@ -50,12 +56,6 @@ enum Stop {
 impl From<Failure> for Stop {
     fn from(failure: Failure) -> Stop {
         Stop::Fail(failure)
-    }
-}
-
-impl From<BrokenRing> for Failure {
-    fn from(_: BrokenRing) -> Failure {
-        Failure { nak: Nak::RemoteOperational, receive: None, event: None }
     }
 }
 
@@ -98,7 +98,9 @@ impl Device {
             rq.established = true;
             self.interrupts().async_event(AsyncEvent::CommEst(qp.handle));
         }
-        match self.execute(&qp, &mut rq, request, far) {
+        let executed = self.execute(&qp, &mut rq, request, far);
+        give_back_scratch(&mut rq.spans);
+        match executed {
             Ok(()) => {
                 if !duplicate {
                     qp.expected_psn().store(expected.advance(request.packets).get(), Ordering::Release);
@@ -114,22 +116,26 @@ impl Device {
         match request.op {
             Op::Send { imm } => self.execute_send(qp, rq, request, imm, far),
             Op::Write { remote_addr, rkey, imm } => {
-                // With immediate data a receive WQE must be there before any byte moves.
-                if imm.is_some() && self.peek_receive(qp, rq)?.is_none() {
-                    return Err(Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer)));
-                }
                 if request.len > 0 {
                     self.resolve_remote(qp, rq, remote_addr, request.len, rkey.0, Use::RemoteWrite)?;
+                }
+                // With immediate data a receive WQE must be there before any byte moves.
+                let receive = match imm {
+                    Some(imm) => Some((imm, self.next_receive(qp, rq)?.wr_id)),
+                    None => None,
+                };
+                if request.len > 0 {
                     let pulled = far.pull(self.memory(), &rq.spans);
                     pulled.map_err(|fault| copy_failed(qp, fault, None))?;
                 }
-                if let Some(imm) = imm {
-                    let receive = self.peek_receive(qp, rq)?;
-                    let wr_id = receive.map_or(0, |receive| receive.wr_id);
-                    far.acknowledge();
-                    self.finish_receive(qp, rq, wr_id, request, abi::PVRDMA_WC_RECV_RDMA_WITH_IMM, Some(imm))?;
+                match receive {
+                    Some((imm, wr_id)) => {
+                        let opcode = abi::PVRDMA_WC_RECV_RDMA_WITH_IMM;
+                        far.acknowledge();
+                        self.finish_receive(qp, rq, wr_id, request, opcode, Some(imm))
+                    }
+                    None => Ok(()),
                 }
-                Ok(())
             }
             Op::Read { remote_addr, rkey } => {
                 if request.len > 0 {
@@ -150,9 +156,7 @@ impl Device {
         imm: Option<u32>,
         far: &dyn Far,
     ) -> Result<(), Stop> {
-        let Some(receive) = self.peek_receive(qp, rq)? else {
-            return Err(Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer)));
-        };
+        let receive = self.next_receive(qp, rq)?;
         let failed = |nak, status| Failure { nak, receive: Some((receive.wr_id, status)), event: None };
         let sg_list = receive.sg_list.map_err(|status| failed(Nak::RemoteOperational, status))?;
         if request.len > sg_list.total() {
@@ -201,14 +205,15 @@ impl Device {
         if found { Ok(()) } else { Err(Failure::access(qp)) }
     }
 
-    /// The receive WQE that the next message takes.
-    fn peek_receive(&self, qp: &Qp, rq: &RecvQueue) -> Result<Option<Receive>, Failure> {
-        let Some(at) = rq.ring.peek(&qp.pages, self.memory())? else { return Ok(None) };
+    /// The receive WQE that the next message takes; it stays in the ring.
+    fn next_receive(&self, qp: &Qp, rq: &RecvQueue) -> Result<Receive, Stop> {
+        let at = rq.ring.peek(&qp.pages, self.memory()).map_err(|_| Failure::broken_ring(qp))?;
+        let Some(at) = at else { return Err(Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer))) };
         let receive = Receive::read(at, qp.cap.max_recv_sge, &qp.pages, self.memory());
-        Ok(Some(receive.map_err(|_| Failure::from(BrokenRing))?))
+        receive.map_err(|_| Failure::broken_ring(qp).into())
     }
 
-    /// Spends the receive WQE that `peek_receive` showed: it ends here, as a completion.
+    /// Spends the receive WQE that `next_receive` showed: it ends here, as a completion.
     fn finish_receive(
         &self,
         qp: &Qp,
@@ -219,7 +224,7 @@ impl Device {
         imm: Option<u32>,
     ) -> Result<(), Stop> {
         rq.ring.take();
-        rq.ring.release(&qp.pages, self.memory()).map_err(Failure::from)?;
+        rq.ring.release(&qp.pages, self.memory()).map_err(|_| Failure::broken_ring(qp))?;
         let completion = Completion {
             wr_id,
             qp: qp.handle,

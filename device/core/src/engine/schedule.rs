@@ -91,7 +91,10 @@ mod tests {
         }
         assert!(!schedule.run_at(QpHandle(3), at(60)));
         assert!(schedule.run_at(QpHandle(2), at(10)));
-        let timers = |schedule: &Schedule| (schedule.lock().timers.len(), schedule.lock().due.len());
+        let timers = |schedule: &Schedule| {
+            let inner = schedule.lock();
+            (inner.timers.len(), inner.due.len())
+        };
         assert_eq!(timers(&schedule), (2, 2));
         assert_eq!(schedule.deadline(), Some(at(10)));
         assert_eq!(schedule.next(at(9)), None);

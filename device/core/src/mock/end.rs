@@ -225,17 +225,17 @@ pub fn nowhere() -> Endpoint {
     Endpoint { gid, qpn: Qpn(0x00ab_cdef) }
 }
 
-/// Polls the devices until none of them asks for it any more.
+/// Polls the devices until none of them asks for it any more, or often enough: a QP that waits for a receive with a
+/// short RNR timer lets its device never rest.
 pub fn pump(drivers: &[&Driver]) {
     for driver in drivers {
         driver.device.poll();
     }
-    for round in 0.. {
+    for _ in 0..1000 {
         let woken: Vec<_> = drivers.iter().filter(|driver| driver.bell.take_wake()).collect();
         if woken.is_empty() {
             return;
         }
-        assert!(round < 100_000, "the devices wake each other without end");
         for driver in woken {
             driver.device.poll();
         }

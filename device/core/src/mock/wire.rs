@@ -96,7 +96,21 @@ impl Wire {
     ///
     /// The wire's lock is held, so that `cancel` waits for the end of the copy.
     pub fn deliver(&self, index: usize) -> Answer {
+        self.deliver_in(&mut self.lock(), index)
+    }
+
+    /// The same in one step with `take`, for threads that race for requests. `None`: there is no such request.
+    pub fn deliver_and_take(&self, index: usize) -> Option<(Token, Answer)> {
         let mut state = self.lock();
+        if index >= state.flights.len() {
+            return None;
+        }
+        let answer = self.deliver_in(&mut state, index);
+        let flight = state.flights.remove(index)?;
+        Some((flight.request.token, answer))
+    }
+
+    fn deliver_in(&self, state: &mut State, index: usize) -> Answer {
         let flight = &mut state.flights[index];
         let peer = {
             let devices = self.net.devices.lock().unwrap_or_else(PoisonError::into_inner);

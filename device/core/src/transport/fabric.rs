@@ -19,8 +19,12 @@ impl Fabric {
         Arc::new(Fabric::default())
     }
 
-    fn device(&self, gid: &Gid) -> Option<Arc<Device>> {
-        self.ports.read().unwrap_or_else(PoisonError::into_inner).get(gid)?.upgrade()
+    /// The device that `dest` belongs to, if `source` really belongs to `device`: a guest may write any GID into its
+    /// own table, but it does not speak under another's.
+    fn route(&self, device: &Weak<Device>, source: &Gid, dest: &Gid) -> Option<Arc<Device>> {
+        let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
+        ports.get(source).filter(|owner| owner.ptr_eq(device))?;
+        ports.get(dest)?.upgrade()
     }
 }
 
@@ -44,7 +48,9 @@ impl Port {
 
 impl Transport for Port {
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
-        Submitted::Answered(match self.fabric.device(&request.dest.gid) {
+        let from = self.device.get();
+        let to = from.and_then(|from| self.fabric.route(from, &request.source.gid, &request.dest.gid));
+        Submitted::Answered(match to {
             Some(device) => device.receive(request, &InProcess { memory, spans: local }),
             None => Answer::Silence,
         })

@@ -25,7 +25,8 @@ pub struct Endpoint {
 pub struct Token {
     /// Local QP.
     pub qp: QpHandle,
-    /// Counts the lives of that QP (a RESET ends one), so that an old answer is not taken for a new one.
+    /// Numbers the submissions of that QP: a request that was taken back and submitted again has a new one, so that
+    /// an answer to the first, already in some thread's hands, is not taken for one to the second.
     pub epoch: u32,
     /// Its first packet.
     pub psn: Psn,
@@ -149,7 +150,8 @@ pub trait Transport: Send + Sync {
     /// memory regions the requester checked; it stays valid until the answer, or until `cancel` returns.
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted;
 
-    /// Makes sure that nobody touches the requester's memory for `token` any more. No answer for it comes afterwards.
+    /// Makes sure that nobody touches the requester's memory for `token` any more. An answer that comes all the same is
+    /// ignored. Called with the send queue locked: it must not wait for a call of `Device::answered`.
     fn cancel(&self, token: Token);
 
     /// Whether a pending request will never be answered because its responder is gone.

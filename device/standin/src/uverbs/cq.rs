@@ -68,8 +68,10 @@ pub fn create(context: &mut Context, call: &Call) -> Result<()> {
         driver: call.driver()?,
     };
     let made = make(context, create)?;
-    call.answer_driver(&pvrdma_create_cq_resp { cqn: made.cq.0, reserved: 0 })?;
-    call.answer(&ib_uverbs_create_cq_resp { cq_handle: made.number, cqe: made.cqe })
+    context.deliver(made.number, || {
+        call.answer_driver(&pvrdma_create_cq_resp { cqn: made.cq.0, reserved: 0 })?;
+        call.answer(&ib_uverbs_create_cq_resp { cq_handle: made.number, cqe: made.cqe })
+    })
 }
 
 pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
@@ -97,12 +99,14 @@ pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     };
     let made = make(context, create)?;
     attrs.put_number(UVERBS_ATTR_CREATE_CQ_HANDLE, made.number);
-    attrs.put(UVERBS_ATTR_CREATE_CQ_RESP_CQE, &made.cqe)?;
-    attrs.put(UVERBS_ATTR_UHW_OUT, &pvrdma_create_cq_resp { cqn: made.cq.0, reserved: 0 })
+    context.deliver(made.number, || {
+        attrs.put(UVERBS_ATTR_CREATE_CQ_RESP_CQE, &made.cqe)?;
+        attrs.put(UVERBS_ATTR_UHW_OUT, &pvrdma_create_cq_resp { cqn: made.cq.0, reserved: 0 })
+    })
 }
 
 /// Ends a CQ; the answer says how many of its events the program has read and must still acknowledge.
-fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_cq_resp> {
+pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_cq_resp> {
     context.note(format_args!("cq={number}"));
     let cq = context.objects.cq(number)?;
     context.objects.check_unused(number)?;

@@ -172,12 +172,14 @@ fn port_attributes(context: &Context, port_num: u8) -> Result<ib_uverbs_query_po
 
 pub fn query_port(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_query_port = call.core()?;
+    context.note(format_args!("port={}", asked.port_num));
     call.answer(&port_attributes(context, asked.port_num)?)
 }
 
 pub fn query_port_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     attrs.only(&[UVERBS_ATTR_QUERY_PORT_PORT_NUM, UVERBS_ATTR_QUERY_PORT_RESP])?;
-    let port_num = attrs.required(UVERBS_ATTR_QUERY_PORT_PORT_NUM)?;
+    let port_num: u8 = attrs.required(UVERBS_ATTR_QUERY_PORT_PORT_NUM)?;
+    context.note(format_args!("port={port_num}"));
     let legacy_resp = port_attributes(context, port_num)?;
     let answer = ib_uverbs_query_port_resp_ex { legacy_resp, port_cap_flags2: 0, reserved: [0; 6] };
     attrs.put(UVERBS_ATTR_QUERY_PORT_RESP, &answer)
@@ -215,6 +217,7 @@ pub fn query_gid_entry(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     let port = attrs.u32(UVERBS_ATTR_QUERY_GID_ENTRY_PORT)?;
     let index = attrs.u32(UVERBS_ATTR_QUERY_GID_ENTRY_GID_INDEX)?;
     let flags = attrs.flags(UVERBS_ATTR_QUERY_GID_ENTRY_FLAGS)?;
+    context.note(format_args!("port={port} index={index}"));
     if flags != 0 || port != 1 || index >= context.process.device.caps().gid_tbl_len {
         return Err(EINVAL);
     }

@@ -23,7 +23,7 @@ use crate::trace::{self, Note};
 use crate::{fd, raw, uar};
 use attrs::Attrs;
 use call::{Call, Form};
-use objects::Objects;
+use objects::{Object, Objects};
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::memory::{Buffer, DmaAddr, Span};
@@ -224,6 +224,24 @@ impl Context {
 
     fn command(&self, command: &Command) -> Result<Response> {
         Ok(self.process.device.command(command)?)
+    }
+
+    /// Tells the program about a new object. If there is no way to, the object must not stay: nobody could end it.
+    fn deliver(&mut self, number: u32, answers: impl FnOnce() -> Result<()>) -> Result<()> {
+        answers().inspect_err(|_| {
+            // It is new, so nothing uses it and ending it cannot fail.
+            let _ = self.end(number);
+        })
+    }
+
+    fn end(&mut self, number: u32) -> Result<()> {
+        match self.objects.get(number)? {
+            Object::Pd(_) => pd::end(self, number),
+            Object::Mr { .. } => mr::end(self, number),
+            Object::Cq(_) => cq::end(self, number).map(drop),
+            Object::Qp(_) => qp::end(self, number).map(drop),
+            Object::Srq { .. } => srq::end(self, number).map(drop),
+        }
     }
 
     /// Leaves a remark for the trace line of this command.

@@ -54,20 +54,20 @@ pub fn reg(context: &mut Context, call: &Call) -> Result<()> {
     };
     let mr_handle = context.objects.insert(Object::Mr { handle, pd: asked.pd_handle });
     context.note(format_args!(" mr={mr_handle} lkey={lkey:#x} rkey={rkey:#x}"));
-    call.answer(&ib_uverbs_reg_mr_resp { mr_handle, lkey, rkey })
+    context.deliver(mr_handle, || call.answer(&ib_uverbs_reg_mr_resp { mr_handle, lkey, rkey }))
 }
 
 pub fn dereg(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_dereg_mr = call.core()?;
-    destroy(context, asked.mr_handle)
+    end(context, asked.mr_handle)
 }
 
 pub fn destroy_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     attrs.only(&[UVERBS_ATTR_DESTROY_MR_HANDLE])?;
-    destroy(context, attrs.object(UVERBS_ATTR_DESTROY_MR_HANDLE)?)
+    end(context, attrs.object(UVERBS_ATTR_DESTROY_MR_HANDLE)?)
 }
 
-fn destroy(context: &mut Context, number: u32) -> Result<()> {
+pub fn end(context: &mut Context, number: u32) -> Result<()> {
     context.note(format_args!("mr={number}"));
     let mr = context.objects.mr(number)?;
     context.command(&Command::DestroyMr { mr })?;

@@ -57,6 +57,11 @@ impl Objects {
         srq(Object::Srq { handle, .. } => handle) -> SrqHandle;
     }
 
+    /// The object with that number, of whatever kind.
+    pub fn get(&self, number: u32) -> Result<Object> {
+        self.table.get(&number).copied().ok_or(EINVAL)
+    }
+
     /// Enters an object; returns its number, the lowest that is free.
     pub fn insert(&mut self, object: Object) -> u32 {
         let number = (0..).zip(self.table.keys()).find(|(n, taken)| n != *taken);

@@ -16,21 +16,23 @@ pub fn alloc(context: &mut Context, call: &Call) -> Result<()> {
     };
     let number = context.objects.insert(Object::Pd(pd));
     context.note(format_args!("pd={number} pdn={}", pd.0));
-    call.answer_driver(&pvrdma_alloc_pd_resp { pdn: pd.0, reserved: 0 })?;
-    call.answer(&ib_uverbs_alloc_pd_resp { pd_handle: number })
+    context.deliver(number, || {
+        call.answer_driver(&pvrdma_alloc_pd_resp { pdn: pd.0, reserved: 0 })?;
+        call.answer(&ib_uverbs_alloc_pd_resp { pd_handle: number })
+    })
 }
 
 pub fn dealloc(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_dealloc_pd = call.core()?;
-    destroy(context, asked.pd_handle)
+    end(context, asked.pd_handle)
 }
 
 pub fn destroy_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     attrs.only(&[UVERBS_ATTR_DESTROY_PD_HANDLE])?;
-    destroy(context, attrs.object(UVERBS_ATTR_DESTROY_PD_HANDLE)?)
+    end(context, attrs.object(UVERBS_ATTR_DESTROY_PD_HANDLE)?)
 }
 
-fn destroy(context: &mut Context, number: u32) -> Result<()> {
+pub fn end(context: &mut Context, number: u32) -> Result<()> {
     context.note(format_args!("pd={number}"));
     let pd = context.objects.pd(number)?;
     context.objects.check_unused(number)?;

@@ -136,16 +136,18 @@ pub fn create(context: &mut Context, call: &Call) -> Result<()> {
         room: call.driver_room(),
     };
     let made = make(context, create)?;
-    call.answer_driver(&made.driver())?;
-    call.answer(&ib_uverbs_create_qp_resp {
-        qp_handle: made.number,
-        qpn: made.qp.qpn.0,
-        max_send_wr: made.cap.max_send_wr,
-        max_recv_wr: made.cap.max_recv_wr,
-        max_send_sge: made.cap.max_send_sge,
-        max_recv_sge: made.cap.max_recv_sge,
-        max_inline_data: made.cap.max_inline_data,
-        reserved: 0,
+    context.deliver(made.number, || {
+        call.answer_driver(&made.driver())?;
+        call.answer(&ib_uverbs_create_qp_resp {
+            qp_handle: made.number,
+            qpn: made.qp.qpn.0,
+            max_send_wr: made.cap.max_send_wr,
+            max_recv_wr: made.cap.max_recv_wr,
+            max_send_sge: made.cap.max_send_sge,
+            max_recv_sge: made.cap.max_recv_sge,
+            max_inline_data: made.cap.max_inline_data,
+            reserved: 0,
+        })
     })
 }
 
@@ -182,9 +184,11 @@ pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     };
     let made = make(context, create)?;
     attrs.put_number(UVERBS_ATTR_CREATE_QP_HANDLE, made.number);
-    attrs.put(UVERBS_ATTR_CREATE_QP_RESP_CAP, &made.cap)?;
-    attrs.put(UVERBS_ATTR_CREATE_QP_RESP_QP_NUM, &made.qp.qpn.0)?;
-    attrs.put(UVERBS_ATTR_UHW_OUT, &made.driver())
+    context.deliver(made.number, || {
+        attrs.put(UVERBS_ATTR_CREATE_QP_RESP_CAP, &made.cap)?;
+        attrs.put(UVERBS_ATTR_CREATE_QP_RESP_QP_NUM, &made.qp.qpn.0)?;
+        attrs.put(UVERBS_ATTR_UHW_OUT, &made.driver())
+    })
 }
 
 // ---- modify and query --------------------------------------------------------------------------
@@ -337,7 +341,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
 
 // ---- destroy -----------------------------------------------------------------------------------
 
-fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_qp_resp> {
+pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_qp_resp> {
     context.note(format_args!("qp={number}"));
     let qp = context.objects.qp(number)?;
     context.command(&Command::DestroyQp { qp: qp.handle })?;

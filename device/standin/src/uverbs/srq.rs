@@ -61,12 +61,14 @@ pub fn create(context: &mut Context, call: &Call) -> Result<()> {
         driver: call.driver()?,
     };
     let (number, srq) = make(context, create)?;
-    call.answer_driver(&pvrdma_create_srq_resp { srqn: srq.0, reserved: 0 })?;
-    call.answer(&ib_uverbs_create_srq_resp {
-        srq_handle: number,
-        max_wr: asked.max_wr,
-        max_sge: asked.max_sge,
-        srqn: 0,
+    context.deliver(number, || {
+        call.answer_driver(&pvrdma_create_srq_resp { srqn: srq.0, reserved: 0 })?;
+        call.answer(&ib_uverbs_create_srq_resp {
+            srq_handle: number,
+            max_wr: asked.max_wr,
+            max_sge: asked.max_sge,
+            srqn: 0,
+        })
     })
 }
 
@@ -98,9 +100,11 @@ pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     let (max_wr, max_sge) = (create.max_wr, create.max_sge);
     let (number, srq) = make(context, create)?;
     attrs.put_number(UVERBS_ATTR_CREATE_SRQ_HANDLE, number);
-    attrs.put(UVERBS_ATTR_CREATE_SRQ_RESP_MAX_WR, &max_wr)?;
-    attrs.put(UVERBS_ATTR_CREATE_SRQ_RESP_MAX_SGE, &max_sge)?;
-    attrs.put(UVERBS_ATTR_UHW_OUT, &pvrdma_create_srq_resp { srqn: srq.0, reserved: 0 })
+    context.deliver(number, || {
+        attrs.put(UVERBS_ATTR_CREATE_SRQ_RESP_MAX_WR, &max_wr)?;
+        attrs.put(UVERBS_ATTR_CREATE_SRQ_RESP_MAX_SGE, &max_sge)?;
+        attrs.put(UVERBS_ATTR_UHW_OUT, &pvrdma_create_srq_resp { srqn: srq.0, reserved: 0 })
+    })
 }
 
 pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
@@ -126,7 +130,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
     }
 }
 
-fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_srq_resp> {
+pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_srq_resp> {
     context.note(format_args!("srq={number}"));
     let srq = context.objects.srq(number)?;
     context.objects.check_unused(number)?;
