@@ -101,15 +101,37 @@ pub enum Response {
     /// Nothing to say.
     Done,
     QueryPort(Box<pvrdma_port_attr>),
-    QueryPkey { pkey: u16 },
-    CreatePd { pd: PdHandle },
-    CreateMr { mr: MrHandle, lkey: Lkey, rkey: Rkey },
-    CreateCq { cq: CqHandle, cqe: u32 },
-    CreateQp { qpn: Qpn, qp: QpHandle },
+    QueryPkey {
+        pkey: u16,
+    },
+    CreatePd {
+        pd: PdHandle,
+    },
+    CreateMr {
+        mr: MrHandle,
+        lkey: Lkey,
+        rkey: Rkey,
+    },
+    CreateCq {
+        cq: CqHandle,
+        cqe: u32,
+    },
+    CreateQp {
+        qpn: Qpn,
+        qp: QpHandle,
+    },
     QueryQp(Box<pvrdma_qp_attr>),
-    CreateUc { ctx: CtxHandle },
-    CreateSrq { srq: SrqHandle },
-    QuerySrq { max_wr: u32, max_sge: u32, srq_limit: u32 },
+    CreateUc {
+        ctx: CtxHandle,
+    },
+    CreateSrq {
+        srq: SrqHandle,
+    },
+    QuerySrq {
+        max_wr: u32,
+        max_sge: u32,
+        srq_limit: u32,
+    },
 }
 
 /// Why a command was refused. Nothing was changed.
@@ -140,10 +162,10 @@ impl CommandError {
     pub fn errno(self) -> i32 {
         match self {
             CommandError::Invalid(_) | CommandError::NoSuch(_) => 22, // EINVAL
-            CommandError::Full(_) => 12,                             // ENOMEM
-            CommandError::Busy(_) => 16,                             // EBUSY
-            CommandError::Fault => 14,                               // EFAULT
-            CommandError::NotSupported(_) => 95,                     // EOPNOTSUPP
+            CommandError::Full(_) => 12,                              // ENOMEM
+            CommandError::Busy(_) => 16,                              // EBUSY
+            CommandError::Fault => 14,                                // EFAULT
+            CommandError::NotSupported(_) => 95,                      // EOPNOTSUPP
         }
     }
 }

@@ -25,6 +25,9 @@ pub struct Cq {
 struct Inner {
     ring: Producer,
     armed: Option<Arm>,
+    /// Completions ever put, and how many it were at the last POLL; both wrap.
+    puts: u32,
+    puts_at_poll: u32,
     /// Overrun or broken: takes no more (IBA vol. 1, 11.6.3.2: CQ error is final).
     dead: bool,
 }
@@ -46,7 +49,7 @@ impl Cq {
         if pages.len() < geometry.base + geometry.len() {
             return Err(CommandError::Invalid("CQ buffer shorter than its entries"));
         }
-        let inner = Inner { ring: Producer::new(geometry), armed: None, dead: false };
+        let inner = Inner { ring: Producer::new(geometry), armed: None, puts: 0, puts_at_poll: 0, dead: false };
         Ok(Cq { handle, ctx, pages, inner: Mutex::new(inner) })
     }
 
@@ -69,6 +72,7 @@ impl Cq {
             interrupts.async_event(AsyncEvent::CqErr(self.handle));
             return Err(DeadCq);
         }
+        inner.puts = inner.puts.wrapping_add(1);
         let fire = match inner.armed {
             Some(Arm::Any) => true,
             Some(Arm::Solicited) => completion.wakes_solicited(),
@@ -91,6 +95,15 @@ impl Cq {
         if inner.armed != Some(Arm::Any) {
             inner.armed = Some(arm);
         }
+    }
+
+    /// The consumer polled. Whether it spins: nothing came since its last POLL, and it waits for no event either.
+    /// A POLL also ends a poll that found less than it had room for; its caller has work to do and must not be held.
+    pub fn polled(&self) -> bool {
+        let mut inner = self.lock();
+        let spins = inner.armed.is_none() && inner.puts == inner.puts_at_poll;
+        inner.puts_at_poll = inner.puts;
+        spins
     }
 
     /// Whether the consumer has taken every completion.

@@ -46,4 +46,3 @@ impl Completion {
 }
 
 const _: () = assert!(size_of::<abi::pvrdma_cqe>() == 64);
-

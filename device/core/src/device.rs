@@ -6,9 +6,9 @@
 use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
 use crate::cq::Cq;
 use crate::doorbell::Doorbell;
+use crate::engine::schedule::Schedule;
 use crate::handle::*;
 use crate::interrupt::Interrupts;
-use crate::engine::schedule::Schedule;
 use crate::memory::{Buffer, MAX_PDIR_PAGES, Memory, PageTable};
 use crate::mr::Mr;
 use crate::qp::{Qp, QpKind, check_create, judge_modify, merge};
@@ -20,7 +20,7 @@ use pvrdma_ffi::uapi::vmw_pvrdma::{
     PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_WRITE, PVRDMA_PAGE_SIZE,
 };
 use std::collections::HashMap;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -180,20 +180,26 @@ impl Device {
             Command::QueryPkey { .. } => Err(CommandError::Invalid("port_num or pkey index")),
             Command::CreateUc { .. } => {
                 let mut ctx = CtxHandle(0);
-                made(self.contexts.insert(|handle| {
-                    ctx = CtxHandle(handle);
-                    Ok(Context)
-                }), "context")?;
+                made(
+                    self.contexts.insert(|handle| {
+                        ctx = CtxHandle(handle);
+                        Ok(Context)
+                    }),
+                    "context",
+                )?;
                 Ok(Response::CreateUc { ctx })
             }
             Command::DestroyUc { ctx } => self.destroy_uc(*ctx),
             Command::CreatePd { ctx } => {
                 self.check_ctx(*ctx)?;
                 let mut pd = PdHandle(0);
-                made(self.pds.insert(|handle| {
-                    pd = PdHandle(handle);
-                    Ok(Pd { ctx: *ctx })
-                }), "PD")?;
+                made(
+                    self.pds.insert(|handle| {
+                        pd = PdHandle(handle);
+                        Ok(Pd { ctx: *ctx })
+                    }),
+                    "PD",
+                )?;
                 Ok(Response::CreatePd { pd })
             }
             Command::DestroyPd { pd } => self.destroy_pd(*pd),
@@ -333,9 +339,7 @@ impl Device {
         if kind == QpKind::Gsi && ctx != KERNEL {
             return Err(CommandError::Invalid("GSI QP of a user context"));
         }
-        let cq = |handle: CqHandle| {
-            self.cqs.get(handle.0).filter(|cq| cq.ctx == ctx).ok_or(CommandError::NoSuch("CQ"))
-        };
+        let cq = |handle: CqHandle| self.cqs.get(handle.0).filter(|cq| cq.ctx == ctx).ok_or(CommandError::NoSuch("CQ"));
         let cqs = (cq(create.send_cq)?, cq(create.recv_cq)?);
         let pages = ring_pages(&create.buffer, &*self.memory)?;
         let make = |handle: u32| {
@@ -476,6 +480,12 @@ impl Device {
             Doorbell::Srq { .. } => {}
         }
         self.run_ready(DOORBELL_TURN);
+    }
+
+    /// CQ `cq` of `ctx` was polled; whether its consumer spins ([`Cq::polled`]).
+    pub fn cq_polled(&self, ctx: CtxHandle, cq: CqHandle) -> bool {
+        let owned = self.cqs.get(cq.0).filter(|cq| ctx == KERNEL || cq.ctx == ctx);
+        owned.is_some_and(|cq| cq.polled())
     }
 
     /// Whether CQ `cq` of `ctx` holds nothing for its consumer.

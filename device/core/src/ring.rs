@@ -185,19 +185,14 @@ pub fn state_page(pages: &PageTable) -> Result<DmaAddr, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mock::Ram;
     use crate::memory::Span;
+    use crate::mock::Ram;
 
     fn ring(slots: u32) -> (Ram, PageTable, Geometry) {
         let ram = Ram::new(3 * 4096);
         let pages = PageTable::Flat(Span { addr: DmaAddr(0), len: 3 * 4096 });
-        let geometry = Geometry {
-            slots,
-            stride: 64,
-            base: 4096,
-            tail_at: state::RX_PROD_TAIL,
-            head_at: state::RX_CONS_HEAD,
-        };
+        let geometry =
+            Geometry { slots, stride: 64, base: 4096, tail_at: state::RX_PROD_TAIL, head_at: state::RX_CONS_HEAD };
         (ram, pages, geometry)
     }
 

@@ -111,7 +111,12 @@ mod tests {
         let table = Table::new(2, 5);
         let handle = |_: ()| {
             let mut made = 0;
-            table.insert(|h| { made = h; Ok::<_, ()>(h) }).map(|_| made)
+            table
+                .insert(|h| {
+                    made = h;
+                    Ok::<_, ()>(h)
+                })
+                .map(|_| made)
         };
         assert_eq!(handle(()), Some(2));
         table.remove(2).unwrap();

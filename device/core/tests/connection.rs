@@ -88,8 +88,7 @@ fn every_transition_is_legal_or_refused_as_the_table_says() {
                 (RTR, RTS) => path.rts(),
                 _ => to(target),
             };
-            let expected =
-                legal.contains(&(from, target)) || target == RESET || target == ERR && from != RESET;
+            let expected = legal.contains(&(from, target)) || target == RESET || target == ERR && from != RESET;
             assert_eq!(a.modify(change).is_ok(), expected, "{from} -> {target}");
             assert_eq!(a.query().qp_state, if expected { target } else { from });
         }

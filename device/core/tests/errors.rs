@@ -340,15 +340,9 @@ fn an_address_is_judged_when_the_request_runs_not_when_it_is_registered() {
 fn an_error_on_one_qp_leaves_its_neighbour_alone() {
     let bench = bench();
     let driver = &bench.a.driver;
-    let neighbour =
-        End::with(driver, bench.a.pd, bench.a.send_cq.clone(), bench.a.recv_cq.clone(), QpSize::default());
-    let peer = End::with(
-        &bench.b.driver,
-        bench.b.pd,
-        bench.b.send_cq.clone(),
-        bench.b.recv_cq.clone(),
-        QpSize::default(),
-    );
+    let neighbour = End::with(driver, bench.a.pd, bench.a.send_cq.clone(), bench.a.recv_cq.clone(), QpSize::default());
+    let peer =
+        End::with(&bench.b.driver, bench.b.pd, bench.b.send_cq.clone(), bench.b.recv_cq.clone(), QpSize::default());
     connect(&neighbour, &peer, &Path::default());
     bench.a.send(&SendWr::send(1, &[(1, 1, 1)]));
     neighbour.send(&SendWr::write(2, &[sge(&bench.local, 0, 8)], &bench.remote, 0));

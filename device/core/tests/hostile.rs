@@ -247,8 +247,7 @@ fn a_qp_made_of_one_page_repeated_does_not_hang_the_device() {
     let liar = &bench.liar;
     let driver = &liar.driver;
     let page = driver.alloc(1);
-    let (mut create, _) =
-        driver.qp_command(liar.pd, liar.send_cq.handle, liar.recv_cq.handle, QpSize::wr(64));
+    let (mut create, _) = driver.qp_command(liar.pd, liar.send_cq.handle, liar.recv_cq.handle, QpSize::wr(64));
     if let Command::CreateQp(create) = &mut create {
         create.buffer = Buffer::Pdir { pdir: driver.pdir(&[page; 64]), nchunks: 64 };
     }
@@ -322,8 +321,7 @@ fn create_commands_full_of_rubbish_are_refused_and_cost_nothing() {
     let bench = bench();
     let driver = &bench.liar.driver;
     let mut rng = pvrdma_device::mock::rng::Rng::from_env(7);
-    let ugly =
-        [0, 1, 2, 3, 15, 16, 17, 64, 4095, 4096, 16384, 16385, 65536, 1 << 20, 1 << 31, (1 << 31) + 1, u32::MAX];
+    let ugly = [0, 1, 2, 3, 15, 16, 17, 64, 4095, 4096, 16384, 16385, 65536, 1 << 20, 1 << 31, (1 << 31) + 1, u32::MAX];
     let good_dir = driver.pdir(&vec![DmaAddr(driver.alloc(1).0); 700]);
     for _ in 0..5000 {
         let pdir = *rng.pick(&[good_dir, DmaAddr(0), DmaAddr(u64::MAX), DmaAddr(4096 + 16), DmaAddr(driver.ram.len())]);

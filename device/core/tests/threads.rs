@@ -235,18 +235,16 @@ fn one_qp_is_pulled_at_from_all_sides() {
     for (end, peer) in [(&a, &b), (&b, &a)] {
         let (end, peer) = (end.clone(), peer.endpoint());
         let mut rng = Rng::new(4);
-        crew.add("changer", move || {
-            match rng.below(8) {
-                0 => drop(end.modify_state(PVRDMA_QPS_RESET)),
-                1 => drop(end.modify_state(PVRDMA_QPS_ERR)),
-                2 => drop(end.modify_state(PVRDMA_QPS_SQD)),
-                3 => drop(end.modify_state(PVRDMA_QPS_RTS)),
-                4 => drop(end.query()),
-                _ => {
-                    let _ = end.modify(path.init());
-                    let _ = end.modify(path.rtr(peer));
-                    let _ = end.modify(path.rts());
-                }
+        crew.add("changer", move || match rng.below(8) {
+            0 => drop(end.modify_state(PVRDMA_QPS_RESET)),
+            1 => drop(end.modify_state(PVRDMA_QPS_ERR)),
+            2 => drop(end.modify_state(PVRDMA_QPS_SQD)),
+            3 => drop(end.modify_state(PVRDMA_QPS_RTS)),
+            4 => drop(end.query()),
+            _ => {
+                let _ = end.modify(path.init());
+                let _ = end.modify(path.rtr(peer));
+                let _ = end.modify(path.rts());
             }
         });
     }
@@ -317,11 +315,11 @@ fn late_answers_meet_posts_changes_and_deregistration() {
         crew.add("stream", move || stream.step());
     }
     let (c, d) = (Arc::new(End::new(&da, QpSize::wr(16))), Arc::new(End::new(&db, QpSize::wr(16))));
-    let remote = d.region(4096);
+    let (memory, remote) = (c.region(64), d.region(4096));
     let mut rng = Rng::new(5);
     crew.add("life", move || {
         connect(&c, &d, &path);
-        let local = c.driver.try_region(c.pd, 64, 0, 7).unwrap();
+        let local = c.driver.register_again(c.pd, &memory);
         for n in 0..16 {
             c.send(&SendWr::read(n, &[sge(&local, 0, 64)], &remote, 0));
         }
@@ -338,7 +336,7 @@ fn late_answers_meet_posts_changes_and_deregistration() {
         c.send_cq.drain();
         std::thread::yield_now();
         assert_eq!(c.send_cq.waiting(), 0, "a completion after RESET");
-        // What was reset or deregistered is not written any more: the page is given to nobody again, so it stays.
+        // What was reset or deregistered is not written any more.
         c.driver.ram.watch(local.page_of(0), 64);
         std::thread::yield_now();
         assert_eq!(c.driver.ram.touched(), 0);

@@ -6,7 +6,7 @@ use crate::events::Events;
 use crate::host::segment::Segment;
 use crate::host::transport::HostTransport;
 use crate::memory::ProcessMemory;
-use crate::uar;
+use crate::{signals, uar};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
@@ -171,7 +171,15 @@ pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     let Some(process) = existing() else { return };
     process.device.doorbell(ctx, doorbell);
     match doorbell {
-        Doorbell::Cq { cq, poll: true, .. } => process.empty_poll(|| process.device.cq_is_empty(ctx, cq)),
+        Doorbell::Cq { cq, poll: true, .. } if process.device.cq_polled(ctx, cq) => {
+            process.empty_poll(|| process.device.cq_is_empty(ctx, cq));
+        }
+        // A poll that found something, only less than it had room for, ends with POLL too. It does not count as
+        // polling: its caller may go to sleep on an event next, and then the side thread has to be woken for it.
+        Doorbell::Cq { poll: true, .. } => {
+            process.empty_polls.store(0, Ordering::Relaxed);
+            process.pump();
+        }
         Doorbell::Cq { .. } => {}
         // A completion may have come of it that another thread waits for.
         Doorbell::Qp { .. } | Doorbell::Srq { .. } => process.transport.segment().own().bell.ring_pollers(),
@@ -187,17 +195,7 @@ pub fn wake() {
 
 /// Starts the thread that serves a program which rings no doorbell: it waits in read(2), or spins on its memory.
 fn start_side_thread() {
-    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // The program's signals are not for this thread. SIGSEGV stays open for everyone: it is synchronous.
-    // SAFETY: both sets are ours; sigfillset writes the first before it is read.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
-    }
-    let started = std::thread::Builder::new().name("pvrdma".into()).spawn(side_thread);
-    // SAFETY: `before` was written by the call above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    let started = signals::quiet_thread("pvrdma", side_thread);
     if let Err(error) = started {
         eprintln!("pvrdma: no thread for one-sided traffic: {error}");
     }

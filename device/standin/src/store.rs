@@ -110,22 +110,22 @@ mod tests {
     fn every_form_a_compiler_may_choose() {
         use Source::*;
         for (code, expected) in [
-            (&[0x89, 0x01][..], store(Register(0), 2)),                                // mov %eax,(%rcx)
-            (&[0x89, 0x42, 0x08], store(Register(0), 3)),                              // mov %eax,8(%rdx)
-            (&[0x44, 0x89, 0x3c, 0x24], store(Register(15), 4)),                       // mov %r15d,(%rsp)
-            (&[0x41, 0x89, 0x45, 0x00], store(Register(0), 4)),                        // mov %eax,0(%r13)
-            (&[0x89, 0xb4, 0xd1, 0x00, 0x10, 0, 0], store(Register(6), 7)),            // mov %esi,0x1000(%rcx,%rdx,8)
-            (&[0x89, 0x0d, 1, 2, 3, 4], store(Register(1), 6)),                        // mov %ecx,d32(%rip)
-            (&[0x89, 0x0c, 0x25, 1, 2, 3, 4], store(Register(1), 7)),                  // mov %ecx,d32
+            (&[0x89, 0x01][..], store(Register(0), 2)),          // mov %eax,(%rcx)
+            (&[0x89, 0x42, 0x08], store(Register(0), 3)),        // mov %eax,8(%rdx)
+            (&[0x44, 0x89, 0x3c, 0x24], store(Register(15), 4)), // mov %r15d,(%rsp)
+            (&[0x41, 0x89, 0x45, 0x00], store(Register(0), 4)),  // mov %eax,0(%r13)
+            (&[0x89, 0xb4, 0xd1, 0x00, 0x10, 0, 0], store(Register(6), 7)), // mov %esi,0x1000(%rcx,%rdx,8)
+            (&[0x89, 0x0d, 1, 2, 3, 4], store(Register(1), 6)),  // mov %ecx,d32(%rip)
+            (&[0x89, 0x0c, 0x25, 1, 2, 3, 4], store(Register(1), 7)), // mov %ecx,d32
             (&[0xc7, 0x00, 0x78, 0x56, 0x34, 0x12], store(Immediate(0x1234_5678), 6)), // movl $0x12345678,(%rax)
-            (&[0xc7, 0x40, 0x04, 1, 0, 0, 0x80], store(Immediate(0x8000_0001), 7)),    // movl $...,4(%rax)
-            (&[0x41, 0xc7, 0x44, 0x24, 0x08, 5, 0, 0, 0], store(Immediate(5), 9)),     // movl $5,8(%r12)
-            (&[0x87, 0x07], store(Exchange(0), 2)),                                    // xchg %eax,(%rdi)
-            (&[0x0f, 0xc3, 0x37], store(Register(6), 3)),                              // movnti %esi,(%rdi)
-            (&[0x66, 0x0f, 0x7e, 0x07], store(Vector(0), 4)),                          // movd %xmm0,(%rdi)
-            (&[0x66, 0x44, 0x0f, 0x7e, 0x4f, 0x04], store(Vector(9), 6)),              // movd %xmm9,4(%rdi)
-            (&[0xc5, 0xf9, 0x7e, 0x07], store(Vector(0), 4)),                          // vmovd %xmm0,(%rdi)
-            (&[0xc5, 0x79, 0x7e, 0x47, 0x08], store(Vector(8), 5)),                    // vmovd %xmm8,8(%rdi)
+            (&[0xc7, 0x40, 0x04, 1, 0, 0, 0x80], store(Immediate(0x8000_0001), 7)), // movl $...,4(%rax)
+            (&[0x41, 0xc7, 0x44, 0x24, 0x08, 5, 0, 0, 0], store(Immediate(5), 9)), // movl $5,8(%r12)
+            (&[0x87, 0x07], store(Exchange(0), 2)),              // xchg %eax,(%rdi)
+            (&[0x0f, 0xc3, 0x37], store(Register(6), 3)),        // movnti %esi,(%rdi)
+            (&[0x66, 0x0f, 0x7e, 0x07], store(Vector(0), 4)),    // movd %xmm0,(%rdi)
+            (&[0x66, 0x44, 0x0f, 0x7e, 0x4f, 0x04], store(Vector(9), 6)), // movd %xmm9,4(%rdi)
+            (&[0xc5, 0xf9, 0x7e, 0x07], store(Vector(0), 4)),    // vmovd %xmm0,(%rdi)
+            (&[0xc5, 0x79, 0x7e, 0x47, 0x08], store(Vector(8), 5)), // vmovd %xmm8,8(%rdi)
         ] {
             assert_eq!(decode(code), expected, "{code:02x?}");
         }
@@ -134,16 +134,16 @@ mod tests {
     #[test]
     fn what_is_no_doorbell_is_refused() {
         for code in [
-            &[0x8b, 0x01][..],             // a load
-            &[0x48, 0x89, 0x01],           // 64 bits
-            &[0x66, 0x89, 0x01],           // 16 bits
-            &[0x88, 0x01],                 // 8 bits
-            &[0x89, 0xc1],                 // register to register
-            &[0xc7, 0x48, 0, 0, 0, 0, 0],  // reserved /1
-            &[0x89],                       // cut off
-            &[0xc7, 0x00, 1, 2],           // cut off
-            &[0x89, 0x04],                 // cut off in front of the SIB
-            &[0xc5, 0xf8, 0x11, 0x07],     // vmovups
+            &[0x8b, 0x01][..],            // a load
+            &[0x48, 0x89, 0x01],          // 64 bits
+            &[0x66, 0x89, 0x01],          // 16 bits
+            &[0x88, 0x01],                // 8 bits
+            &[0x89, 0xc1],                // register to register
+            &[0xc7, 0x48, 0, 0, 0, 0, 0], // reserved /1
+            &[0x89],                      // cut off
+            &[0xc7, 0x00, 1, 2],          // cut off
+            &[0x89, 0x04],                // cut off in front of the SIB
+            &[0xc5, 0xf8, 0x11, 0x07],    // vmovups
             &[],
         ] {
             assert_eq!(decode(code), None, "{code:02x?}");

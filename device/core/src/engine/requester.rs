@@ -210,9 +210,7 @@ impl Device {
             let stage = match wr.operation {
                 Err(status) => Stage::Done(status),
                 Ok(_) if len > u64::from(self.port().max_msg_sz) => Stage::Done(abi::PVRDMA_WC_LOC_LEN_ERR),
-                Ok(Operation::Read { .. }) if attrs.raw.max_rd_atomic == 0 => {
-                    Stage::Done(abi::PVRDMA_WC_LOC_QP_OP_ERR)
-                }
+                Ok(Operation::Read { .. }) if attrs.raw.max_rd_atomic == 0 => Stage::Done(abi::PVRDMA_WC_LOC_QP_OP_ERR),
                 // Management datagrams have nowhere to go: the wire of this device carries RC only.
                 Ok(_) if qp.kind == QpKind::Gsi => Stage::Done(abi::PVRDMA_WC_SUCCESS),
                 Ok(_) => Stage::Ready,

@@ -200,8 +200,8 @@ impl Device {
         };
         rq.spans.clear();
         let allowed = qp.attrs().raw.qp_access_flags & right != 0;
-        let found = allowed
-            && self.mr_by_key(key).is_some_and(|mr| mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans));
+        let found =
+            allowed && self.mr_by_key(key).is_some_and(|mr| mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans));
         if found { Ok(()) } else { Err(Failure::access(qp)) }
     }
 

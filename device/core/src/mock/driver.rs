@@ -228,6 +228,22 @@ impl Driver {
         if let Buffer::Ranges(ranges) = &mut block.buffer {
             ranges[0] = Span { addr: DmaAddr(ranges[0].addr.0 + lead), len };
         }
+        self.register(pd, block, len, lead, access)
+    }
+
+    /// The memory of `region`, registered (once more) with all rights.
+    pub fn register_again(&self, pd: PdHandle, region: &Region) -> Region {
+        self.register(pd, region.block.clone(), region.len, region.lead, ALL_ACCESS).expect("CREATE_MR")
+    }
+
+    fn register(
+        &self,
+        pd: PdHandle,
+        block: Block,
+        len: u64,
+        lead: u64,
+        access: u32,
+    ) -> Result<Region, CommandError> {
         // A user address: the offset in the page is that of the first byte, the rest is the process's own affair.
         let start = 0x7f00_0000_0000 + block.pages[0].0 + lead;
         let kind = MrKind::User(block.buffer.clone());
@@ -285,9 +301,7 @@ impl Driver {
     pub fn qp(&self, pd: PdHandle, send_cq: &Arc<CqRing>, recv_cq: &Arc<CqRing>, size: QpSize) -> QpRings {
         let (create, block) = self.qp_command(pd, send_cq.handle, recv_cq.handle, size);
         match self.command(create) {
-            Ok(Response::CreateQp { qpn, qp }) => {
-                QpRings::new(self.device.clone(), send_cq.ctx, qp, qpn, size, block)
-            }
+            Ok(Response::CreateQp { qpn, qp }) => QpRings::new(self.device.clone(), send_cq.ctx, qp, qpn, size, block),
             other => panic!("CREATE_QP answered {other:?}"),
         }
     }

@@ -145,13 +145,7 @@ impl End {
     }
 
     /// A QP on CQs that are there.
-    pub fn with(
-        driver: &Arc<Driver>,
-        pd: PdHandle,
-        send_cq: Arc<CqRing>,
-        recv_cq: Arc<CqRing>,
-        size: QpSize,
-    ) -> End {
+    pub fn with(driver: &Arc<Driver>, pd: PdHandle, send_cq: Arc<CqRing>, recv_cq: Arc<CqRing>, size: QpSize) -> End {
         let qp = driver.qp(pd, &send_cq, &recv_cq, size);
         End { driver: driver.clone(), ctx: send_cq.ctx, pd, send_cq, recv_cq, qp }
     }

@@ -50,12 +50,8 @@ pub struct Wire {
 impl Wire {
     /// A guest on its own wire.
     pub fn guest(net: &Net, index: u8, layout: Layout) -> (Arc<Driver>, Arc<Wire>) {
-        let wire = Arc::new(Wire {
-            net: net.clone(),
-            device: OnceLock::new(),
-            ram: OnceLock::new(),
-            state: Mutex::default(),
-        });
+        let wire =
+            Arc::new(Wire { net: net.clone(), device: OnceLock::new(), ram: OnceLock::new(), state: Mutex::default() });
         let driver = Driver::on(index, layout, 16 << 20, wire.clone());
         let _ = wire.device.set(Arc::downgrade(&driver.device));
         let _ = wire.ram.set(driver.ram.clone());

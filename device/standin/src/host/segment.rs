@@ -286,9 +286,7 @@ impl Hazard {
     /// `None`: all are taken.
     pub fn new(own: &'static Region, target: Process) -> Option<Hazard> {
         let free = own.hazards.iter().find(|hazard| {
-            hazard
-                .compare_exchange(0, u64::from(target.incarnation), Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
+            hazard.compare_exchange(0, u64::from(target.incarnation), Ordering::SeqCst, Ordering::Relaxed).is_ok()
         })?;
         fence(Ordering::SeqCst);
         Some(Hazard(free))
@@ -315,9 +313,7 @@ fn claim(fabric: &Fabric, incarnation: u32) -> io::Result<usize> {
         for (index, region) in fabric.regions.iter().enumerate() {
             let owner = region.owner.load(Ordering::SeqCst);
             let former = split(owner).1;
-            let free = owner == 0
-                || former == pid
-                || dead_too && !runs(former, region.started.load(Ordering::Relaxed));
+            let free = owner == 0 || former == pid || dead_too && !runs(former, region.started.load(Ordering::Relaxed));
             if free && region.owner.compare_exchange(owner, mine, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 region.ready.store(0, Ordering::SeqCst);
                 return Ok(index);

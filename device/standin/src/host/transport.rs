@@ -209,29 +209,35 @@ impl HostTransport {
         let Ok(mut readers) = self.pump.try_lock() else { return false };
         let Some(device) = self.device() else { return false };
         let own = self.segment.own();
-        // First who has sent, then what was answered, then the requests: a request may be the other program's reply
-        // to a message of ours, and the answer to that message was there before it.
-        let inbox: [u64; 8] = std::array::from_fn(|n| match own.inbox[n].load(Ordering::Relaxed) {
-            0 => 0,
-            _ => own.inbox[n].swap(0, Ordering::SeqCst),
-        });
+        // First who has sent and how much, then what was answered, then those requests and no later ones: a request
+        // may be the other program's reply to a message of ours, and the answer to that message was there before it.
+        let mut senders = Vec::new();
+        for (index, word) in own.inbox.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                let sender = index * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                if let Some(region) = self.segment.region(sender) {
+                    senders.push((sender, region.channels[self.segment.index()].tail.load(Ordering::Acquire)));
+                }
+            }
+        }
         let mut moved = false;
         for (token, answer) in self.collect() {
             moved = true;
             device.answered(token, answer);
         }
-        for (index, mut senders) in inbox.into_iter().enumerate() {
-            while senders != 0 {
-                let sender = index * 64 + senders.trailing_zeros() as usize;
-                senders &= senders - 1;
-                moved |= self.serve(&device, &mut readers, sender);
-            }
+        for (sender, tail) in senders {
+            moved |= self.serve(&device, &mut readers, sender, tail);
         }
         moved
     }
 
-    /// Carries out the requests of one process.
-    fn serve(&self, device: &Device, readers: &mut HashMap<usize, Reader>, sender: usize) -> bool {
+    /// Carries out the requests of one process up to `tail`.
+    fn serve(&self, device: &Device, readers: &mut HashMap<usize, Reader>, sender: usize, tail: u32) -> bool {
         let Some(process) = self.segment.process(sender) else { return false };
         let Some(region) = self.segment.region(sender) else { return false };
         let channel = &region.channels[self.segment.index()];
@@ -241,7 +247,7 @@ impl HostTransport {
         }
         let mut moved = false;
         while channel.target.load(Ordering::SeqCst) == self.segment.incarnation()
-            && reader.count != channel.tail.load(Ordering::Acquire)
+            && (tail.wrapping_sub(reader.count) as i32) > 0
         {
             let cell = channel.cells[reader.count as usize % CHANNEL_LEN].load(Ordering::Relaxed);
             reader.count = reader.count.wrapping_add(1);
