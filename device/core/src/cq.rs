@@ -46,7 +46,7 @@ impl Cq {
             tail_at: state::RX_PROD_TAIL,
             head_at: state::RX_CONS_HEAD,
         };
-        if pages.len() < geometry.base + geometry.len() {
+        if pages.len() < geometry.base + geometry.bytes() {
             return Err(CommandError::Invalid("CQ buffer shorter than its entries"));
         }
         let inner = Inner { ring: Producer::new(geometry), armed: None, puts: 0, puts_at_poll: 0, dead: false };

@@ -88,7 +88,7 @@ impl PageTable {
                 many => {
                     let mut pages = Vec::new();
                     for range in many {
-                        if range.addr.0 % PAGE_SIZE as u64 != 0 {
+                        if !range.addr.0.is_multiple_of(PAGE_SIZE as u64) {
                             return Err(Fault);
                         }
                         range.addr.offset(range.len)?;
@@ -161,7 +161,7 @@ fn push(spans: &mut Vec<Span>, span: Span) {
 
 /// Reads a two-level page directory (vmw_pvrdma's `pvrdma_page_dir`): entry `n` is in table `n >> 9`, slot `n & 511`.
 fn walk(pdir: DmaAddr, nchunks: u32, memory: &dyn Memory) -> Result<Box<[DmaAddr]>, Fault> {
-    if nchunks > MAX_PDIR_PAGES || pdir.0 % PAGE_SIZE as u64 != 0 {
+    if nchunks > MAX_PDIR_PAGES || !pdir.0.is_multiple_of(PAGE_SIZE as u64) {
         return Err(Fault);
     }
     let mut pages = Vec::with_capacity(nchunks as usize);
@@ -173,7 +173,7 @@ fn walk(pdir: DmaAddr, nchunks: u32, memory: &dyn Memory) -> Result<Box<[DmaAddr
         memory.read(DmaAddr(u64::from_le_bytes(entry)), &mut table[..count * 8])?;
         for entry in table[..count * 8].as_chunks::<8>().0 {
             let page = u64::from_le_bytes(*entry);
-            if page % PAGE_SIZE as u64 != 0 {
+            if !page.is_multiple_of(PAGE_SIZE as u64) {
                 return Err(Fault);
             }
             pages.push(DmaAddr(page));

@@ -105,10 +105,10 @@ impl Qp {
             tail_at: state::RX_PROD_TAIL,
             head_at: state::RX_CONS_HEAD,
         };
-        if send.base + send.len() > recv.base {
+        if send.base + send.bytes() > recv.base {
             return Err(CommandError::Invalid("send buffer shorter than its WQEs"));
         }
-        if recv.base + recv.len() > pages.len() {
+        if recv.base + recv.bytes() > pages.len() {
             return Err(CommandError::Invalid("receive buffer shorter than its WQEs"));
         }
         let cap = pvrdma_qp_cap {

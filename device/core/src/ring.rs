@@ -46,7 +46,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// Bytes of all slots.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         u64::from(self.slots) * u64::from(self.stride)
     }
 

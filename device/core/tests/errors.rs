@@ -35,9 +35,12 @@ fn bench() -> Bench {
     bench_with(Layout::Pdir, &Path::default())
 }
 
+/// Cookie and status of each completion, in order.
+type Ended = Vec<(u64, u32)>;
+
 impl Bench {
     /// Posts one good request, then `bad`, then three more; rings once. Two receives wait at the requester too.
-    fn fail(&self, bad: SendWr) -> (Vec<(u64, u32)>, Vec<(u64, u32)>) {
+    fn fail(&self, bad: SendWr) -> (Ended, Ended) {
         for n in [50, 51] {
             self.a.qp.post_recv(&RecvWr::new(n, &[]));
         }

@@ -182,11 +182,11 @@ fn directories_that_lead_nowhere_are_refused() {
     let far_table = driver.alloc(1);
     driver.ram.set(far_table, &u64::MAX.to_le_bytes());
     let past_table = driver.alloc(1);
-    driver.ram.set(past_table, &(u64::MAX & !4095).to_le_bytes());
+    driver.ram.set(past_table, &(!4095u64).to_le_bytes());
     let refused = [
         ("beyond memory", DmaAddr(ram_end), 2),
         ("last byte of the address space", DmaAddr(u64::MAX), 2),
-        ("last page of the address space", DmaAddr(u64::MAX & !4095), 2),
+        ("last page of the address space", DmaAddr(!4095), 2),
         ("not on a page", DmaAddr(good.0 + 8), 2),
         ("entry not on a page", odd_entry, 2),
         ("table over the end of memory", odd_table, 2),
@@ -381,24 +381,24 @@ fn modify_with_rubbish_is_refused_or_survived() {
         let mut attrs = pvrdma_qp_attr {
             qp_state: rng.below(8) as u32,
             cur_qp_state: rng.below(8) as u32,
-            path_mtu: rng.next() as u32 % 8,
-            rq_psn: rng.next() as u32,
-            sq_psn: rng.next() as u32,
-            dest_qp_num: rng.next() as u32 >> rng.below(32),
-            qp_access_flags: rng.next() as u32,
-            max_rd_atomic: rng.next() as u8,
-            max_dest_rd_atomic: rng.next() as u8,
-            min_rnr_timer: rng.next() as u8 % 40,
+            path_mtu: rng.word() as u32 % 8,
+            rq_psn: rng.word() as u32,
+            sq_psn: rng.word() as u32,
+            dest_qp_num: rng.word() as u32 >> rng.below(32),
+            qp_access_flags: rng.word() as u32,
+            max_rd_atomic: rng.word() as u8,
+            max_dest_rd_atomic: rng.word() as u8,
+            min_rnr_timer: rng.word() as u8 % 40,
             port_num: rng.below(3) as u8,
-            timeout: rng.next() as u8 % 40,
+            timeout: rng.word() as u8 % 40,
             retry_cnt: rng.below(9) as u8,
             rnr_retry: rng.below(9) as u8,
-            en_sqd_async_notify: rng.next() as u8,
+            en_sqd_async_notify: rng.word() as u8,
             ..Default::default()
         };
-        attrs.ah_attr.grh.sgid_index = if rng.one_in(2) { 0 } else { rng.next() as u8 };
-        attrs.ah_attr.grh.dgid = if rng.one_in(2) { liar.driver.gid } else { [rng.next() as u8; 16] };
-        let mut mask = rng.next() as u32 & rng.next() as u32 & 0x001f_ffff | PVRDMA_QP_STATE;
+        attrs.ah_attr.grh.sgid_index = if rng.one_in(2) { 0 } else { rng.word() as u8 };
+        attrs.ah_attr.grh.dgid = if rng.one_in(2) { liar.driver.gid } else { [rng.word() as u8; 16] };
+        let mut mask = rng.word() as u32 & rng.word() as u32 & 0x001f_ffff | PVRDMA_QP_STATE;
         let path = Path::default();
         let table = [path.init().0, path.rtr(liar.endpoint()).0, path.rts().0];
         if rng.one_in(2) {

@@ -140,7 +140,7 @@ impl World {
     fn connect(&mut self, pair: usize) {
         let path = Path {
             mtu: 1 + self.rng.below(5) as u32,
-            psn: self.rng.next() as u32 & 0x00ff_ffff,
+            psn: self.rng.word() as u32 & 0x00ff_ffff,
             timeout: if self.wires.is_some() { 8 } else { 1 },
             retry_cnt: if self.wires.is_some() { 7 } else { 0 },
             rnr_retry: 7,
@@ -199,7 +199,7 @@ impl World {
         let solicited = rng.one_in(4);
         let fence = rng.one_in(8);
         let bytes = rng.bytes(len as usize);
-        let imm = rng.next() as u32;
+        let imm = rng.word() as u32;
         let trouble = if bad { 1 + rng.below(8) } else { 0 };
 
         let (local, remote) = (self.pairs[pair][side].local.clone(), self.pairs[pair][1 - side].remote.clone());
@@ -463,9 +463,9 @@ impl World {
             }
             95 if self.rng.one_in(2) => {
                 let end = &self.pairs[pair][side].end;
-                if end.query().qp_state == PVRDMA_QPS_RTS {
-                    end.modify_state(PVRDMA_QPS_SQD).unwrap();
-                    end.modify_state(PVRDMA_QPS_RTS).unwrap();
+                // What is on its way may fail in between; then there is no way back.
+                if end.modify_state(PVRDMA_QPS_SQD).is_ok() && end.modify_state(PVRDMA_QPS_RTS).is_err() {
+                    assert!(self.pairs[pair][side].in_error());
                 }
             }
             _ => {}

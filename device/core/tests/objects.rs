@@ -385,7 +385,7 @@ fn limits_are_powers_of_two_and_ports_answer() {
     }
     assert!(caps.max_qp < 65536, "providers size a table with the low 16 bits");
     let Ok(Response::QueryPort(port)) = driver.command(Command::QueryPort { port_num: 1 }) else { panic!("port 1") };
-    assert!(port.gid_tbl_len <= caps.gid_tbl_len as u32);
+    assert!(port.gid_tbl_len <= caps.gid_tbl_len);
     assert_eq!(u32::from(port.pkey_tbl_len), u32::from(caps.max_pkeys));
     for port_num in [0, 2, 255] {
         assert!(driver.command(Command::QueryPort { port_num }).is_err());

@@ -236,14 +236,7 @@ impl Driver {
         self.register(pd, region.block.clone(), region.len, region.lead, ALL_ACCESS).expect("CREATE_MR")
     }
 
-    fn register(
-        &self,
-        pd: PdHandle,
-        block: Block,
-        len: u64,
-        lead: u64,
-        access: u32,
-    ) -> Result<Region, CommandError> {
+    fn register(&self, pd: PdHandle, block: Block, len: u64, lead: u64, access: u32) -> Result<Region, CommandError> {
         // A user address: the offset in the page is that of the first byte, the rest is the process's own affair.
         let start = 0x7f00_0000_0000 + block.pages[0].0 + lead;
         let kind = MrKind::User(block.buffer.clone());
