@@ -11,7 +11,7 @@ use crate::transport::{Endpoint, QpView};
 use crate::wqe::{MAX_SGE, rq_stride, sq_stride};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Service types the device has.
@@ -47,6 +47,8 @@ pub struct Qp {
     /// Ring state page, SQ, RQ.
     pub pages: PageTable,
     state: AtomicU32,
+    /// COMM_EST was raised in this life.
+    established: AtomicBool,
     attrs: Mutex<Attrs>,
     /// Requester half. Taken before `rq`, never after.
     pub(crate) sq: Mutex<SendQueue>,
@@ -131,6 +133,7 @@ impl Qp {
             cap,
             pages,
             state: AtomicU32::new(PVRDMA_QPS_RESET),
+            established: AtomicBool::new(false),
             attrs: Mutex::default(),
             sq: Mutex::new(SendQueue::new(Consumer::new(send))),
             rq: Mutex::new(RecvQueue::new(Consumer::new(recv))),
@@ -144,7 +147,15 @@ impl Qp {
         self.state.load(Ordering::Acquire)
     }
 
+    /// The first message in RTR has come: `true` the first time in a life.
+    pub(crate) fn establish(&self) -> bool {
+        !self.established.swap(true, Ordering::Relaxed)
+    }
+
     pub(crate) fn set_state(&self, state: u32) {
+        if state == PVRDMA_QPS_RESET {
+            self.established.store(false, Ordering::Relaxed);
+        }
         self.state.store(state, Ordering::Release);
         // A flush looks at the receive ring after this; a doorbell looks at the state after its caller posted. With a
         // fence on both sides one of them sees the other's store.
@@ -176,9 +187,13 @@ impl Qp {
     /// What a transport may know.
     pub fn view(&self) -> QpView {
         let attrs = self.attrs();
+        let state = self.state();
+        // Who is in RTR and has heard nothing yet is owed COMM_EST by the first message.
+        let established = self.established.load(Ordering::Relaxed);
         QpView {
             handle: self.handle,
-            state: self.state(),
+            state,
+            placeable: matches!(state, PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) || state == PVRDMA_QPS_RTR && established,
             pd: self.pd,
             access: attrs.raw.qp_access_flags,
             peer: attrs.peer(),

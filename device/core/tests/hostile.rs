@@ -174,7 +174,7 @@ fn directories_that_lead_nowhere_are_refused() {
     let pd = driver.pd(ctx);
     let ram_end = driver.ram.len();
     let page = driver.alloc(1);
-    let good_pages: Vec<_> = (0..4).map(|n| DmaAddr(driver.alloc(4).0 + n)).map(|at| DmaAddr(at.0 & !4095)).collect();
+    let good_pages: Vec<_> = (0..4).map(|_| driver.alloc(2)).collect();
     let good = driver.pdir(&good_pages);
     let odd_entry = driver.pdir(&[DmaAddr(page.0 + 8), page]);
     let odd_table = driver.alloc(1);

@@ -414,6 +414,7 @@ impl World {
                     }
                     2 => drop(wire.deliver(index)),
                     3 => wire.set_busy(self.rng.below(4) as u32),
+                    4 => wire.set_one_by_one(self.rng.one_in(3)),
                     _ => {
                         wire.deliver(index);
                         wire.answer(index);

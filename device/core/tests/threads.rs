@@ -1,12 +1,15 @@
 //! Many threads at once, as processes and virtual CPUs are: nothing locks up, nothing is lost, and what was destroyed
 //! is left alone. Each story runs for a moment; `PVRDMA_SOAK` (seconds) makes it longer.
 
-use pvrdma_device::command::Command;
+use pvrdma_device::command::{Command, CreateQp, Response};
+use pvrdma_device::doorbell::Doorbell;
+use pvrdma_device::handle::{CqHandle, PdHandle};
 use pvrdma_device::mock::driver::{Driver, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, connect, modify_state};
+use pvrdma_device::mock::end::{End, Path, bring_up, connect, modify_state};
 use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::mock::rng::Rng;
 use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -203,6 +206,32 @@ fn connections_come_and_go_under_traffic() {
     crew.run();
 }
 
+/// A thread that makes whole contexts and takes them away again, in the middle of their work.
+fn add_churn(crew: &mut Crew, driver: &Arc<Driver>, peer: Endpoint) {
+    let driver = driver.clone();
+    let cq_buffer = driver.block(&[2]).buffer;
+    let (template, block) = driver.qp_command(PdHandle(0), CqHandle(0), CqHandle(0), QpSize::wr(8));
+    let path = Path { timeout: 3, rnr_retry: 7, min_rnr_timer: 1, retry_cnt: 7, ..Path::default() };
+    crew.add("churn", move || {
+        let ctx = driver.context();
+        let pd = driver.pd(ctx);
+        let create = Command::CreateCq { ctx, cqe: 64, buffer: cq_buffer.clone() };
+        let Ok(Response::CreateCq { cq, .. }) = driver.command(create) else { panic!("CREATE_CQ") };
+        let Command::CreateQp(create) = &template else { panic!("not a CREATE_QP") };
+        let create = CreateQp { pd, send_cq: cq, recv_cq: cq, ..(**create).clone() };
+        let Ok(Response::CreateQp { qp, .. }) = driver.command(Command::CreateQp(Box::new(create))) else {
+            panic!("CREATE_QP")
+        };
+        bring_up(&driver, qp, peer, &path);
+        // The WQEs are whatever the page holds; the tail says that there are eight.
+        block.set_word(0, 8);
+        driver.device.doorbell(ctx, Doorbell::Qp { qp, send: true, recv: true });
+        driver.command(Command::DestroyUc { ctx }).expect("DESTROY_UC");
+        block.set_word(0, 0);
+        block.set_word(4, 0);
+    });
+}
+
 #[test]
 fn one_qp_is_pulled_at_from_all_sides() {
     // Posts, doorbells, state changes, queries, destroys and a peer that sends, with no manners at all.
@@ -233,6 +262,7 @@ fn one_qp_is_pulled_at_from_all_sides() {
         });
     }
     for (end, peer) in [(&a, &b), (&b, &a)] {
+        add_churn(&mut crew, &end.driver, peer.endpoint());
         let (end, peer) = (end.clone(), peer.endpoint());
         let mut rng = Rng::new(4);
         crew.add("changer", move || match rng.below(8) {
@@ -267,11 +297,11 @@ fn nothing_is_touched_after_destroy_and_dereg_return() {
             b.recv(&RecvWr::new(n, &[sge(&target, 0, 65536)]));
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let (flag, sender, aim) = (stop.clone(), a.clone(), target.clone());
+        let (flag, sender, from, aim) = (stop.clone(), a.clone(), source.clone(), target.clone());
         let thread = std::thread::spawn(move || {
             while !flag.load(Ordering::Relaxed) {
-                sender.qp.post_send(&SendWr::write(1, &[sge(&source, 0, 65536)], &aim, 0));
-                sender.qp.post_send(&SendWr::send(2, &[sge(&source, 0, 65536)]));
+                sender.qp.post_send(&SendWr::write(1, &[sge(&from, 0, 65536)], &aim, 0));
+                sender.qp.post_send(&SendWr::send(2, &[sge(&from, 0, 65536)]));
                 sender.qp.ring_send();
                 sender.send_cq.drain();
             }
@@ -283,14 +313,18 @@ fn nothing_is_touched_after_destroy_and_dereg_return() {
                 drivers[1].ram.watch(*page, 4096);
             }
         }
-        drivers[1].dereg(&target);
-        for page in 0..16 {
-            drivers[1].ram.watch(target.page_of(page * 4096), 4096);
+        let mut regions = [(&drivers[1], &target), (&drivers[0], &source)];
+        regions.rotate_left(round / 2 % 2);
+        for (driver, region) in regions {
+            driver.dereg(region);
+            for page in 0..16 {
+                driver.ram.watch(region.page_of(page * 4096), 4096);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(2));
         stop.store(true, Ordering::Relaxed);
         thread.join().unwrap();
-        assert_eq!(drivers[1].ram.touched(), 0, "round {round}");
+        assert_eq!((drivers[0].ram.touched(), drivers[1].ram.touched()), (0, 0), "round {round}");
         drivers[0].command(Command::DestroyUc { ctx: a.ctx }).unwrap();
         if round % 2 == 0 {
             drivers[1].command(Command::DestroyUc { ctx: b.ctx }).unwrap();

@@ -265,7 +265,9 @@ impl Device {
                     sq.owed[index].stage = Stage::Pending;
                     self.start_timer(sq, attrs);
                 }
-                Submitted::Busy => {
+                // The answer to an earlier one runs this queue again.
+                Submitted::WhenAlone if !alone => return,
+                Submitted::Busy | Submitted::WhenAlone => {
                     sq.hold = Some(Instant::now() + BUSY_RETRY);
                     return;
                 }

@@ -21,8 +21,6 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub struct RecvQueue {
     pub(crate) ring: Consumer,
-    /// COMM_EST was raised in this life.
-    established: bool,
     /// Scratch list, kept to save the allocation.
     spans: Vec<Span>,
 }
@@ -61,12 +59,11 @@ impl From<Failure> for Stop {
 
 impl RecvQueue {
     pub(crate) fn new(ring: Consumer) -> RecvQueue {
-        RecvQueue { ring, established: false, spans: Vec::new() }
+        RecvQueue { ring, spans: Vec::new() }
     }
 
     pub(crate) fn reset(&mut self) {
         self.ring.reset();
-        self.established = false;
     }
 }
 
@@ -94,8 +91,8 @@ impl Device {
             // Done before; its answer was lost (IBA vol. 1, 9.7.5.1.2).
             return Answer::Ack;
         }
-        if state == PVRDMA_QPS_RTR && !rq.established {
-            rq.established = true;
+        if state == PVRDMA_QPS_RTR && qp.establish() {
+            self.transport().qp_changed(&qp.view());
             self.interrupts().async_event(AsyncEvent::CommEst(qp.handle));
         }
         let executed = self.execute(&qp, &mut rq, request, far);

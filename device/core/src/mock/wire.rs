@@ -31,6 +31,8 @@ struct State {
     flights: VecDeque<Flight>,
     /// So many submissions meet a wire without room.
     busy: u32,
+    /// Takes one request of a QP at a time.
+    one_by_one: bool,
     submitted: Vec<Request>,
     cancelled: Vec<Token>,
     /// Requests that were lost: the wire knows, `lost` says so.
@@ -86,6 +88,11 @@ impl Wire {
     /// The next `count` submissions find no room.
     pub fn set_busy(&self, count: u32) {
         self.lock().busy = count;
+    }
+
+    /// Whether a request that is not alone is told to wait until it is.
+    pub fn set_one_by_one(&self, on: bool) {
+        self.lock().one_by_one = on;
     }
 
     /// Has request `index` carried out at the other end. The answer stays on the wire.
@@ -165,6 +172,9 @@ impl Transport for Wire {
         if state.busy > 0 {
             state.busy -= 1;
             return Submitted::Busy;
+        }
+        if state.one_by_one && !request.alone {
+            return Submitted::WhenAlone;
         }
         let total: u64 = local.iter().map(|span| span.len).sum();
         assert_eq!(total, request.len, "the spans hold the payload, no more and no less");

@@ -101,6 +101,9 @@ pub enum Submitted {
     Pending,
     /// No room right now; submit again when the device is polled next.
     Busy,
+    /// Submit again when nothing else of the QP is on its way (never said to a request that is `alone`): the transport
+    /// has a shorter way then.
+    WhenAlone,
 }
 
 /// Whose memory a copy stumbled over.
@@ -131,6 +134,8 @@ pub struct QpView {
     pub handle: QpHandle,
     /// `PVRDMA_QPS_*`.
     pub state: u32,
+    /// A transport may carry out one-sided requests on its behalf.
+    pub placeable: bool,
     /// PD its keys must belong to.
     pub pd: PdHandle,
     /// `PVRDMA_ACCESS_*` for peers.

@@ -80,8 +80,8 @@ pub struct PublishedMr {
 pub struct PublishedQp {
     /// Counts changes.
     pub version: AtomicU32,
-    /// `PVRDMA_QPS_*`.
-    pub state: AtomicU32,
+    /// 1: see `QpView::placeable`.
+    pub placeable: AtomicU32,
     /// The responder's next expected PSN; advanced by whoever carried a request out.
     pub expected_psn: AtomicU32,
     /// QP number, to tell a reused handle.

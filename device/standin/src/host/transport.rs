@@ -10,7 +10,7 @@ use pvrdma_device::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::mr::{Bounds, Use};
 use pvrdma_device::transport::*;
-use pvrdma_ffi::dev_api::{PVRDMA_QPS_RESET, PVRDMA_QPS_RTS};
+use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -122,7 +122,7 @@ impl HostTransport {
         let peer_gid = to_words(&request.source.gid);
         let ready = version.is_multiple_of(2)
             && qp.qpn.load(Ordering::Relaxed) == request.dest.qpn.0
-            && qp.state.load(Ordering::Relaxed) == PVRDMA_QPS_RTS
+            && qp.placeable.load(Ordering::Relaxed) != 0
             && qp.access.load(Ordering::Relaxed) & right != 0
             && qp.peer_qpn.load(Ordering::Relaxed) == request.source.qpn.0
             && qp.peer_gid[0].load(Ordering::Relaxed) == peer_gid[0]
@@ -354,6 +354,8 @@ impl Transport for HostTransport {
         }
         match self.place(request, target, local) {
             Some(answer) => Submitted::Answered(answer),
+            // Behind others it could only go the long way, and keep those after it from the short one.
+            None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,
             None => self.send(request, target, local),
         }
     }
@@ -396,7 +398,7 @@ impl Transport for HostTransport {
         // Odd while it changes: `place` turns away.
         qp.version.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        qp.state.store(view.state, Ordering::Relaxed);
+        qp.placeable.store(u32::from(view.placeable), Ordering::Relaxed);
         qp.qpn.store(if view.state == PVRDMA_QPS_RESET { 0 } else { view.qpn.0 }, Ordering::Relaxed);
         qp.pd.store(view.pd.0, Ordering::Relaxed);
         qp.access.store(view.access, Ordering::Relaxed);
@@ -422,6 +424,11 @@ impl Transport for HostTransport {
         mr.key.store(0, Ordering::SeqCst);
         self.segment.wait_for_hazards();
     }
+}
+
+/// Whether the initiator could carry it out by itself.
+fn one_sided(op: &Op) -> bool {
+    matches!(op, Op::Write { imm: None, .. } | Op::Read { .. })
 }
 
 // ---- requests as words -------------------------------------------------------------------------
