@@ -1,0 +1,52 @@
+#!/bin/sh
+# First process of the guest: loads the drivers, puts a writable layer over the host's files and runs the job.
+# `cargo xtask vm` packs it into the initramfs. The job is a folder shared with the host: run.sh comes in,
+# results go out.
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+
+end() {
+    sync
+    poweroff -f
+}
+
+while read -r module; do
+    insmod "/modules/$module.ko" || { echo "init: cannot load $module"; end; }
+done </modules/order
+
+# The host's files, read-only, below a layer in memory: the guest may install and the host never sees it.
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose root /host || end
+mount -t tmpfs cover /cover
+mkdir /cover/upper /cover/work
+mount -t overlay -o lowerdir=/host,upperdir=/cover/upper,workdir=/cover/work root /root || end
+
+for place in proc sys dev tmp run; do
+    mkdir -p "/root/$place"
+done
+mount -t proc proc /root/proc
+mount -t sysfs sys /root/sys
+mount -t devtmpfs dev /root/dev
+mkdir -p /root/dev/shm
+mount -t tmpfs tmp /root/tmp
+mount -t tmpfs run /root/run
+mount -t tmpfs shm /root/dev/shm
+mkdir -p /root/run/job /root/run/modules
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none job /root/run/job || end
+cat /modules/vmw_pvrdma.ko >/root/run/modules/vmw_pvrdma.ko
+cat /bin/busybox >/root/run/busybox
+
+# The net device comes first: the PVRDMA driver looks for it and does not wait.
+number=1
+for word in $(cat /proc/cmdline); do
+    case $word in pvrdma.guest=*) number=${word#*=} ;; esac
+done
+ip link set lo up
+ip addr add "192.168.77.$number/24" dev eth0
+ip link set eth0 up
+
+insmod /modules/vmw_pvrdma.ko || echo "init: cannot load vmw_pvrdma"
+
+chroot /root /bin/sh /run/job/run.sh
+end

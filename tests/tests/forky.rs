@@ -1,0 +1,93 @@
+//! One provider file for two private ABIs: the file that the other stories load into the machine's libibverbs runs
+//! here under Debian forky's libibverbs 65, with forky's own tools, libc and dynamic loader.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use pvrdma_tests::{Job, Provider, Stand, User, Uverbs, machine, pair, workspace};
+
+/// Where `cargo xtask debs` unpacked forky's packages; fetched the first time.
+fn forky() -> PathBuf {
+    let cargo = env!("CARGO");
+    let output = Command::new(cargo)
+        .args(["xtask", "debs"])
+        .current_dir(workspace())
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "`cargo xtask debs` failed");
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim_end())
+}
+
+/// A program of forky's, started by forky's loader. `sh` stands between because the loader itself is a program
+/// without an interpreter.
+fn job<'a>(stand: &'a Stand, root: &Path, program: &str) -> Job<'a> {
+    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+    stand.job("sh").args(["-c", "exec \"$0\" \"$@\""]).args([
+        root.join("usr/lib64/ld-linux-x86-64.so.2"),
+        "--library-path".into(),
+        libraries,
+        root.join("usr/bin").join(program),
+    ])
+}
+
+#[test]
+fn the_same_file_runs_under_libibverbs_65() {
+    let _machine = machine();
+    let root = forky();
+    let library = root.join("usr/lib/x86_64-linux-gnu/libibverbs.so.1");
+    let version = std::fs::read_link(&library).expect("libibverbs.so.1 is a link to the file with the version");
+    assert!(version.to_string_lossy().contains(".65."), "{}", version.display());
+
+    for user in User::both() {
+        let stand = Stand::new(user);
+        let root = stand.copy_tree(&root);
+        let file = stand.path("libvmw_pvrdma.so");
+        let before = checksum(&file);
+        // First the machine's own libibverbs, then forky's, from the very same file.
+        let own = |guest| stand.job("ibv_rc_pingpong").guest(guest).args(["-c", "-g", "1"]);
+        let (server, client) = pair(own("a"), own("b"));
+        server.ok();
+        client.ok();
+        for uverbs in Uverbs::ALL {
+            for events in [&[][..], &["-e"]] {
+                let job = |guest| {
+                    let job = job(&stand, &root, "ibv_rc_pingpong").guest(guest).provider(&Provider::Ours);
+                    job.uverbs(uverbs).args(["-c", "-g", "1"]).args(events)
+                };
+                let (server, client) = pair(job("a"), job("b"));
+                for output in [server, client] {
+                    // The machine's configuration names providers that have no file for 65, the C one of PVRDMA
+                    // among them; so what ran was ours. Of ours there must be no word.
+                    let words = output.stderr.lines().filter(|line| line.contains("vmw_pvrdma"));
+                    let missing = "couldn't load driver 'libvmw_pvrdma-rdmav65.so'";
+                    assert!(words.clone().all(|line| line.contains(missing)), "{output}");
+                    output.ok();
+                }
+            }
+        }
+        assert_eq!(checksum(&file), before);
+    }
+}
+
+/// The two releases see the same device, and talk to each other.
+#[test]
+fn old_and_new_meet() {
+    let _machine = machine();
+    let root = forky();
+    let stand = Stand::new(User::Me);
+    let text = job(&stand, &root, "ibv_devinfo").args(["-v"]).ok();
+    assert!(text.contains("vmw_pvrdma0") && text.contains("PORT_ACTIVE"), "{text}");
+    let arguments = ["-c", "-g", "1"];
+    let new = job(&stand, &root, "ibv_rc_pingpong").guest("a").args(arguments);
+    let old = stand.job("ibv_rc_pingpong").guest("b").provider(&Provider::System).args(arguments);
+    let (server, client) = pair(new, old);
+    server.ok();
+    client.ok();
+}
+
+fn checksum(file: &Path) -> String {
+    let output = Command::new("sha256sum").arg(file).output().expect("sha256sum is part of every Debian");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("text").split_whitespace().next().expect("a checksum").to_owned()
+}
