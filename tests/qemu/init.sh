@@ -20,22 +20,22 @@ done </modules/order
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose root /host || end
 mount -t tmpfs cover /cover
 mkdir /cover/upper /cover/work
-mount -t overlay -o lowerdir=/host,upperdir=/cover/upper,workdir=/cover/work root /root || end
+mount -t overlay -o lowerdir=/host,upperdir=/cover/upper,workdir=/cover/work root /newroot || end
 
 for place in proc sys dev tmp run; do
-    mkdir -p "/root/$place"
+    mkdir -p "/newroot/$place"
 done
-mount -t proc proc /root/proc
-mount -t sysfs sys /root/sys
-mount -t devtmpfs dev /root/dev
-mkdir -p /root/dev/shm
-mount -t tmpfs tmp /root/tmp
-mount -t tmpfs run /root/run
-mount -t tmpfs shm /root/dev/shm
-mkdir -p /root/run/job /root/run/modules
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none job /root/run/job || end
-cat /modules/vmw_pvrdma.ko >/root/run/modules/vmw_pvrdma.ko
-cat /bin/busybox >/root/run/busybox
+mount -t proc proc /newroot/proc
+mount -t sysfs sys /newroot/sys
+mount -t devtmpfs dev /newroot/dev
+mkdir -p /newroot/dev/shm
+mount -t tmpfs tmp /newroot/tmp
+mount -t tmpfs run /newroot/run
+mount -t tmpfs shm /newroot/dev/shm
+mkdir -p /newroot/run/job /newroot/run/modules
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none job /newroot/run/job || end
+cat /modules/vmw_pvrdma.ko >/newroot/run/modules/vmw_pvrdma.ko
+cat /bin/busybox >/newroot/run/busybox
 
 # The net device comes first: the PVRDMA driver looks for it and does not wait.
 number=1
@@ -48,5 +48,5 @@ ip link set eth0 up
 
 insmod /modules/vmw_pvrdma.ko || echo "init: cannot load vmw_pvrdma"
 
-chroot /root /bin/sh /run/job/run.sh
+chroot /newroot /bin/sh /run/job/run.sh
 end

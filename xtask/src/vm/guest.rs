@@ -16,7 +16,7 @@ const APPLETS: [&str; 12] =
 /// Writes the initramfs to `target`, from `kernel` (see `kernel.rs`) and the script.
 pub fn write_initramfs(kernel: &Path, init: &Path, target: &Path) -> Result<()> {
     let mut archive = Archive::new(Vec::new());
-    for folder in ["bin", "modules", "proc", "sys", "dev", "host", "cover", "root"] {
+    for folder in ["bin", "modules", "proc", "sys", "dev", "host", "cover", "newroot"] {
         archive.folder(folder)?;
     }
     archive.file("bin/busybox", &fs::read(kernel.join("busybox"))?)?;
