@@ -20,7 +20,7 @@ use pvrdma_ffi::uapi::vmw_pvrdma::{
     PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_WRITE, PVRDMA_PAGE_SIZE,
 };
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -464,10 +464,15 @@ impl Device {
     pub fn doorbell(&self, ctx: CtxHandle, doorbell: Doorbell) {
         let owns = |owner: CtxHandle| ctx == KERNEL || owner == ctx;
         match doorbell {
-            Doorbell::Qp { qp, .. } => {
-                // Any doorbell of a QP has both rings looked at: Linux may publish WQEs and not ring for them.
+            Doorbell::Qp { qp, send, .. } => {
                 if let Some(qp) = self.qp(qp).filter(|qp| owns(qp.ctx)) {
-                    self.run_qp(&qp);
+                    // The receive was posted before we look at the state; `Qp::set_state` has the other fence.
+                    fence(Ordering::SeqCst);
+                    // A receive is taken when a message needs it, so its doorbell matters only to a QP that flushes.
+                    // Linux may publish sends and not ring for them: its doorbells have both rings looked at.
+                    if send || ctx == KERNEL || qp.state() == PVRDMA_QPS_ERR {
+                        self.run_qp(&qp);
+                    }
                 }
             }
             Doorbell::Cq { cq, arm, .. } => {

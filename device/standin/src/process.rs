@@ -37,9 +37,12 @@ static CHILD: AtomicBool = AtomicBool::new(false);
 /// Doorbell pages of a context table; the kernel's page 0 is not used here.
 const MAX_UAR: u32 = 1024;
 
-/// Polls in a row that return at once when they find nothing: a loop over several CQs is not held up by one.
+/// Polls in a row that return soon when they find nothing: a loop over several CQs is not held up by one.
 const EAGER_POLLS: u32 = 8;
-/// How long an empty poll looks for work before it sleeps.
+/// How long such a poll looks for work. Not at all would be slower: the next POLL is a trap away, and a message that
+/// comes meanwhile waits for it.
+const EAGER_SPIN: Duration = Duration::from_micros(10);
+/// How long later ones look for work before they sleep.
 const SPIN: Duration = Duration::from_micros(30);
 /// How long an empty poll sleeps at most. Programs that spin on two cores would otherwise use up whole scheduler
 /// slices while the one they wait for has no core.
@@ -131,26 +134,22 @@ impl Process {
     fn empty_poll(&self, empty: impl Fn() -> bool) {
         let bell = &self.transport.segment().own().bell;
         bell.polled();
-        self.pump();
-        if !empty() {
-            self.empty_polls.store(0, Ordering::Relaxed);
-            return;
-        }
-        if self.empty_polls.fetch_add(1, Ordering::Relaxed) < EAGER_POLLS {
-            return;
-        }
         let begin = Instant::now();
+        let patient = self.empty_polls.fetch_add(1, Ordering::Relaxed) >= EAGER_POLLS;
+        let spin = if patient { SPIN } else { EAGER_SPIN };
         loop {
             let ticket = bell.ticket();
-            self.pump();
-            if !empty() {
+            // Whatever came, even for another CQ, is worth a look by the caller.
+            if self.pump() || !empty() {
                 self.empty_polls.store(0, Ordering::Relaxed);
                 return;
             }
-            if begin.elapsed() > SPIN {
-                bell.wait(ticket, NAP);
-                self.pump();
-                bell.polled();
+            if begin.elapsed() > spin {
+                if patient {
+                    bell.wait(ticket, NAP);
+                    self.pump();
+                    bell.polled();
+                }
                 return;
             }
             for _ in 0..64 {
