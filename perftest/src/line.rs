@@ -10,6 +10,8 @@ pub struct Line {
     pub size: u32,
     /// How many messages.
     pub iterations: u32,
+    /// Work requests for each doorbell. More than 1 is for bandwidth only.
+    pub list: u32,
 }
 
 impl Line {
@@ -21,9 +23,12 @@ impl Line {
     }
 
     fn run(&self, stand: &Stand, provider: &Provider) -> f64 {
-        let (size, iterations) = (self.size.to_string(), self.iterations.to_string());
-        let job =
-            |guest| stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-s", &size, "-n", &iterations]);
+        let numbers = [self.size, self.iterations, self.list].map(|number| number.to_string());
+        let [size, iterations, list] = &numbers;
+        let job = |guest| {
+            let job = stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-s", size, "-n", iterations]);
+            if self.list > 1 { job.args(["-l", list]) } else { job }
+        };
         let (_, client) = pair(job("red"), job("blue"));
         let text = client.ok();
         figures(&text)
@@ -38,7 +43,8 @@ impl Line {
     /// What the line measures, in words. perftest's MB are 2^20 bytes.
     pub fn title(&self) -> String {
         let unit = if self.is_bandwidth() { "average, MiB/s" } else { "typical, us" };
-        format!("{}, {} bytes, {unit}", self.tool, self.size)
+        let list = if self.list > 1 { format!(" in lists of {}", self.list) } else { String::new() };
+        format!("{}, {} bytes{list}, {unit}", self.tool, self.size)
     }
 
     /// A figure with as many digits as mean something.

@@ -7,8 +7,8 @@ use pvrdma_tests::{Provider, Stand, User};
 use crate::{no_arguments, packages, shell};
 
 const LINES: &[Line] = &[
-    Line { tool: "ib_write_bw", size: 65536, iterations: 5000 },
-    Line { tool: "ib_send_lat", size: 8, iterations: 5000 },
+    Line { tool: "ib_write_bw", size: 65536, iterations: 5000, list: 1 },
+    Line { tool: "ib_send_lat", size: 8, iterations: 5000, list: 1 },
 ];
 
 /// Installs what is missing, builds, runs, prints a table.
@@ -22,10 +22,10 @@ pub fn main(arguments: &[String]) -> Result<()> {
     print!("{}", stand.job("ibv_devinfo").guest("red").ok());
 
     println!("Two guests of this machine, red and blue, with stock perftest:\n");
-    println!("{:<42}{:>14}{:>14}", "", "our provider", "system's (C)");
+    println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
     for line in LINES {
         let [ours, system] = Provider::BOTH.map(|provider| line.show(line.measure(&stand, &provider)));
-        println!("{:<42}{ours:>14}{system:>14}", line.title());
+        println!("{:<58}{ours:>14}{system:>14}", line.title());
     }
     println!("\nYour own program: {} run -- PROGRAM ARGUMENTS...", built.join("pvrdma").display());
     Ok(())
