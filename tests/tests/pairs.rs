@@ -32,21 +32,21 @@ fn sixteen_pairs_at_once_finish() {
 
 /// Two processes that meet, write to each other, part, and are gone.
 #[test]
-fn a_hundred_meetings_leave_nothing() {
+fn two_hundred_meetings_leave_nothing() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/peer.c", &[]));
     // One process stays for the whole time, so that whatever leaks has a place to pile up in.
     let keeper = stand.job("sleep").args(["600"]).guest("a").spawn();
     let mut before = Vec::new();
-    for round in 0..100 {
+    for round in 0..200 {
         let job = |guest| stand.job(&program).guest(guest).args(["once"]);
         let (server, client) = pair(job("a"), job(if round % 2 == 0 { "a" } else { "b" }));
         server.ok();
         client.ok();
         match round {
             3 => before = stand.leftovers(),
-            99 => assert_eq!(stand.leftovers(), before, "files pile up while a guest lives"),
+            199 => assert_eq!(stand.leftovers(), before, "files pile up while a guest lives"),
             _ => {}
         }
     }
