@@ -4,7 +4,7 @@
 //! top bit. The counters live in the first page of the object and belong, one each, to the two sides; the
 //! device keeps its own in private memory and never believes that word again.
 
-use crate::memory::{DmaAddr, Fault, Memory, PageTable};
+use crate::memory::{Fault, Memory, PageTable};
 
 /// Byte offsets of the counters in the ring state page (pvrdma_ring.h: `pvrdma_ring_state`).
 pub mod state {
@@ -177,15 +177,10 @@ impl Producer {
     }
 }
 
-/// Address of the ring state page, for those who must know whether it is still mapped.
-pub fn state_page(pages: &PageTable) -> Result<DmaAddr, Fault> {
-    pages.at(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Span;
+    use crate::memory::{DmaAddr, Span};
     use crate::mock::Ram;
 
     fn ring(slots: u32) -> (Ram, PageTable, Geometry) {
