@@ -120,7 +120,7 @@ mod tests {
     use crate::mock::{Bell, Ram};
 
     fn completion(solicited: bool, status: u32) -> Completion {
-        Completion { wr_id: 7, qp: QpHandle(3), opcode: 128, status, byte_len: 0, imm: None, solicited }
+        Completion { wr_id: 7, qp: QpHandle(3), opcode: 128, status, solicited, ..Default::default() }
     }
 
     fn cq(ram: &Ram, cqe: u32) -> Cq {

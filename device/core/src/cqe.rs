@@ -1,10 +1,11 @@
 //! Completion -> the 64 bytes of a CQE (vmw_pvrdma-abi.h: `pvrdma_cqe`).
 
-use crate::handle::QpHandle;
+use crate::handle::{QpHandle, Qpn};
+use crate::wqe::Ext;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 
 /// The end of a work request, as the consumer will read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
     /// Cookie of the WQE.
     pub wr_id: u64,
@@ -16,24 +17,54 @@ pub struct Completion {
     pub status: u32,
     /// Bytes received or read.
     pub byte_len: u32,
-    /// Immediate data, big-endian as it came.
-    pub imm: Option<u32>,
+    /// Immediate data, or the key that was invalidated.
+    pub ext: Ext,
+    /// Who sent the datagram.
+    pub sender: Option<Sender>,
+    /// Why it failed: the syndrome of the peer's answer (IBA vol. 1, table 44: AETH), or 0.
+    pub vendor_err: u32,
     /// The sender asked for a solicited event.
     pub solicited: bool,
+}
+
+/// The other end of a datagram. Its receive buffer begins with a GRH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its QP number.
+    pub qpn: Qpn,
+    /// Service level.
+    pub sl: u8,
+    /// `PVRDMA_NETWORK_*`.
+    pub network_hdr_type: u8,
 }
 
 impl Completion {
     /// The entry for the ring.
     pub fn to_cqe(self) -> [u8; size_of::<abi::pvrdma_cqe>()] {
+        let (imm_data, ext_flag) = match self.ext {
+            Ext::None => (0, 0),
+            Ext::Imm(imm) => (imm, abi::PVRDMA_WC_WITH_IMM),
+            Ext::Invalidate(rkey) => (rkey.0, abi::PVRDMA_WC_WITH_INVALIDATE),
+        };
+        let (src_qp, sl, network_hdr_type, ud_flags) = match self.sender {
+            None => (0, 0, 0, 0),
+            Some(Sender { qpn, sl, network_hdr_type }) => {
+                (qpn.0, sl, network_hdr_type, abi::PVRDMA_WC_GRH | abi::PVRDMA_WC_WITH_NETWORK_HDR_TYPE)
+            }
+        };
         let cqe = abi::pvrdma_cqe {
             wr_id: self.wr_id,
             qp: u64::from(self.qp.0),
             opcode: self.opcode,
             status: self.status,
             byte_len: self.byte_len,
-            imm_data: self.imm.unwrap_or(0),
-            wc_flags: if self.imm.is_some() { abi::PVRDMA_WC_WITH_IMM } else { 0 },
+            imm_data,
+            src_qp,
+            wc_flags: ext_flag | ud_flags,
+            vendor_err: self.vendor_err,
+            sl,
             port_num: 1,
+            network_hdr_type,
             ..Default::default()
         };
         zerocopy::transmute!(cqe)

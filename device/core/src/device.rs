@@ -3,15 +3,17 @@
 //! Fronts call `command`, `doorbell` and `poll`; transports call `receive` and `answered`. All of them may be called
 //! from any thread.
 
+use crate::budget::{Budget, Claim};
 use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
 use crate::cq::Cq;
 use crate::doorbell::Doorbell;
 use crate::engine::schedule::Schedule;
 use crate::handle::*;
-use crate::interrupt::Interrupts;
+use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{Buffer, MAX_PDIR_PAGES, Memory, PageTable};
 use crate::mr::Mr;
-use crate::qp::{Qp, QpKind, check_create, judge_modify, merge};
+use crate::qp::{MAX_RD_ATOMIC, Qp, QpKind, check_create, judge_modify, merge};
+use crate::srq::Srq;
 use crate::table::Table;
 use crate::transport::{Endpoint, Transport};
 use crate::wqe::MAX_SGE;
@@ -19,8 +21,7 @@ use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{
     PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_WRITE, PVRDMA_PAGE_SIZE,
 };
-use std::collections::HashMap;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub qpn_base: u32,
     /// Number of doorbell pages, the kernel's included; a power of two.
     pub max_uar: u32,
+    /// Bytes that the guest may make the device hold (`budget.rs` has a default); past it creates fail with ENOMEM.
+    pub memory_limit: u64,
 }
 
 /// Handles of user QPs start here: 0 reads as "none" for providers, 1 is the GSI QP.
@@ -50,7 +53,12 @@ const MAX_MR: u32 = 1 << 20;
 const MAX_PD: u32 = 65536;
 const MAX_QP_WR: u32 = 16384;
 const MAX_CQE: u32 = 65536;
-const MAX_RD_ATOMIC: u32 = 16;
+const MAX_SRQ: u32 = 16384;
+const MAX_SRQ_WR: u32 = 16384;
+/// Longest page list of a fast-register region; Linux asks for no more (pvrdma_dev_api.h: `PVRDMA_MAX_FAST_REG_PAGES`).
+const MAX_FAST_REG_PAGES: u32 = 128;
+/// Bytes that hang on a QP beside its page list: work it has taken, scratch lists it keeps.
+const QP_EXTRA: u64 = 12 << 10;
 /// Length of the GID table, in caps and port alike: Linux sizes its shadow table by one and indexes by the other.
 pub const GID_TBL_LEN: u32 = 16;
 /// Longest message: 1 GiB.
@@ -64,11 +72,16 @@ pub struct Device {
     memory: Arc<dyn Memory>,
     interrupts: Arc<dyn Interrupts>,
     transport: Arc<dyn Transport>,
+    budget: Arc<Budget>,
     contexts: Table<Context>,
     pds: Table<Pd>,
     mrs: Table<Mr>,
     cqs: Table<Cq>,
     qps: Table<Qp>,
+    srqs: Table<Srq>,
+    /// The link of port 1.
+    up: AtomicBool,
+    qkey_violations: AtomicU32,
     gids: RwLock<[Option<Gid>; GID_TBL_LEN as usize]>,
     /// Serialises commands: they come from one driver each, but contexts of a process are many threads.
     commands: Mutex<KeyCounts>,
@@ -80,7 +93,7 @@ pub struct Device {
 }
 
 /// How often each MR index was given out: the low byte of its key.
-type KeyCounts = HashMap<u32, u8>;
+type KeyCounts = Vec<u8>;
 
 /// A user context: a UAR page and what was made through it.
 #[derive(Debug)]
@@ -100,17 +113,22 @@ impl Device {
         interrupts: Arc<dyn Interrupts>,
         transport: Arc<dyn Transport>,
     ) -> Arc<Device> {
+        let budget = &Budget::new(config.memory_limit);
         Arc::new(Device {
             config,
             memory,
             interrupts,
             transport,
-            contexts: Table::new(1, config.max_uar),
-            pds: Table::new(1, MAX_PD),
+            budget: budget.clone(),
+            contexts: Table::new(1, config.max_uar, budget),
+            pds: Table::new(1, MAX_PD, budget),
             // Index 0 is left out: key 0 is never valid.
-            mrs: Table::new(1, MAX_MR),
-            cqs: Table::new(0, MAX_CQ),
-            qps: Table::new(FIRST_QP, MAX_QP),
+            mrs: Table::new(1, MAX_MR, budget),
+            cqs: Table::new(0, MAX_CQ, budget),
+            qps: Table::new(FIRST_QP, MAX_QP, budget),
+            srqs: Table::new(1, MAX_SRQ, budget),
+            up: AtomicBool::new(true),
+            qkey_violations: AtomicU32::new(0),
             gids: RwLock::default(),
             commands: Mutex::default(),
             schedule: Schedule::default(),
@@ -139,9 +157,15 @@ impl Device {
             max_cqe: MAX_CQE,
             max_mr: MAX_MR,
             max_pd: MAX_PD,
-            max_qp_rd_atom: MAX_RD_ATOMIC,
-            max_qp_init_rd_atom: MAX_RD_ATOMIC,
+            max_qp_rd_atom: u32::from(MAX_RD_ATOMIC),
+            max_qp_init_rd_atom: u32::from(MAX_RD_ATOMIC),
             max_ah: 1024,
+            max_srq: MAX_SRQ,
+            max_srq_wr: MAX_SRQ_WR,
+            max_srq_sge: MAX_SGE as u32,
+            atomic_ops: PVRDMA_ATOMIC_OP_COMP_SWAP | PVRDMA_ATOMIC_OP_FETCH_ADD,
+            bmme_flags: PVRDMA_BMME_FLAG_LOCAL_INV | PVRDMA_BMME_FLAG_REMOTE_INV | PVRDMA_BMME_FLAG_FAST_REG_WR,
+            max_fast_reg_page_list_len: MAX_FAST_REG_PAGES,
             max_uar: self.config.max_uar,
             gid_tbl_len: GID_TBL_LEN,
             max_pkeys: 1,
@@ -151,10 +175,11 @@ impl Device {
         }
     }
 
-    /// Attributes of port 1; it is always up. A front may know better (its net device is down) and change `state`.
+    /// Attributes of port 1.
     pub fn port(&self) -> pvrdma_port_attr {
+        let up = self.port_is_up();
         pvrdma_port_attr {
-            state: PVRDMA_PORT_ACTIVE,
+            state: if up { PVRDMA_PORT_ACTIVE } else { PVRDMA_PORT_DOWN },
             max_mtu: PVRDMA_MTU_4096,
             active_mtu: PVRDMA_MTU_4096,
             gid_tbl_len: GID_TBL_LEN,
@@ -163,9 +188,29 @@ impl Device {
             max_vl_num: 1,
             active_width: PVRDMA_WIDTH_4X,
             active_speed: PVRDMA_SPEED_EDR,
-            phys_state: PVRDMA_PORT_PHYS_LINK_UP,
+            phys_state: if up { PVRDMA_PORT_PHYS_LINK_UP } else { PVRDMA_PORT_PHYS_DISABLED },
+            qkey_viol_cntr: self.qkey_violations.load(Ordering::Relaxed),
             ..Default::default()
         }
+    }
+
+    /// Plugs the cable of port 1 in or pulls it out: nothing is sent or received while it is down.
+    pub fn set_port(&self, up: bool) {
+        if self.up.swap(up, Ordering::Relaxed) != up {
+            self.interrupts.async_event(if up { AsyncEvent::PortActive } else { AsyncEvent::PortErr });
+        }
+    }
+
+    pub(crate) fn port_is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_qkey_violation(&self) {
+        self.qkey_violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn gid_type(&self) -> u8 {
+        self.config.gid_type
     }
 
     // ---- commands ------------------------------------------------------------------------------
@@ -180,8 +225,9 @@ impl Device {
             Command::QueryPkey { .. } => Err(CommandError::Invalid("port_num or pkey index")),
             Command::CreateUc { .. } => {
                 let mut ctx = CtxHandle(0);
+                let claim = self.claim::<Context>("context", 0, 0)?;
                 made(
-                    self.contexts.insert(|handle| {
+                    self.contexts.insert(claim, |handle| {
                         ctx = CtxHandle(handle);
                         Ok(Context)
                     }),
@@ -193,8 +239,9 @@ impl Device {
             Command::CreatePd { ctx } => {
                 self.check_ctx(*ctx)?;
                 let mut pd = PdHandle(0);
+                let claim = self.claim::<Pd>("PD", 0, 0)?;
                 made(
-                    self.pds.insert(|handle| {
+                    self.pds.insert(claim, |handle| {
                         pd = PdHandle(handle);
                         Ok(Pd { ctx: *ctx })
                     }),
@@ -215,11 +262,26 @@ impl Device {
             Command::DestroyQp { qp } => self.destroy_qp(*qp),
             Command::CreateBind { index, gid, gid_type, .. } => self.bind_gid(*index, Some((*gid, *gid_type))),
             Command::DestroyBind { index, .. } => self.bind_gid(*index, None),
-            Command::CreateSrq { .. } => Err(CommandError::NotSupported("SRQ")),
-            Command::ModifySrq { .. } | Command::QuerySrq { .. } | Command::DestroySrq { .. } => {
-                Err(CommandError::NoSuch("SRQ"))
+            Command::CreateSrq { pd, max_wr, max_sge, srq_limit, srq_type, buffer } => {
+                self.create_srq(*pd, (*max_wr, *max_sge, *srq_limit), *srq_type, buffer)
             }
+            Command::ModifySrq { srq, attr_mask, srq_limit } => self.modify_srq(*srq, *attr_mask, *srq_limit),
+            Command::QuerySrq { srq } => {
+                let srq = self.srqs.get(srq.0).ok_or(CommandError::NoSuch("SRQ"))?;
+                Ok(Response::QuerySrq { max_wr: srq.max_wr, max_sge: srq.max_sge, srq_limit: srq.limit() })
+            }
+            Command::DestroySrq { srq } => self.destroy_srq(*srq),
         }
+    }
+
+    /// Claims what a `T` and its page list cost, before any of it is allocated.
+    fn claim<T>(&self, what: &'static str, extra: u64, pages: u64) -> Result<Claim, CommandError> {
+        self.budget.claim::<T>(extra, pages).ok_or(CommandError::Full(what))
+    }
+
+    /// Bytes that the guest can still make the device hold.
+    pub fn budget_left(&self) -> u64 {
+        self.budget.left()
     }
 
     fn check_ctx(&self, ctx: CtxHandle) -> Result<(), CommandError> {
@@ -233,9 +295,8 @@ impl Device {
         for qp in self.qps.all().iter().filter(|qp| qp.ctx == ctx) {
             self.destroy_qp(qp.handle)?;
         }
-        for cq in self.cqs.all().iter().filter(|cq| cq.ctx == ctx) {
-            self.cqs.remove(cq.handle.0);
-        }
+        self.srqs.retain(|srq| srq.ctx != ctx);
+        self.cqs.retain(|cq| cq.ctx != ctx);
         for mr in self.mrs.all().iter().filter(|mr| mr.ctx == ctx) {
             self.destroy_mr(mr.handle)?;
         }
@@ -244,7 +305,8 @@ impl Device {
     }
 
     fn destroy_pd(&self, pd: PdHandle) -> Result<Response, CommandError> {
-        let used = self.qps.all().iter().any(|qp| qp.pd == pd) || self.mrs.all().iter().any(|mr| mr.pd == pd);
+        let used =
+            self.qps.any(|qp| qp.pd == pd) || self.mrs.any(|mr| mr.pd == pd) || self.srqs.any(|srq| srq.pd == pd);
         if used {
             return Err(CommandError::Busy("PD"));
         }
@@ -268,6 +330,15 @@ impl Device {
         {
             return Err(CommandError::Invalid("remote write without local write"));
         }
+        let list = match kind {
+            MrKind::User(buffer) => buffer.page_entries(),
+            MrKind::FastReg { max_pages } if *max_pages > MAX_FAST_REG_PAGES => {
+                return Err(CommandError::Invalid("pages of a fast-register region"));
+            }
+            MrKind::FastReg { max_pages } => u64::from(*max_pages),
+            MrKind::Dma => 0,
+        };
+        let claim = self.claim::<Mr>("MR", 0, list)?;
         let (start, length, pages) = match kind {
             MrKind::User(buffer) => {
                 if length == 0 || length > self.caps().max_mr_size || start.checked_add(length).is_none() {
@@ -286,14 +357,21 @@ impl Device {
                 (0, u64::MAX, Some(PageTable::Flat(all)))
             }
             MrKind::Dma => return Err(CommandError::Invalid("DMA region of a user context")),
-            MrKind::FastReg { .. } => return Err(CommandError::NotSupported("fast-register region")),
+            MrKind::FastReg { .. } => (0, 0, None),
+        };
+        let fast_reg = match kind {
+            MrKind::FastReg { max_pages } => Some(*max_pages),
+            MrKind::User(_) | MrKind::Dma => None,
         };
         let mr = made(
-            self.mrs.insert(|handle| {
-                let count = keys.entry(handle).or_default();
+            self.mrs.insert(claim, |handle| {
+                if keys.len() <= handle as usize {
+                    keys.resize(handle as usize + 1, 0);
+                }
+                let count = &mut keys[handle as usize];
                 *count = count.wrapping_add(1);
                 let key = handle << 8 | u32::from(*count);
-                Ok(Mr { handle: MrHandle(handle), ctx, pd, key, start, length, access, pages })
+                Ok(Mr { handle: MrHandle(handle), ctx, pd, key, start, length, access, pages, fast_reg })
             }),
             "MR",
         )?;
@@ -319,13 +397,14 @@ impl Device {
         if !cqe.is_power_of_two() || cqe > MAX_CQE {
             return Err(CommandError::Invalid("cqe"));
         }
+        let claim = self.claim::<Cq>("CQ", 0, buffer.page_entries())?;
         let pages = ring_pages(buffer, &*self.memory)?;
-        let cq = made(self.cqs.insert(|handle| Cq::new(CqHandle(handle), ctx, cqe, pages)), "CQ")?;
+        let cq = made(self.cqs.insert(claim, |handle| Cq::new(CqHandle(handle), ctx, cqe, pages)), "CQ")?;
         Ok(Response::CreateCq { cq: cq.handle, cqe })
     }
 
     fn destroy_cq(&self, cq: CqHandle) -> Result<Response, CommandError> {
-        let used = self.qps.all().iter().any(|qp| qp.send_cq.handle == cq || qp.recv_cq.handle == cq);
+        let used = self.qps.any(|qp| qp.send_cq.handle == cq || qp.recv_cq.handle == cq);
         if used {
             return Err(CommandError::Busy("CQ"));
         }
@@ -341,20 +420,28 @@ impl Device {
         }
         let cq = |handle: CqHandle| self.cqs.get(handle.0).filter(|cq| cq.ctx == ctx).ok_or(CommandError::NoSuch("CQ"));
         let cqs = (cq(create.send_cq)?, cq(create.recv_cq)?);
+        let srq = match create.srq {
+            Some(srq) => {
+                let found = self.srqs.get(srq.0).filter(|srq| srq.ctx == ctx);
+                Some(found.ok_or(CommandError::NoSuch("SRQ"))?)
+            }
+            None => None,
+        };
+        let claim = self.claim::<Qp>("QP", QP_EXTRA, create.buffer.page_entries())?;
         let pages = ring_pages(&create.buffer, &*self.memory)?;
         let make = |handle: u32| {
             let handle = QpHandle(handle);
             let qpn = match kind {
                 QpKind::Gsi => Qpn(1),
-                QpKind::Rc => Qpn(self.config.qpn_base | handle.0),
+                QpKind::Rc | QpKind::Ud => Qpn(self.config.qpn_base | handle.0),
             };
             let psn = self.transport.expected_psn(handle);
-            Qp::new(handle, qpn, ctx, kind, create, pages, cqs, psn)
+            Qp::new(handle, qpn, ctx, kind, create, pages, cqs, srq, psn)
         };
         let qp = made(
             match kind {
-                QpKind::Gsi => self.qps.insert_at(1, || make(1)),
-                QpKind::Rc => self.qps.insert(make),
+                QpKind::Gsi => self.qps.insert_at(1, claim, || make(1)),
+                QpKind::Rc | QpKind::Ud => self.qps.insert(claim, make),
             },
             "QP",
         )?;
@@ -440,6 +527,48 @@ impl Device {
         Ok(Response::Done)
     }
 
+    fn create_srq(
+        &self,
+        pd: PdHandle,
+        (max_wr, max_sge, limit): (u32, u32, u32),
+        srq_type: u8,
+        buffer: &Buffer,
+    ) -> Result<Response, CommandError> {
+        if srq_type != PVRDMA_SRQT_BASIC {
+            return Err(CommandError::NotSupported("SRQ type"));
+        }
+        let ctx = self.pds.get(pd.0).ok_or(CommandError::NoSuch("PD"))?.ctx;
+        if !max_wr.is_power_of_two() || max_wr > MAX_SRQ_WR || max_sge > MAX_SGE as u32 {
+            return Err(CommandError::Invalid("max_wr or max_sge of an SRQ"));
+        }
+        if limit > max_wr {
+            return Err(CommandError::Invalid("srq_limit above max_wr"));
+        }
+        let claim = self.claim::<Srq>("SRQ", 0, buffer.page_entries())?;
+        let pages = ring_pages(buffer, &*self.memory)?;
+        let make = |handle| Srq::new(SrqHandle(handle), ctx, pd, (max_wr, max_sge, limit), pages);
+        let srq = made(self.srqs.insert(claim, make), "SRQ")?;
+        Ok(Response::CreateSrq { srq: srq.handle })
+    }
+
+    fn modify_srq(&self, srq: SrqHandle, mask: u32, limit: u32) -> Result<Response, CommandError> {
+        let srq = self.srqs.get(srq.0).ok_or(CommandError::NoSuch("SRQ"))?;
+        // MAX_WR may stand beside it; Linux lets it through and does not say to what.
+        if mask & PVRDMA_SRQ_LIMIT == 0 {
+            return Err(CommandError::Invalid("attr_mask of an SRQ"));
+        }
+        srq.set_limit(limit)?;
+        Ok(Response::Done)
+    }
+
+    fn destroy_srq(&self, srq: SrqHandle) -> Result<Response, CommandError> {
+        if self.qps.any(|qp| qp.srq.as_ref().is_some_and(|of| of.handle == srq)) {
+            return Err(CommandError::Busy("SRQ"));
+        }
+        self.srqs.remove(srq.0).ok_or(CommandError::NoSuch("SRQ"))?;
+        Ok(Response::Done)
+    }
+
     fn bind_gid(&self, index: u32, gid: Option<(Gid, u8)>) -> Result<Response, CommandError> {
         let mut gids = self.gids.write().unwrap_or_else(PoisonError::into_inner);
         let slot = gids.get_mut(index as usize).ok_or(CommandError::Invalid("GID index"))?;
@@ -482,6 +611,7 @@ impl Device {
                     cq.arm(arm);
                 }
             }
+            // A receive is taken when a message needs it.
             Doorbell::Srq { .. } => {}
         }
         self.run_ready(DOORBELL_TURN);
@@ -535,6 +665,7 @@ impl Device {
         for mr in self.mrs.all() {
             let _ = self.destroy_mr(mr.handle);
         }
+        self.srqs.retain(|_| false);
         self.cqs.retain(|_| false);
         self.pds.retain(|_| false);
         self.contexts.retain(|_| false);
@@ -546,9 +677,25 @@ impl Device {
     }
 
     /// Waits until every copy that began before has ended.
-    fn quiesce(&self) {
+    pub(crate) fn quiesce(&self) {
         drop(self.requesting.write().unwrap_or_else(PoisonError::into_inner));
+        self.quiesce_responders();
+    }
+
+    /// The same for copies that peers asked for.
+    pub(crate) fn quiesce_responders(&self) {
         drop(self.responding.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A CQ takes no more: every QP that would complete there stops (IBA vol. 1, 11.6.3.2).
+    pub(crate) fn cq_died(&self, cq: CqHandle) {
+        let completes_there = |qp: &Qp| qp.send_cq.handle == cq || qp.recv_cq.handle == cq;
+        for qp in self.qps.all().iter().filter(|qp| completes_there(qp)) {
+            if qp.state() != PVRDMA_QPS_RESET {
+                qp.set_state(PVRDMA_QPS_ERR);
+                self.run_soon(qp.handle);
+            }
+        }
     }
 
     // ---- for the engine ------------------------------------------------------------------------
@@ -590,6 +737,19 @@ impl Device {
 
     pub(crate) fn qp_by_number(&self, qpn: Qpn) -> Option<Arc<Qp>> {
         self.qps.get(qpn.0 & (MAX_QP - 1)).filter(|qp| qp.qpn == qpn)
+    }
+
+    pub(crate) fn mr(&self, handle: u32) -> Option<Arc<Mr>> {
+        self.mrs.get(handle)
+    }
+
+    /// `mr` takes the place of the region with its handle. `false`: that was destroyed meanwhile.
+    pub(crate) fn replace_mr(&self, mr: Mr) -> bool {
+        self.mrs.replace(mr.handle.0, mr)
+    }
+
+    pub(crate) fn has_gid(&self, gid: &Gid) -> bool {
+        self.gids.read().unwrap_or_else(PoisonError::into_inner).contains(&Some(*gid))
     }
 
     pub(crate) fn mr_by_key(&self, key: u32) -> Option<Arc<Mr>> {

@@ -17,6 +17,14 @@ pub enum AsyncEvent {
     CommEst(QpHandle),
     /// The send queue drained after RTS -> SQD (IBV_EVENT_SQ_DRAINED).
     SqDrained(QpHandle),
+    /// Port 1 came up (IBV_EVENT_PORT_ACTIVE).
+    PortActive,
+    /// Port 1 went down (IBV_EVENT_PORT_ERR).
+    PortErr,
+    /// The device cannot go on (IBV_EVENT_DEVICE_FATAL).
+    DeviceFatal,
+    /// The ring of the SRQ is broken (IBV_EVENT_SRQ_ERR).
+    SrqErr(SrqHandle),
     /// The SRQ fell below its limit (IBV_EVENT_SRQ_LIMIT_REACHED).
     SrqLimitReached(SrqHandle),
     /// No more receives will be taken from the SRQ by this QP (IBV_EVENT_QP_LAST_WQE_REACHED).
@@ -33,6 +41,10 @@ impl AsyncEvent {
             AsyncEvent::QpAccessErr(qp) => (3, qp.0),
             AsyncEvent::CommEst(qp) => (4, qp.0),
             AsyncEvent::SqDrained(qp) => (5, qp.0),
+            AsyncEvent::DeviceFatal => (8, 0),
+            AsyncEvent::PortActive => (9, 1),
+            AsyncEvent::PortErr => (10, 1),
+            AsyncEvent::SrqErr(srq) => (14, srq.0),
             AsyncEvent::SrqLimitReached(srq) => (15, srq.0),
             AsyncEvent::QpLastWqeReached(qp) => (16, qp.0),
         }

@@ -6,12 +6,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod budget;
 pub mod command;
 pub mod cq;
 pub mod cqe;
 pub mod device;
 pub mod doorbell;
 pub mod engine;
+pub mod grh;
 pub mod guest;
 pub mod handle;
 pub mod interrupt;
@@ -21,6 +23,7 @@ pub mod mock;
 pub mod mr;
 pub mod qp;
 pub mod ring;
+pub mod srq;
 pub mod table;
 pub mod transport;
 pub mod wqe;

@@ -45,6 +45,28 @@ pub trait Memory: Send + Sync {
     fn store(&self, at: DmaAddr, value: u32) -> Result<(), Fault>;
     /// Replaces an aligned 64-bit word by `update(old)` in one atomic step and returns the old value.
     fn update(&self, at: DmaAddr, update: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault>;
+
+    /// Writes `from` to `spans`, which hold as many bytes: payload, whose memory may go away at any time.
+    fn scatter(&self, spans: &[Span], from: &[u8]) -> Result<(), Fault> {
+        let mut rest = from;
+        for span in spans {
+            let (now, later) = rest.split_at_checked(span.len as usize).ok_or(Fault)?;
+            self.write(span.addr, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Reads `spans` into `into`, which has room for them: payload, as for `scatter`.
+    fn gather(&self, spans: &[Span], into: &mut [u8]) -> Result<(), Fault> {
+        let mut rest = into;
+        for span in spans {
+            let (now, later) = rest.split_at_mut_checked(span.len as usize).ok_or(Fault)?;
+            self.read(span.addr, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
 }
 
 /// Where the pages of an object are, as a command names them.
@@ -59,6 +81,20 @@ pub enum Buffer {
     },
     /// Contiguous ranges, one after the other. Starts must be page-aligned except for memory regions.
     Ranges(Vec<Span>),
+}
+
+impl Buffer {
+    /// Number of addresses that its [`PageTable`] keeps: what it costs the device.
+    pub fn page_entries(&self) -> u64 {
+        match self {
+            Buffer::Pdir { nchunks, .. } => u64::from(*nchunks),
+            Buffer::Ranges(ranges) if ranges.len() == 1 => 0,
+            Buffer::Ranges(ranges) => {
+                let pages = ranges.iter().map(|range| range.len.div_ceil(PAGE_SIZE as u64));
+                pages.fold(0, u64::saturating_add)
+            }
+        }
+    }
 }
 
 /// Largest number of pages one directory can name: 512 tables of 512 entries.

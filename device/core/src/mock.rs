@@ -11,7 +11,9 @@ pub mod driver;
 pub mod end;
 pub mod queue;
 pub mod rng;
+pub mod wild;
 pub mod wire;
+pub mod wr;
 
 use crate::handle::CqHandle;
 use crate::interrupt::{AsyncEvent, Interrupts};
@@ -31,7 +33,11 @@ struct Inner {
     /// Ranges of which every access is counted.
     watched: Vec<Span>,
     touched: usize,
+    tamper: Option<Tamper>,
 }
+
+/// Changes bytes that the device has just read.
+pub type Tamper = Box<dyn FnMut(DmaAddr, &mut [u8]) + Send>;
 
 fn meets(list: &[Span], start: u64, len: u64) -> bool {
     list.iter().any(|span| start < span.addr.0 + span.len && span.addr.0 < start + len)
@@ -40,7 +46,8 @@ fn meets(list: &[Span], start: u64, len: u64) -> bool {
 impl Ram {
     /// `len` zero bytes.
     pub fn new(len: usize) -> Ram {
-        Ram { inner: Mutex::new(Inner { bytes: vec![0; len], holes: Vec::new(), watched: Vec::new(), touched: 0 }) }
+        let (holes, watched) = (Vec::new(), Vec::new());
+        Ram { inner: Mutex::new(Inner { bytes: vec![0; len], holes, watched, touched: 0, tamper: None }) }
     }
 
     /// Its length in bytes.
@@ -73,16 +80,32 @@ impl Ram {
         self.lock().touched
     }
 
+    /// From now on `tamper` sees what the device has read, and may change it before the device reads it again: memory
+    /// that its owner writes at the same time.
+    pub fn tamper(&self, tamper: Option<Tamper>) {
+        self.lock().tamper = tamper;
+    }
+
+    /// All that was unmapped is there again.
+    pub fn map_again(&self) {
+        self.lock().holes.clear();
+    }
+
+    // What follows is the guest's own access, which no `unmap` keeps from its memory and no `watch` counts.
+
     /// Copies `len` bytes out.
     pub fn get(&self, at: DmaAddr, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.read(at, &mut bytes).expect("mapped");
-        bytes
+        self.lock().bytes[at.0 as usize..][..len].to_vec()
+    }
+
+    /// The word at `at`.
+    pub fn word(&self, at: DmaAddr) -> u32 {
+        u32::from_le_bytes(self.lock().bytes[at.0 as usize..][..4].try_into().unwrap())
     }
 
     /// Copies `bytes` in.
     pub fn set(&self, at: DmaAddr, bytes: &[u8]) {
-        self.write(at, bytes).expect("mapped");
+        self.lock().bytes[at.0 as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -105,7 +128,13 @@ impl Ram {
 
 impl Memory for Ram {
     fn read(&self, from: DmaAddr, into: &mut [u8]) -> Result<(), Fault> {
-        self.slice(from, into.len(), |bytes| into.copy_from_slice(bytes))
+        self.slice(from, into.len(), |bytes| into.copy_from_slice(bytes))?;
+        let mut inner = self.lock();
+        if let Some(mut tamper) = inner.tamper.take() {
+            tamper(from, &mut inner.bytes[from.0 as usize..][..into.len()]);
+            inner.tamper = Some(tamper);
+        }
+        Ok(())
     }
 
     fn write(&self, to: DmaAddr, from: &[u8]) -> Result<(), Fault> {

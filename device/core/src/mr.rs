@@ -22,8 +22,10 @@ pub struct Mr {
     pub length: u64,
     /// `PVRDMA_ACCESS_*`.
     pub access: u32,
-    /// Where the bytes are; `None` for a fast-register MR that was not filled.
+    /// Where the bytes are; `None` for a fast-register MR that is not valid.
     pub pages: Option<PageTable>,
+    /// Most pages of a fast-register MR; `None` for one that was registered by a command and cannot be invalidated.
+    pub fast_reg: Option<u32>,
 }
 
 /// What a key is used for.
@@ -37,15 +39,19 @@ pub enum Use {
     RemoteWrite,
     /// A peer reads.
     RemoteRead,
+    /// A peer does an atomic operation.
+    RemoteAtomic,
 }
 
 impl Use {
-    fn needs(self) -> u32 {
+    /// The right it takes, of the region (and for a peer's use, of the QP): `PVRDMA_ACCESS_*`.
+    pub fn needs(self) -> u32 {
         match self {
             Use::LocalRead => 0,
             Use::LocalWrite => abi::PVRDMA_ACCESS_LOCAL_WRITE,
             Use::RemoteWrite => abi::PVRDMA_ACCESS_REMOTE_WRITE,
             Use::RemoteRead => abi::PVRDMA_ACCESS_REMOTE_READ,
+            Use::RemoteAtomic => abi::PVRDMA_ACCESS_REMOTE_ATOMIC,
         }
     }
 }
@@ -78,6 +84,21 @@ impl Mr {
     /// See [`Bounds`].
     pub fn bounds(&self) -> Bounds {
         Bounds { pd: self.pd, access: self.access, start: self.start, length: self.length }
+    }
+
+    /// A fast-register region like this one, not valid.
+    pub fn invalid(&self) -> Mr {
+        Mr {
+            handle: self.handle,
+            ctx: self.ctx,
+            pd: self.pd,
+            key: self.key,
+            start: 0,
+            length: 0,
+            access: 0,
+            pages: None,
+            fast_reg: self.fast_reg,
+        }
     }
 
     /// Appends the pieces of `[addr, addr + len)` to `spans`; `false` if the region does not allow it.

@@ -7,18 +7,24 @@ use crate::engine::responder::RecvQueue;
 use crate::handle::{CtxHandle, PdHandle, QpHandle, Qpn};
 use crate::memory::PageTable;
 use crate::ring::{Consumer, Geometry, state};
+use crate::srq::Srq;
 use crate::transport::{Endpoint, QpView};
 use crate::wqe::{MAX_SGE, rq_stride, sq_stride};
 use pvrdma_ffi::dev_api::*;
-use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
+use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_PAGE_SIZE};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// READs and atomics of one QP that may be on their way, in either direction (`caps.max_qp_rd_atom`).
+pub const MAX_RD_ATOMIC: u8 = 16;
 
 /// Service types the device has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QpKind {
     /// Reliable connection.
     Rc,
+    /// Unreliable datagrams.
+    Ud,
     /// The kernel's management QP, number 1.
     Gsi,
 }
@@ -40,6 +46,8 @@ pub struct Qp {
     pub send_cq: Arc<Cq>,
     /// CQ of receive completions.
     pub recv_cq: Arc<Cq>,
+    /// Where receives come from, if not from its own ring.
+    pub srq: Option<Arc<Srq>>,
     /// Every send WR makes a CQE.
     pub sq_sig_all: bool,
     /// Limits of its rings.
@@ -91,6 +99,7 @@ impl Qp {
         create: &CreateQp,
         pages: PageTable,
         (send_cq, recv_cq): (Arc<Cq>, Arc<Cq>),
+        srq: Option<Arc<Srq>>,
         expected_psn: Option<&'static AtomicU32>,
     ) -> Result<Qp, CommandError> {
         let send = Geometry {
@@ -100,9 +109,12 @@ impl Qp {
             tail_at: state::TX_PROD_TAIL,
             head_at: state::TX_CONS_HEAD,
         };
+        // With an SRQ there is no receive ring, whatever the driver says of it.
+        let (max_recv_wr, max_recv_sge) =
+            if srq.is_some() { (0, 0) } else { (create.max_recv_wr, create.max_recv_sge) };
         let recv = Geometry {
-            slots: create.max_recv_wr,
-            stride: rq_stride(create.max_recv_sge),
+            slots: max_recv_wr,
+            stride: rq_stride(max_recv_sge),
             base: (1 + u64::from(create.send_chunks)) * PVRDMA_PAGE_SIZE as u64,
             tail_at: state::RX_PROD_TAIL,
             head_at: state::RX_CONS_HEAD,
@@ -115,9 +127,9 @@ impl Qp {
         }
         let cap = pvrdma_qp_cap {
             max_send_wr: create.max_send_wr,
-            max_recv_wr: create.max_recv_wr,
+            max_recv_wr,
             max_send_sge: create.max_send_sge,
-            max_recv_sge: create.max_recv_sge,
+            max_recv_sge,
             max_inline_data: 0,
             reserved: 0,
         };
@@ -129,6 +141,7 @@ impl Qp {
             kind,
             send_cq,
             recv_cq,
+            srq,
             sq_sig_all: create.sq_sig_all,
             cap,
             pages,
@@ -190,12 +203,17 @@ impl Qp {
         let state = self.state();
         // Who is in RTR and has heard nothing yet is owed COMM_EST by the first message.
         let established = self.established.load(Ordering::Relaxed);
+        let receives = matches!(state, PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) || state == PVRDMA_QPS_RTR && established;
+        let access = match attrs.raw.max_dest_rd_atomic {
+            0 => attrs.raw.qp_access_flags & !(PVRDMA_ACCESS_REMOTE_READ | PVRDMA_ACCESS_REMOTE_ATOMIC),
+            _ => attrs.raw.qp_access_flags,
+        };
         QpView {
             handle: self.handle,
             state,
-            placeable: matches!(state, PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) || state == PVRDMA_QPS_RTR && established,
+            placeable: receives && self.kind == QpKind::Rc,
             pd: self.pd,
-            access: attrs.raw.qp_access_flags,
+            access,
             peer: attrs.peer(),
             qpn: self.qpn,
         }
@@ -206,14 +224,12 @@ impl Qp {
 pub fn check_create(create: &CreateQp, caps: &pvrdma_device_caps) -> Result<QpKind, CommandError> {
     let kind = match create.qp_type {
         PVRDMA_QPT_RC => QpKind::Rc,
+        PVRDMA_QPT_UD => QpKind::Ud,
         PVRDMA_QPT_GSI => QpKind::Gsi,
         _ => return Err(CommandError::NotSupported("QP type")),
     };
-    if create.srq.is_some() {
-        return Err(CommandError::NotSupported("SRQ"));
-    }
     let wr_ok = |wr: u32| wr.is_power_of_two() && wr <= caps.max_qp_wr;
-    if !wr_ok(create.max_send_wr) || !wr_ok(create.max_recv_wr) {
+    if !wr_ok(create.max_send_wr) || create.srq.is_none() && !wr_ok(create.max_recv_wr) {
         return Err(CommandError::Invalid("max_send_wr or max_recv_wr"));
     }
     if create.max_send_sge > MAX_SGE as u32 || create.max_recv_sge > MAX_SGE as u32 {
@@ -237,12 +253,18 @@ pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
     } else {
         PVRDMA_QP_CUR_STATE | PVRDMA_QP_QKEY
     };
-    let init = PVRDMA_QP_PKEY_INDEX | if rc { PVRDMA_QP_PORT | PVRDMA_QP_ACCESS_FLAGS } else { PVRDMA_QP_QKEY };
+    let init = match kind {
+        QpKind::Rc => PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_PORT | PVRDMA_QP_ACCESS_FLAGS,
+        QpKind::Ud => PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_PORT | PVRDMA_QP_QKEY,
+        QpKind::Gsi => PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_QKEY,
+    };
+    // The kernel names a port for its GSI QP too.
+    let port = if rc { 0 } else { PVRDMA_QP_PORT };
     let (required, optional) = match (from, to) {
         (_, PVRDMA_QPS_RESET) => (0, 0),
         (PVRDMA_QPS_RESET, PVRDMA_QPS_ERR) => return Err(Invalid("no transition from RESET to ERR")),
         (_, PVRDMA_QPS_ERR) => (0, 0),
-        (PVRDMA_QPS_RESET, PVRDMA_QPS_INIT) => (init, if rc { 0 } else { PVRDMA_QP_PORT }),
+        (PVRDMA_QPS_RESET, PVRDMA_QPS_INIT) => (init, port),
         (PVRDMA_QPS_INIT, PVRDMA_QPS_INIT) => (0, init | PVRDMA_QP_PORT),
         (PVRDMA_QPS_INIT, PVRDMA_QPS_RTR) if rc => (
             PVRDMA_QP_AV
@@ -266,7 +288,7 @@ pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
         (PVRDMA_QPS_RTS | PVRDMA_QPS_SQD, PVRDMA_QPS_RTS) => (0, rts_optional),
         (PVRDMA_QPS_SQE, PVRDMA_QPS_RTS) if !rc => (0, rts_optional),
         (PVRDMA_QPS_RTS, PVRDMA_QPS_SQD) => (0, PVRDMA_QP_EN_SQD_ASYNC_NOTIFY),
-        (PVRDMA_QPS_SQD, PVRDMA_QPS_SQD) => (
+        (PVRDMA_QPS_SQD, PVRDMA_QPS_SQD) if rc => (
             0,
             PVRDMA_QP_PORT
                 | PVRDMA_QP_AV
@@ -280,6 +302,7 @@ pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
                 | PVRDMA_QP_ACCESS_FLAGS
                 | path,
         ),
+        (PVRDMA_QPS_SQD, PVRDMA_QPS_SQD) => (0, PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_QKEY),
         _ => return Err(Invalid("no such state transition")),
     };
     if mask & required != required {
@@ -297,6 +320,8 @@ pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
         || given(PVRDMA_QP_RETRY_CNT) && attrs.retry_cnt > 7
         || given(PVRDMA_QP_RNR_RETRY) && attrs.rnr_retry > 7
         || given(PVRDMA_QP_DEST_QPN) && attrs.dest_qp_num > 0x00ff_ffff
+        || given(PVRDMA_QP_MAX_QP_RD_ATOMIC) && attrs.max_rd_atomic > MAX_RD_ATOMIC
+        || given(PVRDMA_QP_MAX_DEST_RD_ATOMIC) && attrs.max_dest_rd_atomic > MAX_RD_ATOMIC
     {
         return Err(Invalid("an attribute is out of range"));
     }

@@ -110,6 +110,15 @@ impl Consumer {
         Ok((taken < posted).then(|| self.geometry.slot_at(self.next)))
     }
 
+    /// Entries that are published and not taken.
+    pub fn posted(&self, pages: &PageTable, memory: &dyn Memory) -> Result<u32, BrokenRing> {
+        let tail = memory.load(pages.at(self.geometry.tail_at)?)?;
+        if !self.geometry.valid(tail) {
+            return Err(BrokenRing);
+        }
+        self.geometry.pending(tail, self.next).ok_or(BrokenRing)
+    }
+
     /// Takes the entry that `peek` showed. Its slot stays the device's until `release`.
     pub fn take(&mut self) {
         self.next = self.geometry.advance(self.next);

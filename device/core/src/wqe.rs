@@ -1,8 +1,9 @@
 //! Work queue entries: copied out of the ring once, judged once. Above this file there are only checked
 //! [`WorkRequest`]s and [`Receive`]s; nobody reads a slot twice (its owner may rewrite it at any time).
 
-use crate::handle::{Lkey, Rkey};
-use crate::memory::{Fault, Memory, PageTable};
+use crate::handle::{Gid, Lkey, PdHandle, Qpn, Rkey};
+use crate::memory::{DmaAddr, Fault, Memory, PageTable};
+use crate::qp::QpKind;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use zerocopy::FromBytes;
 
@@ -39,23 +40,181 @@ impl SgList {
     }
 }
 
+/// What a message carries besides its payload (IBA vol. 1, 9.3.6 ImmDt, 9.3.7 IETH).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ext {
+    /// Nothing.
+    #[default]
+    None,
+    /// Immediate data, big-endian as it came.
+    Imm(u32),
+    /// The key that the responder is to invalidate.
+    Invalidate(Rkey),
+}
+
+impl Ext {
+    /// Immediate data or nothing.
+    pub fn imm(imm: Option<u32>) -> Ext {
+        imm.map_or(Ext::None, Ext::Imm)
+    }
+}
+
+/// An atomic operation on 64 bits (IBA vol. 1, 9.4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants' text says it")]
+pub enum AtomicOp {
+    /// `swap` if the old value is `compare`.
+    CompareSwap { compare: u64, swap: u64 },
+    /// The old value plus `add`.
+    FetchAdd { add: u64 },
+}
+
+impl AtomicOp {
+    /// The new value for `old`.
+    pub fn apply(self, old: u64) -> u64 {
+        match self {
+            AtomicOp::CompareSwap { compare, swap } if old == compare => swap,
+            AtomicOp::CompareSwap { .. } => old,
+            AtomicOp::FetchAdd { add } => old.wrapping_add(add),
+        }
+    }
+}
+
+/// Fields of a Global Route Header that the sender chooses (IBA vol. 1, 8.3), and the service level beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of the header")]
+pub struct Grh {
+    pub sl: u8,
+    pub traffic_class: u8,
+    pub flow_label: u32,
+    pub hop_limit: u8,
+}
+
+/// Where a datagram goes (vmw_pvrdma-abi.h: `pvrdma_av`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of the header")]
+pub struct Av {
+    pub pd: PdHandle,
+    pub port_num: u8,
+    pub dgid: Gid,
+    pub gid_index: u8,
+    pub grh: Grh,
+}
+
+impl Av {
+    fn new(raw: &abi::pvrdma_av) -> Av {
+        let word = raw.sl_tclass_flowlabel;
+        Av {
+            pd: PdHandle(raw.port_pd & 0x00ff_ffff),
+            port_num: (raw.port_pd >> 24) as u8,
+            dgid: raw.dgid,
+            gid_index: raw.gid_index,
+            grh: Grh {
+                sl: (word >> 28) as u8,
+                traffic_class: (word >> 20) as u8,
+                flow_label: word & 0x000f_ffff,
+                hop_limit: raw.hop_limit,
+            },
+        }
+    }
+}
+
+/// What a FAST_REG_MR work request makes of a region (vmw_pvrdma-abi.h: `pvrdma_sq_wqe_hdr`, `fast_reg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of the header")]
+pub struct FastReg {
+    pub iova_start: u64,
+    pub pl_pdir: DmaAddr,
+    pub page_shift: u32,
+    pub page_list_len: u32,
+    pub length: u32,
+    pub access_flags: u32,
+    pub rkey: Rkey,
+}
+
+/// The union of a send WQE header as one of its members.
+fn view<T: FromBytes>(wr: &[u8; abi::PVRDMA_SQ_WQE_WR_LEN]) -> T {
+    const { assert!(size_of::<T>() <= abi::PVRDMA_SQ_WQE_WR_LEN) };
+    match T::read_from_prefix(wr) {
+        Ok((member, _)) => member,
+        Err(_) => T::new_zeroed(),
+    }
+}
+
 /// What a send WQE asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields carry the names of vmw_pvrdma-abi.h")]
 pub enum Operation {
-    Send { imm: Option<u32> },
+    Send { ext: Ext },
     Write { remote_addr: u64, rkey: Rkey, imm: Option<u32> },
     Read { remote_addr: u64, rkey: Rkey },
+    Atomic { remote_addr: u64, rkey: Rkey, op: AtomicOp },
+    Datagram { av: Av, remote_qpn: Qpn, remote_qkey: u32, imm: Option<u32> },
+    LocalInv { rkey: Rkey },
+    FastReg(FastReg),
 }
 
 impl Operation {
     /// Opcode of its completion (`enum pvrdma_wc_opcode`).
     pub fn wc_opcode(self) -> u32 {
         match self {
-            Operation::Send { .. } => abi::PVRDMA_WC_SEND,
+            Operation::Send { .. } | Operation::Datagram { .. } => abi::PVRDMA_WC_SEND,
             Operation::Write { .. } => abi::PVRDMA_WC_RDMA_WRITE,
             Operation::Read { .. } => abi::PVRDMA_WC_RDMA_READ,
+            Operation::Atomic { op: AtomicOp::CompareSwap { .. }, .. } => abi::PVRDMA_WC_COMP_SWAP,
+            Operation::Atomic { op: AtomicOp::FetchAdd { .. }, .. } => abi::PVRDMA_WC_FETCH_ADD,
+            Operation::LocalInv { .. } => abi::PVRDMA_WC_LOCAL_INV,
+            Operation::FastReg(_) => abi::PVRDMA_WC_FAST_REG_MR,
         }
+    }
+
+    /// Whether data comes back: it counts against `max_rd_atomic`, and the device writes local memory.
+    pub fn reads(self) -> bool {
+        matches!(self, Operation::Read { .. } | Operation::Atomic { .. })
+    }
+
+    /// The operation of a WQE on a QP of `kind`; `Err(status)` if that has no such operation.
+    fn decode(hdr: &abi::pvrdma_sq_wqe_hdr, kind: QpKind) -> Result<Operation, u32> {
+        let rdma: abi::pvrdma_wr_rdma = view(&hdr.wr);
+        let cas: abi::pvrdma_wr_atomic = view(&hdr.wr);
+        let ud: abi::pvrdma_wr_ud = view(&hdr.wr);
+        let reg: abi::pvrdma_wr_fast_reg = view(&hdr.wr);
+        let (remote_addr, rkey) = (rdma.remote_addr, Rkey(rdma.rkey));
+        let datagram = |imm| Operation::Datagram {
+            av: Av::new(&ud.av),
+            remote_qpn: Qpn(ud.remote_qpn & 0x00ff_ffff),
+            remote_qkey: ud.remote_qkey,
+            imm,
+        };
+        let atomic = |op| Operation::Atomic { remote_addr, rkey: Rkey(cas.rkey), op };
+        Ok(match (kind, hdr.opcode) {
+            (QpKind::Ud | QpKind::Gsi, abi::PVRDMA_WR_SEND) => datagram(None),
+            (QpKind::Ud | QpKind::Gsi, abi::PVRDMA_WR_SEND_WITH_IMM) => datagram(Some(hdr.ex)),
+            (QpKind::Ud | QpKind::Gsi, _) => return Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
+            (QpKind::Rc, opcode) => match opcode {
+                abi::PVRDMA_WR_SEND => Operation::Send { ext: Ext::None },
+                abi::PVRDMA_WR_SEND_WITH_IMM => Operation::Send { ext: Ext::Imm(hdr.ex) },
+                abi::PVRDMA_WR_SEND_WITH_INV => Operation::Send { ext: Ext::Invalidate(Rkey(hdr.ex)) },
+                abi::PVRDMA_WR_RDMA_WRITE => Operation::Write { remote_addr, rkey, imm: None },
+                abi::PVRDMA_WR_RDMA_WRITE_WITH_IMM => Operation::Write { remote_addr, rkey, imm: Some(hdr.ex) },
+                abi::PVRDMA_WR_RDMA_READ => Operation::Read { remote_addr, rkey },
+                abi::PVRDMA_WR_ATOMIC_CMP_AND_SWP => {
+                    atomic(AtomicOp::CompareSwap { compare: cas.compare_add, swap: cas.swap })
+                }
+                abi::PVRDMA_WR_ATOMIC_FETCH_AND_ADD => atomic(AtomicOp::FetchAdd { add: cas.compare_add }),
+                abi::PVRDMA_WR_LOCAL_INV => Operation::LocalInv { rkey: Rkey(hdr.ex) },
+                abi::PVRDMA_WR_FAST_REG_MR => Operation::FastReg(FastReg {
+                    iova_start: reg.iova_start,
+                    pl_pdir: DmaAddr(reg.pl_pdir_dma),
+                    page_shift: reg.page_shift,
+                    page_list_len: reg.page_list_len,
+                    length: reg.length,
+                    access_flags: reg.access_flags,
+                    rkey: Rkey(reg.rkey),
+                }),
+                _ => return Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
+            },
+        })
     }
 }
 
@@ -129,6 +288,7 @@ impl WorkRequest {
     /// Copies the send WQE at offset `at` out of the ring and judges it.
     pub fn read(
         at: u64,
+        kind: QpKind,
         max_sge: u32,
         sq_sig_all: bool,
         pages: &PageTable,
@@ -137,16 +297,7 @@ impl WorkRequest {
         let mut bytes = [0u8; SQ_WQE_HDR_LEN];
         memory.read(pages.at(at)?, &mut bytes)?;
         let hdr = abi::pvrdma_sq_wqe_hdr::read_from_bytes(&bytes).map_err(|_| Fault)?;
-        let rdma = abi::pvrdma_wr_rdma::read_from_prefix(&hdr.wr).map_err(|_| Fault)?.0;
-        let (remote_addr, rkey) = (rdma.remote_addr, Rkey(rdma.rkey));
-        let mut operation = match hdr.opcode {
-            abi::PVRDMA_WR_SEND => Ok(Operation::Send { imm: None }),
-            abi::PVRDMA_WR_SEND_WITH_IMM => Ok(Operation::Send { imm: Some(hdr.ex) }),
-            abi::PVRDMA_WR_RDMA_WRITE => Ok(Operation::Write { remote_addr, rkey, imm: None }),
-            abi::PVRDMA_WR_RDMA_WRITE_WITH_IMM => Ok(Operation::Write { remote_addr, rkey, imm: Some(hdr.ex) }),
-            abi::PVRDMA_WR_RDMA_READ => Ok(Operation::Read { remote_addr, rkey }),
-            _ => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
-        };
+        let mut operation = Operation::decode(&hdr, kind);
         // The device has no inline data; what stands in the SGE would be taken for an address.
         if hdr.send_flags & abi::PVRDMA_SEND_INLINE != 0 {
             operation = Err(abi::PVRDMA_WC_LOC_QP_OP_ERR);

@@ -244,7 +244,8 @@ fn a_receive_with_too_many_sges_fails_on_both_sides() {
 #[test]
 fn what_the_device_cannot_do_is_a_local_operation_error() {
     let bad = PVRDMA_WC_LOC_QP_OP_ERR;
-    for opcode in [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 0x8000_0002, u32::MAX] {
+    // LSO, RDMA_READ_WITH_INV, FAST_REG_MR (of a user), masked atomics, BIND_MW, REG_SIG_MR and what is none.
+    for opcode in [7, 9, 11, 12, 13, 14, 15, 16, 17, 0x8000_0002, u32::MAX] {
         let bench = bench();
         bench.requester_fails(SendWr::write(0, &[sge(&bench.local, 0, 8)], &bench.remote, 0).opcode(opcode), bad);
     }

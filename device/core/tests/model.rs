@@ -238,7 +238,7 @@ impl World {
         match trouble {
             0 => {}
             1 => {
-                wr.opcode = 5 + (imm % 20);
+                wr.opcode = *self.rng.pick(&[7, 9, 11, 12, 13, 14, 15, 16, 24, u32::MAX]);
                 errors.push(PVRDMA_WC_LOC_QP_OP_ERR);
             }
             2 => {

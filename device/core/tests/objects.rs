@@ -8,6 +8,7 @@ use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, GID_TYPE, LAYOUTS, Layout}
 use pvrdma_device::mock::end::{End, Path, connect, pump};
 use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -188,7 +189,7 @@ fn queues_of_impossible_size_are_refused() {
             |create| create.max_send_wr = 16384,
             |create| create.max_recv_wr = 16384,
             |create| create.srq = Some(SrqHandle(1)),
-            |create| create.qp_type = 4,
+            |create| create.qp_type = 3,
         ];
         for (n, spoil) in spoils.into_iter().enumerate() {
             let mut create = good.clone();
@@ -196,7 +197,8 @@ fn queues_of_impossible_size_are_refused() {
             let result = driver.command(Command::CreateQp(Box::new(create)));
             assert!(result.is_err(), "{layout:?}: spoil {n} was accepted");
         }
-        for qp_type in (0..=255).filter(|qp_type| *qp_type != 2) {
+        // GSI is the kernel's.
+        for qp_type in (0..=255).filter(|qp_type| ![2, 4].contains(qp_type)) {
             let create = CreateQp { qp_type, ..good.clone() };
             assert!(driver.command(Command::CreateQp(Box::new(create))).is_err(), "type {qp_type}");
         }
@@ -259,7 +261,8 @@ fn regions_of_impossible_size_are_refused() {
             |pd, kind| driver.command(Command::CreateMr { pd, start: 0, length: 1, access_flags: 0, kind }).map(|_| ());
         assert!(create(PdHandle(77), kind).is_err(), "no such PD");
         assert!(create(pd, MrKind::Dma).is_err(), "all of memory is not for users");
-        assert_eq!(create(pd, MrKind::FastReg { max_pages: 1 }).unwrap_err().errno(), 95);
+        assert_eq!(create(pd, MrKind::FastReg { max_pages: 128 }), Ok(()));
+        assert!(create(pd, MrKind::FastReg { max_pages: 129 }).is_err(), "more pages than the device says");
     }
 }
 
@@ -365,15 +368,57 @@ fn a_gid_bound_twice_stays_while_one_is_left() {
 }
 
 #[test]
-fn srq_commands_say_that_there_are_none() {
-    let driver = guest(Layout::Ranges);
-    let pd = driver.pd(driver.context());
-    assert_eq!(driver.device.caps().max_srq, 0, "the driver registers no SRQ verbs then");
-    let buffer = driver.block(&[2]).buffer;
-    let create = Command::CreateSrq { pd, max_wr: 16, max_sge: 1, srq_limit: 0, srq_type: 0, buffer };
-    assert_eq!(driver.command(create).unwrap_err().errno(), 95);
-    assert_eq!(driver.command(Command::QuerySrq { srq: SrqHandle(0) }).unwrap_err().errno(), 22);
-    assert_eq!(driver.command(Command::DestroySrq { srq: SrqHandle(0) }).unwrap_err().errno(), 22);
+fn srqs_of_impossible_size_are_refused() {
+    for layout in LAYOUTS {
+        let driver = guest(layout);
+        let pd = driver.pd(driver.context());
+        let caps = driver.device.caps();
+        let make = |max_wr, max_sge, srq_limit, srq_type, pages| {
+            let buffer = driver.block(&[pages]).buffer;
+            let create = Command::CreateSrq { pd, max_wr, max_sge, srq_limit, srq_type, buffer };
+            driver.command(create).map_err(|error| error.errno())
+        };
+        // 128 WQEs of one SGE are a page.
+        let Ok(Response::CreateSrq { srq }) = make(128, 1, 128, 0, 2) else { panic!("CREATE_SRQ") };
+        make(caps.max_srq_wr, 1, 0, 0, 200).unwrap();
+        make(128, 1, 0, 0, 4).expect("the C provider gives twice what is needed");
+        for (max_wr, max_sge, limit, srq_type, pages, errno) in [
+            (0, 1, 0, 0, 2, 22),
+            (127, 1, 0, 0, 2, 22),
+            (2 * caps.max_srq_wr, 1, 0, 0, 400, 22),
+            (0x8000_0000, 1, 0, 0, 2, 22),
+            (u32::MAX, 1, 0, 0, 2, 22),
+            (128, caps.max_srq_sge + 1, 0, 0, 40, 22),
+            (128, u32::MAX, 0, 0, 40, 22),
+            (128, 1, 129, 0, 2, 22),
+            (128, 1, 0, 0, 1, 22),
+            (256, 1, 0, 0, 2, 22),
+            (128, 1, 0, 1, 2, 95),
+        ] {
+            let made = make(max_wr, max_sge, limit, srq_type, pages);
+            assert_eq!(made.map(|_| ()), Err(errno), "{max_wr} of {max_sge}, limit {limit}, type {srq_type}, {pages}");
+        }
+        let query = |srq| match driver.command(Command::QuerySrq { srq }) {
+            Ok(Response::QuerySrq { max_wr, max_sge, srq_limit }) => Ok((max_wr, max_sge, srq_limit)),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.errno()),
+        };
+        let modify = |attr_mask, srq_limit| {
+            driver.command(Command::ModifySrq { srq, attr_mask, srq_limit }).map(|_| ()).map_err(|error| error.errno())
+        };
+        assert_eq!(query(srq), Ok((128, 1, 128)));
+        assert_eq!(modify(PVRDMA_SRQ_LIMIT, 129), Err(22));
+        assert_eq!(modify(PVRDMA_SRQ_MAX_WR, 5), Err(22), "it cannot grow");
+        assert_eq!(modify(0, 5), Err(22));
+        assert_eq!(query(srq), Ok((128, 1, 128)), "unchanged by what was refused");
+        assert_eq!(modify(PVRDMA_SRQ_LIMIT, 0), Ok(()));
+        assert_eq!(modify(PVRDMA_SRQ_LIMIT | PVRDMA_SRQ_MAX_WR, 7), Ok(()));
+        assert_eq!(query(srq), Ok((128, 1, 7)));
+        driver.command(Command::DestroySrq { srq }).unwrap();
+        assert_eq!(query(srq), Err(22));
+        assert_eq!(driver.command(Command::DestroySrq { srq }).unwrap_err().errno(), 22);
+        assert_eq!(modify(PVRDMA_SRQ_LIMIT, 0), Err(22));
+    }
 }
 
 #[test]

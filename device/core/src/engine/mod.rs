@@ -1,9 +1,10 @@
-//! What moves work: the requester half of a QP (`requester`), its responder half (`responder`) and who runs
-//! them when (`schedule`).
+//! What moves work: the requester half of a QP (`requester`), its responder half (`responder`), what work requests make
+//! of memory regions (`fast_reg`) and who runs them when (`schedule`).
 //!
 //! Lock order: `sq` of a QP, then `rq` of a QP, then a CQ. A responder that fails its QP never takes a send
 //! queue lock; it schedules the flush.
 
+pub mod fast_reg;
 pub mod requester;
 pub mod responder;
 pub mod schedule;

@@ -6,13 +6,13 @@
 use crate::cqe::Completion;
 use crate::device::Device;
 use crate::engine::{ack_timeout, give_back_scratch, rnr_time};
-use crate::handle::Psn;
+use crate::handle::{KERNEL, Psn};
 use crate::interrupt::AsyncEvent;
 use crate::memory::Span;
 use crate::mr::Use;
 use crate::qp::{Attrs, Qp, QpKind};
 use crate::ring::{BrokenRing, Consumer};
-use crate::transport::{Answer, Nak, Op, Request, Submitted, Token};
+use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitted, Token};
 use crate::wqe::{Operation, WorkRequest};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
@@ -37,6 +37,16 @@ const PSN_WINDOW: u64 = 1 << 23;
 /// How soon to look again at a transport that had no room.
 const BUSY_RETRY: Duration = Duration::from_micros(50);
 
+/// How long a datagram waits for room before it is dropped, as a switch would: its target may have been stopped.
+const DATAGRAM_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A Q_Key with this bit in a work request stands for that of the QP (IBA vol. 1, 10.2.5).
+const QKEY_OF_QP: u32 = 1 << 31;
+
+/// AETH syndromes (IBA vol. 1, table 44), as `vendor_err` tells them.
+const SYNDROME_RNR: u8 = 0x20;
+const SYNDROME_NAK: u8 = 0x60;
+
 /// State of the requester half.
 #[derive(Debug)]
 pub struct SendQueue {
@@ -47,6 +57,8 @@ pub struct SendQueue {
     pub(crate) psn: Psn,
     /// Nothing is submitted before this: RNR wait, or a transport without room.
     hold: Option<Instant>,
+    /// Since when the transport has had no room.
+    busy_since: Option<Instant>,
     /// When the oldest request counts as unanswered.
     deadline: Option<Instant>,
     retries: u8,
@@ -68,6 +80,8 @@ struct Owed {
     packets: u32,
     /// Number of its last submission.
     submission: u32,
+    /// What the responder's last refusal was: an AETH syndrome.
+    syndrome: u8,
     stage: Stage,
 }
 
@@ -99,6 +113,7 @@ impl SendQueue {
             owed: VecDeque::new(),
             psn: Psn::default(),
             hold: None,
+            busy_since: None,
             deadline: None,
             retries: 0,
             rnr_retries: 0,
@@ -117,6 +132,7 @@ impl SendQueue {
         self.owed.clear();
         self.ring.reset();
         self.hold = None;
+        self.busy_since = None;
         self.deadline = None;
         self.drain_event = false;
     }
@@ -202,24 +218,37 @@ impl Device {
         // SQD finishes what was begun and begins nothing new.
         while sq.owed.len() < WINDOW && qp.state() == PVRDMA_QPS_RTS {
             let Some(at) = sq.ring.peek(&qp.pages, self.memory())? else { break };
-            let wr = WorkRequest::read(at, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory())?;
+            let wr = WorkRequest::read(at, qp.kind, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory())?;
             sq.ring.take();
             taken += 1;
             let len = wr.sg_list.total();
             let packets = u32::try_from(len.div_ceil(attrs.mtu()).max(1)).unwrap_or(u32::MAX);
-            let stage = match wr.operation {
+            let stage = match self.judge(qp, &wr, len, attrs) {
+                Ok(()) => Stage::Ready,
                 Err(status) => Stage::Done(status),
-                Ok(_) if len > u64::from(self.port().max_msg_sz) => Stage::Done(abi::PVRDMA_WC_LOC_LEN_ERR),
-                Ok(Operation::Read { .. }) if attrs.raw.max_rd_atomic == 0 => Stage::Done(abi::PVRDMA_WC_LOC_QP_OP_ERR),
-                // Management datagrams have nowhere to go: the wire of this device carries RC only.
-                Ok(_) if qp.kind == QpKind::Gsi => Stage::Done(abi::PVRDMA_WC_SUCCESS),
-                Ok(_) => Stage::Ready,
             };
             let psn = sq.psn;
             sq.psn = psn.advance(packets);
-            sq.owed.push_back(Owed { wr, psn, packets, submission: 0, stage });
+            sq.owed.push_back(Owed { wr, psn, packets, submission: 0, syndrome: 0, stage });
         }
         Ok(taken)
+    }
+
+    /// Whether a WQE can be carried out as far as its own fields tell, or the status it ends with.
+    fn judge(&self, qp: &Qp, wr: &WorkRequest, len: u64, attrs: &Attrs) -> Result<(), u32> {
+        let operation = wr.operation?;
+        let port = self.port();
+        match operation {
+            _ if len > u64::from(port.max_msg_sz) => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
+            _ if operation.reads() && attrs.raw.max_rd_atomic == 0 => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
+            Operation::Atomic { .. } if len != 8 => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
+            // A datagram is one packet.
+            Operation::Datagram { .. } if len > DATAGRAM_MAX => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
+            Operation::Datagram { av, .. } if av.pd != qp.pd || av.port_num != 1 => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
+            // The page list is given by DMA addresses: a user who could name them could name any page of the guest.
+            Operation::FastReg(_) if qp.ctx != KERNEL => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
+            _ => Ok(()),
+        }
     }
 
     /// Submits what is ready, in order, stopping at the first that must wait.
@@ -232,7 +261,7 @@ impl Device {
         for index in 0..sq.owed.len() {
             let alone = sq.owed.range(..index).all(|owed| matches!(owed.stage, Stage::Done(0)));
             let owed = &sq.owed[index];
-            let is_read = matches!(owed.wr.operation, Ok(Operation::Read { .. }));
+            let is_read = owed.wr.operation.is_ok_and(Operation::reads);
             packets += u64::from(owed.packets);
             match owed.stage {
                 Stage::Done(abi::PVRDMA_WC_SUCCESS) => {
@@ -253,13 +282,47 @@ impl Device {
             if !alone && (owed.wr.fence || packets >= PSN_WINDOW) || too_many_reads || *turn == 0 {
                 return;
             }
+            if let Ok(operation @ (Operation::LocalInv { .. } | Operation::FastReg(_))) = owed.wr.operation {
+                // In order with everything before it.
+                if !alone {
+                    return;
+                }
+                let status = self.execute_local(qp, operation);
+                sq.owed[index].stage = Stage::Done(status);
+                if status != abi::PVRDMA_WC_SUCCESS {
+                    return;
+                }
+                continue;
+            }
             *turn = turn.saturating_sub(owed.wr.sg_list.total());
             reads += u32::from(is_read);
             if alone {
                 // The timer counts from here: a wait for RNR is no wait for an answer.
                 sq.deadline = None;
             }
-            match self.submit(qp, sq, attrs, index, alone) {
+            let datagram = matches!(owed.wr.operation, Ok(Operation::Datagram { .. }));
+            let mut submitted = self.submit(qp, sq, attrs, index, alone);
+            match submitted {
+                Submitted::Busy => {
+                    let since = *sq.busy_since.get_or_insert_with(Instant::now);
+                    if datagram && since.elapsed() > DATAGRAM_PATIENCE {
+                        submitted = Submitted::Answered(Answer::Silence);
+                    }
+                }
+                _ => sq.busy_since = None,
+            }
+            if let (true, Submitted::Answered(answer)) = (datagram, submitted) {
+                // Sent is done, whoever listens.
+                sq.owed[index].stage = match answer {
+                    Answer::RequesterFault => Stage::Done(abi::PVRDMA_WC_LOC_PROT_ERR),
+                    _ => Stage::Done(abi::PVRDMA_WC_SUCCESS),
+                };
+                if answer == Answer::RequesterFault {
+                    return;
+                }
+                continue;
+            }
+            match submitted {
                 Submitted::Answered(answer) => self.apply(qp, sq, attrs, index, answer),
                 Submitted::Pending => {
                     sq.owed[index].stage = Stage::Pending;
@@ -289,28 +352,38 @@ impl Device {
         let Ok(operation) = owed.wr.operation else {
             return Submitted::Answered(Answer::RequesterFault);
         };
-        let purpose = match operation {
-            Operation::Read { .. } => Use::LocalWrite,
-            _ => Use::LocalRead,
-        };
+        let purpose = if operation.reads() { Use::LocalWrite } else { Use::LocalRead };
         sq.spans.clear();
         for sge in owed.wr.sg_list.as_slice().iter().filter(|sge| sge.len > 0) {
             let resolved = self
                 .mr_by_key(sge.lkey.0)
                 .is_some_and(|mr| mr.resolve(qp.pd, sge.addr, u64::from(sge.len), purpose, &mut sq.spans));
             if !resolved {
+                // As below: what came before the bad one may be a gigabyte in pages.
+                give_back_scratch(&mut sq.spans);
                 return Submitted::Answered(Answer::RequesterFault);
             }
         }
+        let (mut source, mut dest) = (attrs.local, attrs.peer());
         let op = match operation {
-            Operation::Send { imm } => Op::Send { imm },
+            Operation::Send { ext } => Op::Send { ext },
             Operation::Write { remote_addr, rkey, imm } => Op::Write { remote_addr, rkey, imm },
             Operation::Read { remote_addr, rkey } => Op::Read { remote_addr, rkey },
+            Operation::Atomic { remote_addr, rkey, op } => Op::Atomic { remote_addr, rkey, op },
+            Operation::Datagram { av, remote_qpn, remote_qkey, imm } => {
+                // An index without a GID is a source nobody knows.
+                source = Endpoint { gid: self.gid(u32::from(av.gid_index)).unwrap_or_default(), qpn: qp.qpn };
+                dest = Endpoint { gid: av.dgid, qpn: remote_qpn };
+                let qkey = if remote_qkey & QKEY_OF_QP != 0 { attrs.raw.qkey } else { remote_qkey };
+                Op::Datagram { qkey, imm, grh: av.grh }
+            }
+            // Done by `execute_local`; they do not leave the device.
+            Operation::LocalInv { .. } | Operation::FastReg(_) => return Submitted::Answered(Answer::RequesterFault),
         };
         let request = Request {
             token,
-            source: attrs.local,
-            dest: attrs.peer(),
+            source,
+            dest,
             psn: owed.psn,
             packets: owed.packets,
             op,
@@ -318,9 +391,24 @@ impl Device {
             solicited: owed.wr.solicited,
             alone,
         };
-        let submitted = self.transport().submit(&request, self.memory(), &sq.spans);
+        let submitted = if self.port_is_up() {
+            self.transport().submit(&request, self.memory(), &sq.spans)
+        } else {
+            Submitted::Answered(Answer::Silence)
+        };
         give_back_scratch(&mut sq.spans);
         submitted
+    }
+
+    /// Carries out a work request that concerns this device only. Returns its completion status.
+    fn execute_local(&self, qp: &Qp, operation: Operation) -> u32 {
+        let done = match operation {
+            Operation::LocalInv { rkey } => self.local_inv(qp, rkey),
+            Operation::FastReg(reg) => self.fast_reg(qp, &reg),
+            _ => false,
+        };
+        // "Memory management operation error" has the number of the older "memory window bind error".
+        if done { abi::PVRDMA_WC_SUCCESS } else { abi::PVRDMA_WC_MW_BIND_ERR }
     }
 
     /// An answer that came later.
@@ -339,6 +427,14 @@ impl Device {
 
     /// Takes an answer to request `index` into account.
     fn apply(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, index: usize, answer: Answer) {
+        sq.owed[index].syndrome = match answer {
+            Answer::RnrNak(code) => SYNDROME_RNR | code & 31,
+            Answer::Nak(Nak::SequenceError) => SYNDROME_NAK,
+            Answer::Nak(Nak::InvalidRequest) => SYNDROME_NAK | 1,
+            Answer::Nak(Nak::RemoteAccess) => SYNDROME_NAK | 2,
+            Answer::Nak(Nak::RemoteOperational) => SYNDROME_NAK | 3,
+            Answer::Ack | Answer::RequesterFault | Answer::Silence => 0,
+        };
         let stage = match answer {
             Answer::Ack => {
                 sq.renew_retries(&attrs.raw);
@@ -416,7 +512,8 @@ impl Device {
         let mut retired = 0;
         while let Some(Stage::Done(status)) = sq.owed.front().map(|owed| owed.stage) {
             if status != abi::PVRDMA_WC_SUCCESS {
-                qp.set_state(PVRDMA_QPS_ERR);
+                // A send that failed stops the sends of a datagram QP, not its receives (IBA vol. 1, 10.3.1.6).
+                qp.set_state(if qp.kind == QpKind::Rc { PVRDMA_QPS_ERR } else { PVRDMA_QPS_SQE });
                 self.recall(qp, sq, 1);
                 sq.flush_from(1);
             }
@@ -445,20 +542,27 @@ impl Device {
             return;
         }
         let operation = owed.wr.operation;
+        let refused = matches!(
+            status,
+            abi::PVRDMA_WC_REM_INV_REQ_ERR
+                | abi::PVRDMA_WC_REM_ACCESS_ERR
+                | abi::PVRDMA_WC_REM_OP_ERR
+                | abi::PVRDMA_WC_RNR_RETRY_EXC_ERR
+        );
         let completion = Completion {
             wr_id: owed.wr.wr_id,
             qp: qp.handle,
             opcode: operation.map_or(abi::PVRDMA_WC_SEND, Operation::wc_opcode),
             status,
             byte_len: match operation {
-                Ok(Operation::Read { .. }) => owed.wr.sg_list.total() as u32,
+                Ok(operation) if operation.reads() => owed.wr.sg_list.total() as u32,
                 _ => 0,
             },
-            imm: None,
-            solicited: false,
+            vendor_err: if refused { u32::from(owed.syndrome) } else { 0 },
+            ..Default::default()
         };
         if qp.send_cq.put(&completion, self.memory(), self.interrupts()).is_err() {
-            qp.set_state(PVRDMA_QPS_ERR);
+            self.cq_died(qp.send_cq.handle);
         }
     }
 
@@ -482,11 +586,11 @@ impl Device {
                 self.settle(qp, sq);
             }
             let Ok(Some(at)) = sq.ring.peek(&qp.pages, self.memory()) else { return };
-            let read = WorkRequest::read(at, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory());
+            let read = WorkRequest::read(at, qp.kind, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory());
             let Ok(wr) = read else { return };
             sq.ring.take();
             let stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
-            sq.owed.push_back(Owed { wr, psn: sq.psn, packets: 0, submission: 0, stage });
+            sq.owed.push_back(Owed { wr, psn: sq.psn, packets: 0, submission: 0, syndrome: 0, stage });
         }
         // More than a ring full: its owner posts while we flush. The rest can wait for its turn.
         self.run_soon(qp.handle);

@@ -1,18 +1,20 @@
 //! The responder half of a QP: checks a request, moves its bytes, answers.
 
-use crate::cqe::Completion;
+use crate::cqe::{Completion, Sender};
 use crate::device::Device;
 use crate::engine::give_back_scratch;
-use crate::handle::Psn;
+use crate::grh::{self, GRH_LEN};
+use crate::handle::{Psn, Rkey};
 use crate::interrupt::AsyncEvent;
 use crate::memory::Span;
 use crate::mr::Use;
-use crate::qp::Qp;
-use crate::ring::Consumer;
-use crate::transport::{Answer, CopyFault, Far, Nak, Op, Request};
-use crate::wqe::Receive;
+use crate::qp::{MAX_RD_ATOMIC, Qp, QpKind};
+use crate::ring::{BrokenRing, Consumer};
+use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Far, Nak, Op, Request};
+use crate::wqe::{AtomicOp, Ext, Receive, SgList};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
+use std::collections::VecDeque;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
@@ -21,8 +23,22 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub struct RecvQueue {
     pub(crate) ring: Consumer,
+    /// A WQE of the SRQ that was taken for a message which then did not come: the next one gets it.
+    held: Option<Receive>,
+    /// What the last atomic operations answered, oldest first: one whose answer was lost must not be done twice
+    /// (IBA vol. 1, 9.4.5).
+    replies: VecDeque<(Psn, u64)>,
+    /// QP_LAST_WQE_REACHED was raised in this life.
+    told_last_wqe: bool,
     /// Scratch list, kept to save the allocation.
     spans: Vec<Span>,
+}
+
+/// What the receive WQE of a message says.
+struct Received {
+    wr_id: u64,
+    opcode: u32,
+    ext: Ext,
 }
 
 /// How a request ended that does not end well for the responder's QP.
@@ -38,6 +54,11 @@ struct Failure {
 impl Failure {
     fn access(qp: &Qp) -> Failure {
         Failure { nak: Nak::RemoteAccess, receive: None, event: Some(AsyncEvent::QpAccessErr(qp.handle)) }
+    }
+
+    /// A request that no requester in its right mind sends.
+    fn invalid(qp: &Qp) -> Failure {
+        Failure { nak: Nak::InvalidRequest, receive: None, event: Some(AsyncEvent::QpReqErr(qp.handle)) }
     }
 
     /// The receive ring cannot be used any more.
@@ -59,11 +80,40 @@ impl From<Failure> for Stop {
 
 impl RecvQueue {
     pub(crate) fn new(ring: Consumer) -> RecvQueue {
-        RecvQueue { ring, spans: Vec::new() }
+        RecvQueue { ring, held: None, replies: VecDeque::new(), told_last_wqe: false, spans: Vec::new() }
     }
 
     pub(crate) fn reset(&mut self) {
         self.ring.reset();
+        self.held = None;
+        self.replies.clear();
+        self.told_last_wqe = false;
+    }
+
+    /// The next WQE of the QP's own ring; it stays there.
+    fn peek(&self, qp: &Qp, device: &Device) -> Result<Option<Receive>, BrokenRing> {
+        let Some(at) = self.ring.peek(&qp.pages, device.memory())? else { return Ok(None) };
+        Ok(Some(Receive::read(at, qp.cap.max_recv_sge, &qp.pages, device.memory())?))
+    }
+
+    /// The WQE that was shown last has ended.
+    fn spend(&mut self, qp: &Qp, device: &Device) -> Result<(), BrokenRing> {
+        if qp.srq.is_some() {
+            self.held = None;
+            return Ok(());
+        }
+        self.ring.take();
+        self.ring.release(&qp.pages, device.memory())
+    }
+
+    /// Answers an atomic operation again. One that is too old to be remembered was not sent by a requester in its
+    /// right mind.
+    fn repeat_reply(&self, psn: Psn, far: &dyn Far) -> Answer {
+        let Some((_, old)) = self.replies.iter().find(|(of, _)| *of == psn) else { return Answer::Silence };
+        match far.put(&old.to_ne_bytes()) {
+            Ok(()) => Answer::Ack,
+            Err(_) => Answer::RequesterFault,
+        }
     }
 }
 
@@ -71,9 +121,21 @@ impl Device {
     /// Carries out `request` on a QP of this device. Called by transports, from any thread.
     pub fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
         let Some(qp) = self.qp_by_number(request.dest.qpn) else { return Answer::Silence };
+        if !self.port_is_up() {
+            return Answer::Silence;
+        }
+        if let Op::Datagram { .. } = request.op {
+            if qp.kind != QpKind::Rc {
+                self.receive_datagram(&qp, request, far);
+            }
+            return Answer::Ack;
+        }
+        if qp.kind != QpKind::Rc {
+            return Answer::Silence;
+        }
         let mut rq = qp.lock_rq();
         // Held over check and copy: DESTROY_MR takes it to wait for them.
-        let _copying = self.responding();
+        let copying = self.responding();
         let state = qp.state();
         if !matches!(state, PVRDMA_QPS_RTR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) {
             return Answer::Silence;
@@ -87,16 +149,29 @@ impl Device {
         if !duplicate && request.psn != expected {
             return Answer::Nak(Nak::SequenceError);
         }
-        if duplicate && !matches!(request.op, Op::Read { .. }) {
-            // Done before; its answer was lost (IBA vol. 1, 9.7.5.1.2).
-            return Answer::Ack;
+        match request.op {
+            // Done before; the answer was lost (IBA vol. 1, 9.7.5.1.2). What was read is read anew, what an atomic found is
+            // remembered.
+            Op::Atomic { .. } if duplicate => return rq.repeat_reply(request.psn, far),
+            Op::Read { .. } => {}
+            _ if duplicate => return Answer::Ack,
+            _ => {}
         }
         if state == PVRDMA_QPS_RTR && qp.establish() {
             self.transport().qp_changed(&qp.view());
             self.interrupts().async_event(AsyncEvent::CommEst(qp.handle));
         }
-        let executed = self.execute(&qp, &mut rq, request, far);
+        let executed = if request.op.reads() && attrs.raw.max_dest_rd_atomic == 0 {
+            Err(Failure::invalid(&qp).into())
+        } else {
+            self.execute(&qp, &mut rq, request, far)
+        };
         give_back_scratch(&mut rq.spans);
+        drop(copying);
+        let executed = executed.and_then(|received| match received {
+            Some(received) => self.finish_receive(&qp, &mut rq, request, received, far),
+            None => Ok(()),
+        });
         match executed {
             Ok(()) => {
                 if !duplicate {
@@ -109,39 +184,43 @@ impl Device {
         }
     }
 
-    fn execute(&self, qp: &Qp, rq: &mut RecvQueue, request: &Request, far: &dyn Far) -> Result<(), Stop> {
+    /// Moves the bytes of `request`. Returns what a receive WQE is to say of it.
+    fn execute(&self, qp: &Qp, rq: &mut RecvQueue, request: &Request, far: &dyn Far) -> Result<Option<Received>, Stop> {
         match request.op {
-            Op::Send { imm } => self.execute_send(qp, rq, request, imm, far),
+            Op::Send { ext } => self.execute_send(qp, rq, request, ext, far).map(Some),
             Op::Write { remote_addr, rkey, imm } => {
                 if request.len > 0 {
-                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey.0, Use::RemoteWrite)?;
+                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey, Use::RemoteWrite)?;
                 }
                 // With immediate data a receive WQE must be there before any byte moves.
-                let receive = match imm {
-                    Some(imm) => Some((imm, self.next_receive(qp, rq)?.wr_id)),
+                let received = match imm {
+                    Some(imm) => Some(Received {
+                        wr_id: self.next_receive(qp, rq)?.wr_id,
+                        opcode: abi::PVRDMA_WC_RECV_RDMA_WITH_IMM,
+                        ext: Ext::Imm(imm),
+                    }),
                     None => None,
                 };
                 if request.len > 0 {
                     let pulled = far.pull(self.memory(), &rq.spans);
                     pulled.map_err(|fault| copy_failed(qp, fault, None))?;
                 }
-                match receive {
-                    Some((imm, wr_id)) => {
-                        let opcode = abi::PVRDMA_WC_RECV_RDMA_WITH_IMM;
-                        far.acknowledge();
-                        self.finish_receive(qp, rq, wr_id, request, opcode, Some(imm))
-                    }
-                    None => Ok(()),
-                }
+                Ok(received)
             }
             Op::Read { remote_addr, rkey } => {
                 if request.len > 0 {
-                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey.0, Use::RemoteRead)?;
+                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey, Use::RemoteRead)?;
                     let pushed = far.push(self.memory(), &rq.spans);
                     pushed.map_err(|fault| copy_failed(qp, fault, None))?;
                 }
-                Ok(())
+                Ok(None)
             }
+            Op::Atomic { remote_addr, rkey, op } => {
+                self.execute_atomic(qp, rq, request, (remote_addr, rkey), op, far)?;
+                Ok(None)
+            }
+            // Never of a connected QP: `receive` has turned them elsewhere.
+            Op::Datagram { .. } => Err(Failure::invalid(qp).into()),
         }
     }
 
@@ -150,36 +229,130 @@ impl Device {
         qp: &Qp,
         rq: &mut RecvQueue,
         request: &Request,
-        imm: Option<u32>,
+        ext: Ext,
         far: &dyn Far,
-    ) -> Result<(), Stop> {
+    ) -> Result<Received, Stop> {
         let receive = self.next_receive(qp, rq)?;
         let failed = |nak, status| Failure { nak, receive: Some((receive.wr_id, status)), event: None };
         let sg_list = receive.sg_list.map_err(|status| failed(Nak::RemoteOperational, status))?;
         if request.len > sg_list.total() {
             return Err(failed(Nak::InvalidRequest, abi::PVRDMA_WC_LOC_LEN_ERR).into());
         }
-        rq.spans.clear();
-        let mut left = request.len;
-        for sge in sg_list.as_slice() {
-            let len = left.min(u64::from(sge.len));
-            if len == 0 {
-                continue;
-            }
-            let resolved = self
-                .mr_by_key(sge.lkey.0)
-                .is_some_and(|mr| mr.resolve(qp.pd, sge.addr, len, Use::LocalWrite, &mut rq.spans));
-            if !resolved {
-                return Err(failed(Nak::RemoteOperational, abi::PVRDMA_WC_LOC_PROT_ERR).into());
-            }
-            left -= len;
+        if !self.resolve_receive(qp, &sg_list, request.len, &mut rq.spans) {
+            return Err(failed(Nak::RemoteOperational, abi::PVRDMA_WC_LOC_PROT_ERR).into());
+        }
+        if let Ext::Invalidate(rkey) = ext
+            && !self.may_invalidate(qp, rkey)
+        {
+            return Err(Failure::access(qp).into());
         }
         if request.len > 0 {
             let pulled = far.pull(self.memory(), &rq.spans);
             pulled.map_err(|fault| copy_failed(qp, fault, Some(receive.wr_id)))?;
         }
-        far.acknowledge();
-        self.finish_receive(qp, rq, receive.wr_id, request, abi::PVRDMA_WC_RECV, imm)
+        Ok(Received { wr_id: receive.wr_id, opcode: abi::PVRDMA_WC_RECV, ext })
+    }
+
+    fn execute_atomic(
+        &self,
+        qp: &Qp,
+        rq: &mut RecvQueue,
+        request: &Request,
+        (addr, rkey): (u64, Rkey),
+        op: AtomicOp,
+        far: &dyn Far,
+    ) -> Result<(), Stop> {
+        // IBA vol. 1, 9.4.5: the address is a multiple of 8.
+        if !addr.is_multiple_of(8) || request.len != 8 {
+            return Err(Failure::invalid(qp).into());
+        }
+        self.resolve_remote(qp, rq, addr, 8, rkey, Use::RemoteAtomic)?;
+        // Eight aligned bytes of a region whose address and offset agree in a page are in one piece; if a region
+        // was made otherwise, it is no place for atomics.
+        let place = match rq.spans.as_slice() {
+            [one] if one.addr.0.is_multiple_of(8) => one.addr,
+            _ => return Err(Failure::invalid(qp).into()),
+        };
+        let old = self.memory().update(place, &mut |old| op.apply(old)).map_err(|_| Failure::access(qp))?;
+        if rq.replies.len() == usize::from(MAX_RD_ATOMIC) {
+            rq.replies.pop_front();
+        }
+        rq.replies.push_back((request.psn, old));
+        far.put(&old.to_ne_bytes()).map_err(|fault| copy_failed(qp, fault, None))
+    }
+
+    /// A datagram is delivered whole or not at all, and nobody is told (IBA vol. 1, 9.8.3).
+    fn receive_datagram(&self, qp: &Qp, request: &Request, far: &dyn Far) {
+        let mut rq = qp.lock_rq();
+        let delivered = self.execute_datagram(qp, &mut rq, request, far);
+        give_back_scratch(&mut rq.spans);
+        if let Err(Stop::Fail(failure)) = delivered {
+            self.fail_responder(qp, rq, failure);
+        }
+    }
+
+    /// `Err(Stop::Answer(_))`: the datagram is dropped; a WQE it found stays.
+    fn execute_datagram(&self, qp: &Qp, rq: &mut RecvQueue, request: &Request, far: &dyn Far) -> Result<(), Stop> {
+        const DROPPED: Stop = Stop::Answer(Answer::Silence);
+        let Op::Datagram { qkey, imm, grh } = request.op else { return Err(DROPPED) };
+        // Held over check and copy, as in `receive`.
+        let _copying = self.responding();
+        let receives = matches!(qp.state(), PVRDMA_QPS_RTR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD | PVRDMA_QPS_SQE);
+        if !receives || !self.has_gid(&request.dest.gid) {
+            return Err(DROPPED);
+        }
+        if qp.attrs().raw.qkey != qkey {
+            self.count_qkey_violation();
+            return Err(DROPPED);
+        }
+        let receive = self.next_receive(qp, rq)?;
+        let failed =
+            |status| Failure { nak: Nak::RemoteOperational, receive: Some((receive.wr_id, status)), event: None };
+        let sg_list = receive.sg_list.map_err(failed)?;
+        let len = GRH_LEN as u64 + request.len;
+        if len > sg_list.total() || request.len > DATAGRAM_MAX {
+            return Err(DROPPED);
+        }
+        if !self.resolve_receive(qp, &sg_list, len, &mut rq.spans) {
+            return Err(failed(abi::PVRDMA_WC_LOC_PROT_ERR).into());
+        }
+        let payload = split_off(&mut rq.spans, GRH_LEN as u64);
+        let (header, network_hdr_type) =
+            grh::header(self.gid_type(), &grh, &request.source.gid, &request.dest.gid, request.len as u16);
+        let mut moved = self.memory().scatter(&rq.spans, &header).map_err(|_| CopyFault::Near);
+        if request.len > 0 {
+            moved = moved.and_then(|()| far.pull(self.memory(), &payload));
+        }
+        moved.map_err(|fault| copy_failed(qp, fault, Some(receive.wr_id)))?;
+        let completion = Completion {
+            wr_id: receive.wr_id,
+            qp: qp.handle,
+            opcode: abi::PVRDMA_WC_RECV,
+            byte_len: len as u32,
+            ext: Ext::imm(imm),
+            sender: Some(Sender { qpn: request.source.qpn, sl: grh.sl, network_hdr_type }),
+            solicited: request.solicited,
+            ..Default::default()
+        };
+        self.complete_receive(qp, rq, &completion)
+    }
+
+    /// Resolves the first `len` bytes of a receive WQE.
+    fn resolve_receive(&self, qp: &Qp, sg_list: &SgList, len: u64, spans: &mut Vec<Span>) -> bool {
+        spans.clear();
+        let mut left = len;
+        for sge in sg_list.as_slice() {
+            let len = left.min(u64::from(sge.len));
+            if len == 0 {
+                continue;
+            }
+            let mr = self.mr_by_key(sge.lkey.0);
+            if !mr.is_some_and(|mr| mr.resolve(qp.pd, sge.addr, len, Use::LocalWrite, spans)) {
+                return false;
+            }
+            left -= len;
+        }
+        left == 0
     }
 
     fn resolve_remote(
@@ -188,26 +361,29 @@ impl Device {
         rq: &mut RecvQueue,
         addr: u64,
         len: u64,
-        key: u32,
+        key: Rkey,
         purpose: Use,
     ) -> Result<(), Failure> {
-        let right = match purpose {
-            Use::RemoteWrite => abi::PVRDMA_ACCESS_REMOTE_WRITE,
-            _ => abi::PVRDMA_ACCESS_REMOTE_READ,
-        };
         rq.spans.clear();
-        let allowed = qp.attrs().raw.qp_access_flags & right != 0;
+        let allowed = qp.attrs().raw.qp_access_flags & purpose.needs() != 0;
         let found =
-            allowed && self.mr_by_key(key).is_some_and(|mr| mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans));
+            allowed && self.mr_by_key(key.0).is_some_and(|mr| mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans));
         if found { Ok(()) } else { Err(Failure::access(qp)) }
     }
 
-    /// The receive WQE that the next message takes; it stays in the ring.
-    fn next_receive(&self, qp: &Qp, rq: &RecvQueue) -> Result<Receive, Stop> {
-        let at = rq.ring.peek(&qp.pages, self.memory()).map_err(|_| Failure::broken_ring(qp))?;
-        let Some(at) = at else { return Err(Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer))) };
-        let receive = Receive::read(at, qp.cap.max_recv_sge, &qp.pages, self.memory());
-        receive.map_err(|_| Failure::broken_ring(qp).into())
+    /// The receive WQE that the next message takes; it is spent by `RecvQueue::spend`.
+    fn next_receive(&self, qp: &Qp, rq: &mut RecvQueue) -> Result<Receive, Stop> {
+        let broken = |_: BrokenRing| Failure::broken_ring(qp);
+        let receive = match &qp.srq {
+            Some(srq) => {
+                if rq.held.is_none() {
+                    rq.held = srq.take(self.memory(), self.interrupts()).map_err(broken)?;
+                }
+                rq.held
+            }
+            None => rq.peek(qp, self).map_err(broken)?,
+        };
+        receive.ok_or_else(|| Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer)))
     }
 
     /// Spends the receive WQE that `next_receive` showed: it ends here, as a completion.
@@ -215,24 +391,34 @@ impl Device {
         &self,
         qp: &Qp,
         rq: &mut RecvQueue,
-        wr_id: u64,
         request: &Request,
-        opcode: u32,
-        imm: Option<u32>,
+        received: Received,
+        far: &dyn Far,
     ) -> Result<(), Stop> {
-        rq.ring.take();
-        rq.ring.release(&qp.pages, self.memory()).map_err(|_| Failure::broken_ring(qp))?;
+        if let Ext::Invalidate(rkey) = received.ext {
+            self.invalidate_for_peer(qp, rkey);
+        }
+        far.acknowledge();
         let completion = Completion {
-            wr_id,
+            wr_id: received.wr_id,
             qp: qp.handle,
-            opcode,
-            status: abi::PVRDMA_WC_SUCCESS,
+            opcode: received.opcode,
             byte_len: request.len as u32,
-            imm,
+            ext: received.ext,
             solicited: request.solicited,
+            ..Default::default()
         };
-        let put = qp.recv_cq.put(&completion, self.memory(), self.interrupts());
-        put.map_err(|_| Failure { nak: Nak::RemoteOperational, receive: None, event: None }.into())
+        self.complete_receive(qp, rq, &completion)
+    }
+
+    /// Gives the receive WQE back to its owner and puts its completion.
+    fn complete_receive(&self, qp: &Qp, rq: &mut RecvQueue, completion: &Completion) -> Result<(), Stop> {
+        rq.spend(qp, self).map_err(|_| Failure::broken_ring(qp))?;
+        let put = qp.recv_cq.put(completion, self.memory(), self.interrupts());
+        put.map_err(|_| {
+            self.cq_died(qp.recv_cq.handle);
+            Failure { nak: Nak::RemoteOperational, receive: None, event: None }.into()
+        })
     }
 
     /// The QP goes to ERR by the responder's fault or the peer's; its flush is left to another stack, because the
@@ -251,30 +437,30 @@ impl Device {
     }
 
     fn end_receive(&self, qp: &Qp, rq: &mut RecvQueue, wr_id: u64, status: u32) {
-        rq.ring.take();
-        let _ = rq.ring.release(&qp.pages, self.memory());
-        let completion = Completion {
-            wr_id,
-            qp: qp.handle,
-            opcode: abi::PVRDMA_WC_RECV,
-            status,
-            byte_len: 0,
-            imm: None,
-            solicited: false,
-        };
+        let _ = rq.spend(qp, self);
+        let completion = Completion { wr_id, qp: qp.handle, opcode: abi::PVRDMA_WC_RECV, status, ..Default::default() };
         // A dead CQ has told its owner by CQ_ERR; there is nobody left to tell.
         let _ = qp.recv_cq.put(&completion, self.memory(), self.interrupts());
     }
 
-    /// Ends every posted receive with WR_FLUSH_ERR.
+    /// Ends every posted receive with WR_FLUSH_ERR. Those in an SRQ are not this QP's: its owner hears that it takes no
+    /// more (IBA vol. 1, 11.6.3.1: last WQE reached).
     pub(crate) fn flush_receives(&self, qp: &Qp) {
         let mut rq = qp.lock_rq();
         if qp.state() != PVRDMA_QPS_ERR {
             return;
         }
+        if qp.srq.is_some() {
+            if let Some(held) = rq.held {
+                self.end_receive(qp, &mut rq, held.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
+            }
+            if !std::mem::replace(&mut rq.told_last_wqe, true) {
+                self.interrupts().async_event(AsyncEvent::QpLastWqeReached(qp.handle));
+            }
+            return;
+        }
         for _ in 0..=qp.cap.max_recv_wr {
-            let Ok(Some(at)) = rq.ring.peek(&qp.pages, self.memory()) else { return };
-            let Ok(receive) = Receive::read(at, qp.cap.max_recv_sge, &qp.pages, self.memory()) else { return };
+            let Ok(Some(receive)) = rq.peek(qp, self) else { return };
             self.end_receive(qp, &mut rq, receive.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
         }
         self.run_soon(qp.handle);
@@ -292,4 +478,20 @@ fn copy_failed(qp: &Qp, fault: CopyFault, receive: Option<u64>) -> Stop {
         }),
         (CopyFault::Near, None) => Stop::Fail(Failure::access(qp)),
     }
+}
+
+/// Takes all but the first `len` bytes off `spans`.
+fn split_off(spans: &mut Vec<Span>, len: u64) -> Vec<Span> {
+    let mut left = len;
+    let mut rest = Vec::new();
+    spans.retain_mut(|span| {
+        let here = span.len.min(left);
+        left -= here;
+        if here < span.len {
+            rest.push(Span { addr: crate::memory::DmaAddr(span.addr.0 + here), len: span.len - here });
+        }
+        span.len = here;
+        here > 0
+    });
+    rest
 }

@@ -1,14 +1,17 @@
 //! A guest's kernel driver: hands out memory, builds page directories, makes objects by command.
 
-use super::queue::{CqRing, QpRings, QpSize};
+use super::queue::{CqRing, QpRings, QpSize, SrqRing};
 use super::{Bell, Ram};
+use crate::budget::DEFAULT_MEMORY_LIMIT;
 use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
 use crate::device::{Config, Device};
 use crate::handle::*;
-use crate::memory::{Buffer, DmaAddr, Memory, Span};
+use crate::memory::{Buffer, DmaAddr, Span};
 use crate::transport::Transport;
 use crate::transport::fabric::{Fabric, Port};
-use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
+use pvrdma_ffi::uapi::vmw_pvrdma::{
+    PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,7 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const PAGE: u64 = 4096;
 
 /// Everything a region may allow.
-pub const ALL_ACCESS: u32 = PVRDMA_ACCESS_LOCAL_WRITE | PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ;
+pub const ALL_ACCESS: u32 =
+    PVRDMA_ACCESS_LOCAL_WRITE | PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ | PVRDMA_ACCESS_REMOTE_ATOMIC;
+
+/// `PVRDMA_QPT_RC` and `PVRDMA_QPT_UD`, written down once more.
+pub const RC: u8 = 2;
+/// See [`RC`].
+pub const UD: u8 = 4;
 
 /// The GID type that the mock's devices have (RoCE v2).
 pub const GID_TYPE: u8 = 2;
@@ -103,12 +112,12 @@ impl Block {
 
     /// The word at `offset`.
     pub fn word(&self, offset: u64) -> u32 {
-        self.ram.load(self.at(offset)).expect("mapped")
+        self.ram.word(self.at(offset))
     }
 
     /// Replaces the word at `offset`.
     pub fn set_word(&self, offset: u64, value: u32) {
-        self.ram.store(self.at(offset), value).expect("mapped");
+        self.ram.set(self.at(offset), &value.to_le_bytes());
     }
 }
 
@@ -132,8 +141,13 @@ impl Region {
 impl Driver {
     /// A guest on `fabric`; `index` makes its GID.
     pub fn new(fabric: &Arc<Fabric>, index: u8, layout: Layout) -> Driver {
+        Driver::limited(fabric, index, layout, 64 << 20, DEFAULT_MEMORY_LIMIT)
+    }
+
+    /// A guest on `fabric` for which the device holds no more than `memory_limit` bytes.
+    pub fn limited(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, memory_limit: u64) -> Driver {
         let port = Port::new(fabric);
-        let driver = Driver::on(index, layout, 64 << 20, port.clone());
+        let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit);
         port.attach(&driver.device);
         driver.bind();
         driver
@@ -141,12 +155,17 @@ impl Driver {
 
     /// A guest on any transport, with `ram_len` bytes of memory and no GID yet: see `bind`.
     pub fn on(index: u8, layout: Layout, ram_len: usize, transport: Arc<dyn Transport>) -> Driver {
+        Driver::make(index, layout, ram_len, transport, DEFAULT_MEMORY_LIMIT)
+    }
+
+    fn make(index: u8, layout: Layout, ram_len: usize, transport: Arc<dyn Transport>, memory_limit: u64) -> Driver {
         let (ram, bell) = (Arc::new(Ram::new(ram_len)), Arc::new(Bell::default()));
         let config = Config {
             node_guid: [2, 0, 0, 0xff, 0xfe, 0, 0, index],
             gid_type: GID_TYPE,
             qpn_base: u32::from(index) << 15,
             max_uar: 16,
+            memory_limit,
         };
         let device = Device::new(config, ram.clone(), bell.clone(), transport);
         let mut gid = [0; 16];
@@ -268,6 +287,15 @@ impl Driver {
         Arc::new(CqRing::new(self.device.clone(), ctx, cq, cqe, block))
     }
 
+    /// A new SRQ of `(WQEs, SGEs of each)`.
+    pub fn srq(&self, ctx: CtxHandle, pd: PdHandle, size: (u32, u32), srq_limit: u32) -> Arc<SrqRing> {
+        let block = self.block(&[1 + (u64::from(size.0) * SrqRing::stride(size)).div_ceil(PAGE)]);
+        let buffer = block.buffer.clone();
+        let create = Command::CreateSrq { pd, max_wr: size.0, max_sge: size.1, srq_limit, srq_type: 0, buffer };
+        let Ok(Response::CreateSrq { srq }) = self.command(create) else { panic!("CREATE_SRQ") };
+        Arc::new(SrqRing::new(self.device.clone(), ctx, srq, size, block))
+    }
+
     /// CREATE_QP of an RC QP, and the memory it is given.
     pub fn qp_command(&self, pd: PdHandle, send_cq: CqHandle, recv_cq: CqHandle, size: QpSize) -> (Command, Block) {
         let sq_pages = (u64::from(size.send_wr) * u64::from(size.send_stride())).div_ceil(PAGE);
@@ -292,8 +320,27 @@ impl Driver {
 
     /// A new RC QP in RESET.
     pub fn qp(&self, pd: PdHandle, send_cq: &Arc<CqRing>, recv_cq: &Arc<CqRing>, size: QpSize) -> QpRings {
+        self.qp_of(RC, None, pd, (send_cq, recv_cq), size)
+    }
+
+    /// A new QP of a type in RESET; with an SRQ it has no receive ring.
+    pub fn qp_of(
+        &self,
+        qp_type: u8,
+        srq: Option<&SrqRing>,
+        pd: PdHandle,
+        (send_cq, recv_cq): (&Arc<CqRing>, &Arc<CqRing>),
+        mut size: QpSize,
+    ) -> QpRings {
+        if srq.is_some() {
+            size.recv_wr = 0;
+            size.recv_sge = 0;
+        }
         let (create, block) = self.qp_command(pd, send_cq.handle, recv_cq.handle, size);
-        match self.command(create) {
+        let Command::CreateQp(mut create) = create else { unreachable!("a CREATE_QP") };
+        create.qp_type = qp_type;
+        create.srq = srq.map(|srq| srq.handle);
+        match self.command(Command::CreateQp(create)) {
             Ok(Response::CreateQp { qpn, qp }) => QpRings::new(self.device.clone(), send_cq.ctx, qp, qpn, size, block),
             other => panic!("CREATE_QP answered {other:?}"),
         }

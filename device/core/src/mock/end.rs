@@ -1,8 +1,9 @@
 //! One end of a connection with everything it needs, and how two of them are brought together: what an application
 //! does between `ibv_open_device` and its first message.
 
+use super::driver::UD;
 use super::driver::{Driver, Region};
-use super::queue::{CqRing, QpRings, QpSize, RecvWr, SendWr};
+use super::queue::{CqRing, QpRings, QpSize, RecvWr, SendWr, SrqRing, To};
 use crate::command::{Command, CommandError, Response};
 use crate::handle::{CtxHandle, Gid, PdHandle, QpHandle, Qpn};
 use crate::transport::Endpoint;
@@ -148,6 +149,57 @@ impl End {
     pub fn with(driver: &Arc<Driver>, pd: PdHandle, send_cq: Arc<CqRing>, recv_cq: Arc<CqRing>, size: QpSize) -> End {
         let qp = driver.qp(pd, &send_cq, &recv_cq, size);
         End { driver: driver.clone(), ctx: send_cq.ctx, pd, send_cq, recv_cq, qp }
+    }
+
+    /// A QP on CQs that are there, which takes receives from `srq`.
+    pub fn with_srq(
+        driver: &Arc<Driver>,
+        pd: PdHandle,
+        (send_cq, recv_cq): (Arc<CqRing>, Arc<CqRing>),
+        srq: &SrqRing,
+        size: QpSize,
+    ) -> End {
+        let qp = driver.qp_of(super::driver::RC, Some(srq), pd, (&send_cq, &recv_cq), size);
+        End { driver: driver.clone(), ctx: send_cq.ctx, pd, send_cq, recv_cq, qp }
+    }
+
+    /// A datagram QP on CQs that are there, in RTS, with this key; receives come from `srq` if there is one.
+    pub fn ud(
+        driver: &Arc<Driver>,
+        pd: PdHandle,
+        (send_cq, recv_cq): (Arc<CqRing>, Arc<CqRing>),
+        srq: Option<&SrqRing>,
+        size: QpSize,
+        qkey: u32,
+    ) -> End {
+        let qp = driver.qp_of(UD, srq, pd, (&send_cq, &recv_cq), size);
+        let end = End { driver: driver.clone(), ctx: send_cq.ctx, pd, send_cq, recv_cq, qp };
+        end.bring_up_ud(qkey);
+        end
+    }
+
+    /// From RESET to RTS, for a datagram QP.
+    pub fn bring_up_ud(&self, qkey: u32) {
+        let mask = PVRDMA_QP_STATE | PVRDMA_QP_PKEY_INDEX | PVRDMA_QP_PORT | PVRDMA_QP_QKEY;
+        let init = pvrdma_qp_attr { qp_state: PVRDMA_QPS_INIT, port_num: 1, qkey, ..Default::default() };
+        self.modify((mask, init)).expect("INIT");
+        self.modify_state(PVRDMA_QPS_RTR).expect("RTR");
+        let rts = pvrdma_qp_attr { qp_state: PVRDMA_QPS_RTS, sq_psn: 7, ..Default::default() };
+        self.modify((PVRDMA_QP_STATE | PVRDMA_QP_SQ_PSN, rts)).expect("RTS");
+    }
+
+    /// Where this end's datagrams go when they are meant for `to`.
+    pub fn av(&self, to: &End, qkey: u32) -> To {
+        To {
+            pd: self.pd,
+            port_num: 1,
+            dgid: to.driver.gid,
+            gid_index: 0,
+            qpn: to.qp.qpn,
+            qkey,
+            sl_tclass_flowlabel: 0,
+            hop_limit: 64,
+        }
     }
 
     /// Where peers find it.

@@ -1,10 +1,12 @@
-//! A provider's side of rings: counters, slots and the bytes of WQEs and CQEs, written from the description of the
-//! format and not from the device's code.
+//! A provider's side of rings: counters, slots and the bytes of CQEs, written from the description of the format and not
+//! from the device's code.
 
-use super::driver::{Block, PAGE, Region};
+pub use super::wr::{RawSge, RecvWr, SendWr, To, sge};
+
+use super::driver::{Block, PAGE};
 use crate::device::Device;
 use crate::doorbell::Doorbell;
-use crate::handle::{CqHandle, CtxHandle, QpHandle, Qpn};
+use crate::handle::{CqHandle, CtxHandle, QpHandle, Qpn, SrqHandle};
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,7 +37,11 @@ pub struct Wc {
     pub status: u32,
     pub byte_len: u32,
     pub imm_data: u32,
+    pub src_qp: u32,
     pub wc_flags: u32,
+    pub vendor_err: u32,
+    pub sl: u8,
+    pub network_hdr_type: u8,
 }
 
 /// A CQ, read by its owner.
@@ -82,7 +88,11 @@ impl CqRing {
             status: word(20),
             byte_len: word(24),
             imm_data: word(28),
+            src_qp: word(32),
             wc_flags: word(36),
+            vendor_err: word(40),
+            sl: bytes[48],
+            network_hdr_type: bytes[57],
         })
     }
 
@@ -111,144 +121,6 @@ impl CqRing {
 fn ring(device: &Device, ctx: CtxHandle, offset: usize, value: u32) {
     if let Some(doorbell) = Doorbell::decode(offset, value) {
         device.doorbell(ctx, doorbell);
-    }
-}
-
-// ---- work requests -----------------------------------------------------------------------------
-
-/// Address, length, lkey.
-pub type RawSge = (u64, u32, u32);
-
-/// The piece `[offset, offset + len)` of a region as an SGE. It may lie outside: that is for the device to find out.
-pub fn sge(region: &Region, offset: u64, len: u32) -> RawSge {
-    (region.start.wrapping_add(offset), len, region.key)
-}
-
-/// A send WQE to be.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "fields carry the names of vmw_pvrdma-abi.h")]
-pub struct SendWr {
-    pub wr_id: u64,
-    pub opcode: u32,
-    pub send_flags: u32,
-    pub imm_data: u32,
-    pub remote_addr: u64,
-    pub rkey: u32,
-    pub sges: Vec<RawSge>,
-    /// What the WQE says instead of the length of `sges`.
-    pub num_sge: Option<u32>,
-}
-
-impl SendWr {
-    fn new(wr_id: u64, opcode: u32, sges: &[RawSge]) -> SendWr {
-        SendWr {
-            wr_id,
-            opcode,
-            send_flags: abi::PVRDMA_SEND_SIGNALED,
-            imm_data: 0,
-            remote_addr: 0,
-            rkey: 0,
-            sges: sges.to_vec(),
-            num_sge: None,
-        }
-    }
-
-    /// A signaled SEND.
-    pub fn send(wr_id: u64, sges: &[RawSge]) -> SendWr {
-        SendWr::new(wr_id, abi::PVRDMA_WR_SEND, sges)
-    }
-
-    /// A signaled WRITE to `target`, from `offset` on.
-    pub fn write(wr_id: u64, sges: &[RawSge], target: &Region, offset: u64) -> SendWr {
-        SendWr::new(wr_id, abi::PVRDMA_WR_RDMA_WRITE, sges).at(target.start.wrapping_add(offset), target.key)
-    }
-
-    /// A signaled READ of `target`, from `offset` on.
-    pub fn read(wr_id: u64, sges: &[RawSge], target: &Region, offset: u64) -> SendWr {
-        SendWr::new(wr_id, abi::PVRDMA_WR_RDMA_READ, sges).at(target.start.wrapping_add(offset), target.key)
-    }
-
-    /// With another target.
-    pub fn at(self, remote_addr: u64, rkey: u32) -> SendWr {
-        SendWr { remote_addr, rkey, ..self }
-    }
-
-    /// With immediate data: a SEND or WRITE becomes the kind that has it.
-    pub fn imm(self, imm_data: u32) -> SendWr {
-        let opcode = match self.opcode {
-            abi::PVRDMA_WR_SEND => abi::PVRDMA_WR_SEND_WITH_IMM,
-            _ => abi::PVRDMA_WR_RDMA_WRITE_WITH_IMM,
-        };
-        SendWr { imm_data, opcode, ..self }
-    }
-
-    /// With these flags instead of SIGNALED.
-    pub fn flags(self, send_flags: u32) -> SendWr {
-        SendWr { send_flags, ..self }
-    }
-
-    /// With another opcode.
-    pub fn opcode(self, opcode: u32) -> SendWr {
-        SendWr { opcode, ..self }
-    }
-
-    /// With another number of SGEs than there are.
-    pub fn num_sge(self, num_sge: u32) -> SendWr {
-        SendWr { num_sge: Some(num_sge), ..self }
-    }
-
-    /// The WQE. Bytes that the opcode does not define hold rubbish, as they do in a ring that is reused.
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0xa5; 80];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &self.wr_id.to_le_bytes());
-        put(8, &self.num_sge.unwrap_or(self.sges.len() as u32).to_le_bytes());
-        put(16, &self.opcode.to_le_bytes());
-        put(20, &self.send_flags.to_le_bytes());
-        put(24, &self.imm_data.to_le_bytes());
-        put(32, &self.remote_addr.to_le_bytes());
-        put(40, &self.rkey.to_le_bytes());
-        sges_into(&mut bytes, &self.sges);
-        bytes
-    }
-}
-
-/// A receive WQE to be.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "fields carry the names of vmw_pvrdma-abi.h")]
-pub struct RecvWr {
-    pub wr_id: u64,
-    pub sges: Vec<RawSge>,
-    /// What the WQE says instead of the length of `sges`.
-    pub num_sge: Option<u32>,
-}
-
-impl RecvWr {
-    /// A receive.
-    pub fn new(wr_id: u64, sges: &[RawSge]) -> RecvWr {
-        RecvWr { wr_id, sges: sges.to_vec(), num_sge: None }
-    }
-
-    /// With another number of SGEs than there are.
-    pub fn num_sge(self, num_sge: u32) -> RecvWr {
-        RecvWr { num_sge: Some(num_sge), ..self }
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(self.wr_id.to_le_bytes());
-        bytes.extend(self.num_sge.unwrap_or(self.sges.len() as u32).to_le_bytes());
-        bytes.extend([0xa5; 4]);
-        sges_into(&mut bytes, &self.sges);
-        bytes
-    }
-}
-
-fn sges_into(bytes: &mut Vec<u8>, sges: &[RawSge]) {
-    for (addr, len, lkey) in sges {
-        bytes.extend(addr.to_le_bytes());
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(lkey.to_le_bytes());
     }
 }
 
@@ -384,6 +256,63 @@ impl QpRings {
 
     /// Writes a receive producer counter of the test's choice.
     pub fn force_recv_tail(&self, value: u32) {
+        self.block.set_word(RX_TAIL, value);
+    }
+}
+
+// ---- shared receive queue ----------------------------------------------------------------------
+
+/// An SRQ's ring, filled by its owner.
+pub struct SrqRing {
+    /// Its handle.
+    pub handle: SrqHandle,
+    /// Its owner.
+    pub ctx: CtxHandle,
+    /// WQEs it has room for, and SGEs of each.
+    pub size: (u32, u32),
+    /// Its memory: counters, then WQEs.
+    pub block: Block,
+    device: Arc<Device>,
+    tail: Mutex<u32>,
+}
+
+impl SrqRing {
+    pub(super) fn new(
+        device: Arc<Device>,
+        ctx: CtxHandle,
+        handle: SrqHandle,
+        size: (u32, u32),
+        block: Block,
+    ) -> SrqRing {
+        SrqRing { handle, ctx, size, block, device, tail: Mutex::new(0) }
+    }
+
+    /// Bytes from one WQE to the next.
+    pub fn stride((_, sge): (u32, u32)) -> u64 {
+        u64::from((16 + 16 * sge).next_power_of_two())
+    }
+
+    /// WQEs that the device has not given back.
+    pub fn recvs_out(&self) -> u32 {
+        count(*lock(&self.tail), self.block.word(RX_HEAD), self.size.0)
+    }
+
+    /// Writes a receive WQE, publishes it and rings; `false` if the ring is full.
+    pub fn post_recv(&self, wr: &RecvWr) -> bool {
+        let mut tail = lock(&self.tail);
+        if count(*tail, self.block.word(RX_HEAD), self.size.0) == self.size.0 {
+            return false;
+        }
+        self.block.set(PAGE + u64::from(*tail % self.size.0) * SrqRing::stride(self.size), &wr.to_bytes());
+        *tail = (*tail + 1) % (2 * self.size.0);
+        self.block.set_word(RX_TAIL, *tail);
+        drop(tail);
+        ring(&self.device, self.ctx, 8, self.handle.0 | abi::PVRDMA_UAR_SRQ_RECV);
+        true
+    }
+
+    /// Writes a producer counter of the test's choice.
+    pub fn force_tail(&self, value: u32) {
         self.block.set_word(RX_TAIL, value);
     }
 }

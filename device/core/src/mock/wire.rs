@@ -247,4 +247,8 @@ impl Far for WireFar<'_> {
         let bytes = gather(memory, from, CopyFault::Near)?;
         scatter(self.ram, self.spans, &bytes, CopyFault::Far)
     }
+
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
+        scatter(self.ram, self.spans, bytes, CopyFault::Far)
+    }
 }

@@ -93,6 +93,10 @@ impl Far for InProcess<'_> {
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
         copy((memory, from, CopyFault::Near), (self.memory, self.spans, CopyFault::Far))
     }
+
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
+        self.memory.scatter(self.spans, bytes).map_err(|_| CopyFault::Far)
+    }
 }
 
 /// Copies between two guests. Both lists hold the same number of bytes; the shorter ends the copy.

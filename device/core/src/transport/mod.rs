@@ -9,6 +9,7 @@ pub mod fabric;
 use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use crate::memory::{Memory, Span};
 use crate::mr::Bounds;
+use crate::wqe::{AtomicOp, Ext, Grh};
 use std::sync::atomic::AtomicU32;
 
 /// One end of a connection.
@@ -36,9 +37,41 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields carry the names of the IBA headers")]
 pub enum Op {
-    Send { imm: Option<u32> },
-    Write { remote_addr: u64, rkey: Rkey, imm: Option<u32> },
-    Read { remote_addr: u64, rkey: Rkey },
+    Send {
+        ext: Ext,
+    },
+    Write {
+        remote_addr: u64,
+        rkey: Rkey,
+        imm: Option<u32>,
+    },
+    Read {
+        remote_addr: u64,
+        rkey: Rkey,
+    },
+    Atomic {
+        remote_addr: u64,
+        rkey: Rkey,
+        op: AtomicOp,
+    },
+    /// Unreliable: carried out or not, it is answered at once, or the transport is `Busy`.
+    Datagram {
+        qkey: u32,
+        imm: Option<u32>,
+        grh: Grh,
+    },
+}
+
+impl Op {
+    /// Whether carrying it out spends a receive WQE of a connected QP: it may find none (RNR).
+    pub fn takes_receive(&self) -> bool {
+        matches!(self, Op::Send { .. } | Op::Write { imm: Some(_), .. })
+    }
+
+    /// Whether data comes back.
+    pub fn reads(&self) -> bool {
+        matches!(self, Op::Read { .. } | Op::Atomic { .. })
+    }
 }
 
 /// A message from a requester.
@@ -121,10 +154,32 @@ pub trait Far {
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
     /// Copies from the responder's memory to the requester.
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault>;
+    /// Writes `bytes`, as many as the spans hold, to the requester: the former value of an atomic operation.
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault>;
     /// The request is carried out and `Answer::Ack` will follow. Called before its receive completion can be seen: on
     /// a wire the ACK leaves before the program can answer the message, and programs (perftest with one channel for
     /// both CQs) count on their send completion coming before the other end's reply.
     fn acknowledge(&self) {}
+}
+
+/// Longest payload of a datagram: one packet of the port's MTU.
+pub const DATAGRAM_MAX: u64 = 4096;
+
+/// A datagram that a transport carried by value: its payload.
+pub struct Payload<'a>(pub &'a [u8]);
+
+impl Far for Payload<'_> {
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        memory.scatter(into, self.0).map_err(|_| CopyFault::Near)
+    }
+
+    fn push(&self, _memory: &dyn Memory, _from: &[Span]) -> Result<(), CopyFault> {
+        Err(CopyFault::Far)
+    }
+
+    fn put(&self, _bytes: &[u8]) -> Result<(), CopyFault> {
+        Err(CopyFault::Far)
+    }
 }
 
 /// What a transport may need to know about the responder side of a QP.

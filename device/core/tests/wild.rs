@@ -1,0 +1,27 @@
+//! Random bytes drive a guest out of its mind (`mock/wild.rs`); what must hold whatever it does is checked there. And the
+//! inputs that a fuzzer found worth keeping, again.
+//!
+//! `PVRDMA_SEED` repeats a run, `PVRDMA_STEPS` makes it longer.
+
+use pvrdma_device::mock::rng::Rng;
+use pvrdma_device::mock::wild::{Summary, run};
+
+#[test]
+fn random_bytes_harm_nobody() {
+    let mut rng = Rng::from_env(1);
+    let runs = std::env::var("PVRDMA_STEPS").map_or(1000, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let mut all = Summary::default();
+    for n in 0..runs {
+        let len = 1 + rng.below(4000) as usize;
+        let seed = rng.word();
+        println!("run {n}: {len} bytes of seed {seed}");
+        let one = run(&Rng::new(seed).bytes(len));
+        all.commands += one.commands;
+        all.refused += one.refused;
+        all.completions += one.completions;
+    }
+    println!("{runs} runs: {all:?}");
+    // It must do something that the device takes for sense, and something that it does not.
+    let enough = runs * 5;
+    assert!(all.commands > enough && all.refused > enough && all.completions > runs, "{all:?} in {runs} runs");
+}
