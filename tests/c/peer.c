@@ -9,11 +9,7 @@
  * sleep        the same with writes, asleep in ibv_get_cq_event between them
  * once         a hundred writes, then ends well
  */
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-
-#include "rc.h"
+#include "meet.h"
 
 /* 4.096 us * 2^14 = 67 ms, and four tries. */
 static const struct patience PATIENCE = {.timeout = 14, .retry_cnt = 3, .rnr_retry = 7};
@@ -23,24 +19,6 @@ struct address {
     uint64_t buffer;
     union ibv_gid gid;
 };
-
-static int meet(const char *port, const char *host)
-{
-    int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in place = {.sin_family = AF_INET, .sin_port = htons(atoi(port))};
-    CHECK(fd >= 0);
-    CHECK(inet_pton(AF_INET, host ? host : "127.0.0.1", &place.sin_addr) == 1);
-    if (host) {
-        CHECK(!connect(fd, (struct sockaddr *)&place, sizeof(place)));
-        return fd;
-    }
-    CHECK(!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)));
-    CHECK(!bind(fd, (struct sockaddr *)&place, sizeof(place)) && !listen(fd, 1));
-    int peer = accept(fd, NULL, NULL);
-    CHECK(peer >= 0);
-    close(fd);
-    return peer;
-}
 
 static void say(const char *text)
 {
@@ -73,7 +51,8 @@ int main(int argc, char **argv)
     struct end end = open_end(&device, (struct shape){.length = 65536, .events = asleep});
     struct address mine = {end.qp->qp_num, end.mr->rkey, (uintptr_t)end.buffer, device.gid}, theirs;
 
-    int fd = meet(argv[3], argv[4]);
+    int fd = meet(argv[3], argv[4], 60);
+    CHECK(fd >= 0, "nobody is there");
     CHECK(write(fd, &mine, sizeof(mine)) == sizeof(mine));
     CHECK(recv(fd, &theirs, sizeof(theirs), MSG_WAITALL) == sizeof(theirs));
     to_init(&end);

@@ -169,17 +169,38 @@ impl Running {
     }
 
     /// Waits until the program ends by itself. Panics when it takes too long.
-    pub fn wait(mut self) -> Output {
+    pub fn wait(self) -> Output {
+        self.try_wait().unwrap_or_else(|late| panic!("{late}"))
+    }
+
+    /// Waits until the program ends by itself. When it takes too long it is killed and the error says what it wrote.
+    pub fn try_wait(mut self) -> Result<Output, String> {
         while !self.has_ended() {
-            self.panic_if_late("did not end");
+            if self.is_late() {
+                return Err(format!("{} did not end in time\n{}", self.line, self.logs()));
+            }
             pause();
         }
-        Output {
+        Ok(Output {
             line: self.line.clone(),
             status: self.ended.expect("the program has ended"),
             stdout: read_all(&self.stdout),
             stderr: read_all(&self.stderr),
-        }
+        })
+    }
+
+    /// Whether the program has ended, and not well.
+    pub(crate) fn has_failed(&mut self) -> bool {
+        self.has_ended() && self.ended.is_some_and(|status| !status.success())
+    }
+
+    /// Leaves the program no more than `time` from now.
+    pub(crate) fn hurry(&mut self, time: Duration) {
+        self.deadline = self.deadline.min(Instant::now() + time);
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        Instant::now() > self.deadline
     }
 
     /// Whether the program has ended.
@@ -213,6 +234,12 @@ impl Running {
         }
     }
 
+    /// The processes of this job that are alive now, `pvrdma` first, with their names (15 bytes at most).
+    pub fn programs(&self) -> Vec<(u32, String)> {
+        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        descendants(self.pid()).into_iter().map(|pid| (pid, name(&pid))).collect()
+    }
+
     /// Sends a signal to a process of this job.
     pub fn signal(&self, pid: u32, signal: i32) {
         assert!(descendants(self.pid()).contains(&pid), "process {pid} does not belong to {}", self.line);
@@ -222,7 +249,7 @@ impl Running {
     }
 
     fn panic_if_late(&self, what: &str) {
-        if Instant::now() > self.deadline {
+        if self.is_late() {
             panic!("{} {what} in time\n{}", self.line, self.logs());
         }
     }

@@ -1,22 +1,27 @@
 //! Harness of the whole-system tests: build, run programs as processes of guests, collect what they say.
 //!
-//! Used by the stories in `tests/tests/*.rs`, by `xtask demo` and by `xtask bench`. Everything is driven through
+//! Used by the stories in `tests/tests/*.rs` and by `cargo xtask demo`, `matrix` and `bench`. Everything is driven through
 //! the command line a user has (`pvrdma run …`), so nothing here links any other crate of the workspace.
 //!
 //! - [`Stand`] holds the built files and the user they run as, in a folder of its own.
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
+//! - [`Forky`] runs programs of another Debian release, with a newer libibverbs.
 //!
 //! A test that cannot run here says so through [`cannot_run`], never by returning quietly.
 
 mod build;
+mod forky;
 mod job;
 mod pair;
 mod perftest;
+mod stress;
 mod world;
 
 pub use build::{artifacts, c_program, debug_provider, workspace};
+pub use forky::Forky;
 pub use job::{Job, Output, Running};
-pub use pair::{free_port, pair, wait_for_listener};
-pub use perftest::{Figures, figures};
+pub use pair::{free_port, pair, try_pair, wait_for_listener};
+pub use perftest::{Figures, all_figures, figures};
+pub use stress::{Chance, amount};
 pub use world::{Provider, Stand, User, Uverbs, cannot_run, machine};

@@ -13,28 +13,56 @@ pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-/// Runs `server` and `client` with `-p PORT`, the client with the address 127.0.0.1 as its last argument.
+/// Runs `server` and `client` with `-p PORT`, the client with the address 127.0.0.1 as its last argument. Panics when
+/// the client fails or one of them does not end.
 pub fn pair(server: Job, client: Job) -> (Output, Output) {
+    try_pair(server, client).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+/// The same with the failure, and what both wrote, as a value.
+pub fn try_pair(server: Job, client: Job) -> Result<(Output, Output), String> {
     let port = free_port();
     let mut server = server.args(["-p", &port.to_string()]).spawn();
-    wait_for_listener(&mut server, port);
-    let client = client.args(["-p", &port.to_string(), "127.0.0.1"]).spawn();
-    let client = client.wait();
-    if !client.status.success() {
-        // Said now: without its client the server would only run into its time-out.
-        panic!("the client failed\n{client}\n=== server until then\n{}", server.logs());
+    wait_until_listening(&mut server, port)?;
+    let mut client = client.args(["-p", &port.to_string(), "127.0.0.1"]).spawn();
+    while !client.has_ended() && !client.is_late() {
+        if server.has_failed() {
+            // Often the client waits for ever then; if not, its own words help.
+            client.hurry(GRACE);
+        }
+        std::thread::sleep(PAUSE);
     }
-    (server.wait(), client)
+    // Said now: without its client the server would only run into its time-out.
+    let until_then = |server: &Running| format!("=== server until then\n{}", server.logs());
+    let client = client.try_wait().map_err(|late| format!("{late}{}", until_then(&server)))?;
+    if !client.status.success() {
+        return Err(format!("the client failed\n{client}\n{}", until_then(&server)));
+    }
+    let server = server.try_wait().map_err(|late| format!("{late}=== client\n{client}"))?;
+    Ok((server, client))
 }
+
+/// What a client gets when its server has failed.
+const GRACE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Waits until somebody listens on `port`, without connecting to it: the server would take that for its client.
 pub fn wait_for_listener(server: &mut Running, port: u16) {
+    wait_until_listening(server, port).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+fn wait_until_listening(server: &mut Running, port: u16) -> Result<(), String> {
     let end = Instant::now() + Duration::from_secs(20);
     while !listens(port) {
-        assert!(!server.has_ended(), "the server ended early\n{}", server.logs());
-        assert!(Instant::now() < end, "the server does not listen on port {port}\n{}", server.logs());
-        std::thread::sleep(Duration::from_millis(5));
+        if server.has_ended() {
+            return Err(format!("the server ended early\n{}", server.logs()));
+        }
+        if Instant::now() > end {
+            return Err(format!("the server does not listen on port {port}\n{}", server.logs()));
+        }
+        std::thread::sleep(PAUSE);
     }
+    Ok(())
 }
 
 fn listens(port: u16) -> bool {

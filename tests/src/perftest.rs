@@ -16,17 +16,21 @@ impl Figures {
 }
 
 /// Finds the result of a run over one message size in what the tool printed.
+pub fn figures(text: &str) -> Option<Figures> {
+    all_figures(text).into_iter().next()
+}
+
+/// Finds the results of a run over many message sizes, a line for each.
 ///
-/// perftest prints a line of titles that begins with `#bytes` and below it one line of numbers. Titles are
+/// perftest prints a line of titles that begins with `#bytes` and below it lines of numbers. Titles are
 /// separated by two blanks or more, as in `#bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]`, but
 /// older releases put a single blank before some.
-pub fn figures(text: &str) -> Option<Figures> {
+pub fn all_figures(text: &str) -> Vec<Figures> {
     let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with("#bytes"));
-    let names = titles(lines.next()?);
-    let values: Vec<f64> = lines
-        .map(|line| line.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>())
-        .find_map(|numbers| numbers.ok().filter(|numbers| !numbers.is_empty()))?;
-    (names.len() == values.len()).then_some(Figures { names, values })
+    let names = titles(lines.next().unwrap_or_default());
+    let numbers = lines.filter_map(|line| line.split_whitespace().map(|word| word.parse().ok()).collect());
+    let lines = numbers.filter(|values: &Vec<f64>| !values.is_empty() && values.len() == names.len());
+    lines.map(|values| Figures { names: names.clone(), values }).collect()
 }
 
 fn titles(line: &str) -> Vec<String> {
@@ -67,6 +71,14 @@ mod tests {
                     t_stdev[usec]   99% percentile[usec]   99.9% percentile[usec] \n \
                     8       1000          5.10           90.2         5.52     \t       5.6        \t0.2     \t\t7.0     \t\t\t9.0\n";
         assert_eq!(figures(text).expect("a result").get("t_typical"), Some(5.52));
+    }
+
+    #[test]
+    fn every_size_has_its_line() {
+        let text = " #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]\n \
+                    2          100              1.0    2.0   0.5\n 4          100              3.0    4.0   0.5\n---\n";
+        let averages: Vec<_> = all_figures(text).iter().map(|line| line.get("BW average")).collect();
+        assert_eq!(averages, [Some(2.0), Some(4.0)]);
     }
 
     #[test]

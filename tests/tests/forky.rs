@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pvrdma_tests::{Job, Provider, Stand, User, Uverbs, machine, pair, workspace};
+use pvrdma_tests::{Forky, Provider, Stand, User, Uverbs, machine, pair, workspace};
 
 /// Where `cargo xtask debs` unpacked forky's packages; fetched the first time.
 fn forky() -> PathBuf {
@@ -19,18 +19,6 @@ fn forky() -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim_end())
 }
 
-/// A program of forky's, started by forky's loader. `sh` stands between because the loader itself is a program
-/// without an interpreter.
-fn job<'a>(stand: &'a Stand, root: &Path, program: &str) -> Job<'a> {
-    let libraries = root.join("usr/lib/x86_64-linux-gnu");
-    stand.job("sh").args(["-c", "exec \"$0\" \"$@\""]).args([
-        root.join("usr/lib64/ld-linux-x86-64.so.2"),
-        "--library-path".into(),
-        libraries,
-        root.join("usr/bin").join(program),
-    ])
-}
-
 #[test]
 fn the_same_file_runs_under_libibverbs_65() {
     let _machine = machine();
@@ -41,7 +29,7 @@ fn the_same_file_runs_under_libibverbs_65() {
 
     for user in User::both() {
         let stand = Stand::new(user);
-        let root = stand.copy_tree(&root);
+        let forky = Forky::new(&stand, &root);
         let file = stand.path("libvmw_pvrdma.so");
         let before = checksum(&file);
         // First the machine's own libibverbs, then forky's, from the very same file.
@@ -52,7 +40,7 @@ fn the_same_file_runs_under_libibverbs_65() {
         for uverbs in Uverbs::ALL {
             for events in [&[][..], &["-e"]] {
                 let job = |guest| {
-                    let job = job(&stand, &root, "ibv_rc_pingpong").guest(guest).provider(&Provider::Ours);
+                    let job = forky.job("ibv_rc_pingpong").guest(guest).provider(&Provider::Ours);
                     job.uverbs(uverbs).args(["-c", "-g", "1"]).args(events)
                 };
                 let (server, client) = pair(job("a"), job("b"));
@@ -74,12 +62,12 @@ fn the_same_file_runs_under_libibverbs_65() {
 #[test]
 fn old_and_new_meet() {
     let _machine = machine();
-    let root = forky();
     let stand = Stand::new(User::Me);
-    let text = job(&stand, &root, "ibv_devinfo").args(["-v"]).ok();
+    let forky = Forky::new(&stand, &forky());
+    let text = forky.job("ibv_devinfo").args(["-v"]).ok();
     assert!(text.contains("vmw_pvrdma0") && text.contains("PORT_ACTIVE"), "{text}");
     let arguments = ["-c", "-g", "1"];
-    let new = job(&stand, &root, "ibv_rc_pingpong").guest("a").args(arguments);
+    let new = forky.job("ibv_rc_pingpong").guest("a").args(arguments);
     let old = stand.job("ibv_rc_pingpong").guest("b").provider(&Provider::System).args(arguments);
     let (server, client) = pair(new, old);
     server.ok();

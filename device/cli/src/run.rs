@@ -12,6 +12,7 @@ use anyhow::Context;
 use pvrdma_device::guest::Roce;
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -134,7 +135,9 @@ fn in_guest(
     };
     command.env("LD_PRELOAD", preload(std::env::var_os("LD_PRELOAD").as_deref(), standin)?);
 
-    child::run(command, vec![run_dir.hold()?, seat.hold()?])
+    let holds = [child::out_of_the_way(run_dir.hold()?)?, child::out_of_the_way(seat.hold()?)?];
+    command.env("PVRDMA_HOLDS", holds.each_ref().map(|hold| hold.as_raw_fd().to_string()).join(","));
+    child::run(command, holds.into())
 }
 
 /// Appends our library to what is preloaded already.

@@ -5,6 +5,7 @@
 //! | `PVRDMA_HOST_DIR` | `pvrdma run` | the run directory; without it the library changes nothing |
 //! | `SYSFS_PATH` | `pvrdma run` | root of the guest's sysfs tree; libibverbs reads it too |
 //! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
+//! | `PVRDMA_HOLDS` | `pvrdma run` | descriptors whose locks keep the run directory and the guest in place |
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
 //!
 //! `process.rs` reads the rest (`PVRDMA_GUEST_INDEX`, `PVRDMA_ROCE`) when the device is opened.
@@ -31,6 +32,15 @@ pub struct Config {
     pub trace: Option<Path>,
     /// Forms of commands.
     pub level: Level,
+    /// What keeps the run directory and the guest from being removed.
+    pub holds: [Option<Hold>; 2],
+}
+
+/// A descriptor that the program inherited without knowing it, with device and inode of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub fd: i32,
+    pub file: (u64, u64),
 }
 
 /// A path kept in place: no allocation while a program is still starting, and none that it could free.
@@ -85,6 +95,7 @@ extern "C" fn at_load() {
     get();
     crate::signals::resolve();
     crate::preload::resolve();
+    crate::netdev::resolve();
 }
 
 fn read() -> Option<Config> {
@@ -97,6 +108,16 @@ fn read() -> Option<Config> {
             Some(b"invoke") => Level::Invoke,
             _ => Level::Ioctl,
         },
+        holds: variable(c"PVRDMA_HOLDS").map_or([None; 2], holds),
+    })
+}
+
+/// `FD,FD`; one that is not open any more is left out.
+fn holds(list: &CStr) -> [Option<Hold>; 2] {
+    let mut numbers = list.to_str().unwrap_or_default().split(',');
+    [(); 2].map(|()| {
+        let fd = numbers.next()?.parse().ok()?;
+        Some(Hold { fd, file: crate::fd::file_of(fd)? })
     })
 }
 
@@ -118,6 +139,13 @@ fn variable(name: &CStr) -> Option<&'static CStr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holds_are_open_descriptors() {
+        assert_eq!(holds(c""), [None; 2]);
+        let [first, second] = holds(c"2,1000000");
+        assert_eq!((first.map(|hold| hold.fd), second), (Some(2), None));
+    }
 
     #[test]
     fn a_path_keeps_its_terminator() {

@@ -10,7 +10,7 @@ use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_async_event_desc, ib_uverbs_comp
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use zerocopy::{FromBytes, IntoBytes};
 
 // ---- a channel ---------------------------------------------------------------------------------
@@ -200,6 +200,7 @@ struct Sinks {
     cqs: HashMap<CqHandle, CqSink>,
     qps: HashMap<QpHandle, Sink>,
     srqs: HashMap<SrqHandle, Sink>,
+    contexts: Vec<Weak<Channel>>,
 }
 
 /// All ways of a process. An object is entered after the device has made it and removed after the device has ended
@@ -217,6 +218,13 @@ impl Events {
 
     fn sinks(&self) -> MutexGuard<'_, Sinks> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A context was opened whose async events go to `channel`.
+    pub fn add_context(&self, channel: &Arc<Channel>) {
+        let mut sinks = self.sinks();
+        sinks.contexts.retain(|known| known.strong_count() > 0);
+        sinks.contexts.push(Arc::downgrade(channel));
     }
 
     /// A CQ was made.
@@ -304,7 +312,15 @@ impl Interrupts for Events {
             | AsyncEvent::CommEst(qp)
             | AsyncEvent::SqDrained(qp)
             | AsyncEvent::QpLastWqeReached(qp) => sinks.qps.get_mut(&qp),
-            AsyncEvent::SrqLimitReached(srq) => sinks.srqs.get_mut(&srq),
+            AsyncEvent::SrqLimitReached(srq) | AsyncEvent::SrqErr(srq) => sinks.srqs.get_mut(&srq),
+            // Every context hears of its device and port; what stands for the object is the port's number.
+            AsyncEvent::PortActive | AsyncEvent::PortErr | AsyncEvent::DeviceFatal => {
+                let record = Record::Async { user_handle: 1, event: number };
+                for channel in sinks.contexts.iter().filter_map(Weak::upgrade) {
+                    channel.send(record);
+                }
+                return;
+            }
         };
         if let Some(sink) = sink {
             sink.send(number);

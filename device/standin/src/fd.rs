@@ -3,17 +3,23 @@
 //! `preload.rs` asks for every write, ioctl, close and so on of the program, so the answer "not ours" is one look at a
 //! bitmap, without a lock, also in signal handlers. Only for descriptors in the bitmap a lock is taken.
 //!
-//! The table belongs to one process. A child of fork or vfork has the same memory contents but another pid, and finds
-//! nothing: there all our descriptors are plain files. And since a descriptor can be closed behind our back (fclose of
-//! an fdopen'ed one), an entry counts only while the descriptor still shows the file that it was made for.
+//! Two more are hidden in every process: those that `pvrdma run` handed down to keep the run directory and the guest in
+//! place. A program that closes all it does not know (a daemon, Python's subprocess) must not give them away.
+//!
+//! The table belongs to one process. A child of fork finds an empty one (`fresh.rs`), a child of vfork one with its
+//! parent's pid: to both, their parent's descriptors are plain files. And since a descriptor can be closed behind our
+//! back (fclose of an fdopen'ed one), an entry counts only while the descriptor still shows the file that it was made
+//! for.
 
+use crate::config::{self, Hold};
 use crate::events::Channel;
+use crate::fresh::OWN;
 use crate::raw;
 use crate::uverbs::File;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a descriptor of ours stands for.
@@ -33,23 +39,21 @@ struct Entry {
     file: (u64, u64),
 }
 
-struct Table {
+/// The descriptors of one process.
+pub struct Table {
     pid: i32,
     entries: Mutex<BTreeMap<c_int, Entry>>,
 }
 
-/// The table of this process; those of ancestors are left alone when it is replaced.
-static TABLE: AtomicPtr<Table> = AtomicPtr::new(std::ptr::null_mut());
-
-/// Bitmap of the descriptors in the table. Made in pieces, each when first needed, and never freed.
-static MAP: [AtomicPtr<Piece>; 256] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 256];
-
-type Piece = [AtomicU64; 64];
+/// Part of the bitmap of the descriptors in the table.
+pub type Piece = [AtomicU64; 64];
 const PIECE_LEN: usize = 64 * 64;
+/// Enough for the 1,048,576 descriptors that Linux lets a process have.
+pub const PIECES: usize = 256;
 
 fn bit(fd: c_int, make: bool) -> Option<(&'static AtomicU64, u64)> {
     let fd = usize::try_from(fd).ok()?;
-    let slot = MAP.get(fd / PIECE_LEN)?;
+    let slot = OWN.fd_map.get(fd / PIECE_LEN)?;
     let mut piece = slot.load(Ordering::Acquire);
     if piece.is_null() {
         if !make {
@@ -87,35 +91,22 @@ fn mark(fd: c_int, ours: bool) {
 /// The table, if this very process has one.
 fn table() -> Option<&'static Table> {
     // SAFETY: null or a leaked box.
-    let table = unsafe { TABLE.load(Ordering::Acquire).as_ref() }?;
+    let table = unsafe { OWN.fds.load(Ordering::Acquire).as_ref() }?;
+    // A child of vfork runs in its parent's memory, with descriptors of its own.
     (table.pid == raw::getpid()).then_some(table)
 }
 
-fn table_or_new() -> &'static Table {
-    if let Some(table) = table() {
-        return table;
-    }
-    let old = TABLE.load(Ordering::Acquire);
-    let new = Box::into_raw(Box::new(Table { pid: raw::getpid(), entries: Mutex::default() }));
-    match TABLE.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) if !old.is_null() => {
-            // We are a child: what the parent had is no concern of ours.
-            MAP.iter()
-                .filter_map(|slot| {
-                    // SAFETY: null or a leaked box, as in `bit`.
-                    unsafe { slot.load(Ordering::Acquire).as_ref() }
-                })
-                .flatten()
-                .for_each(|word| word.store(0, Ordering::Relaxed));
-        }
-        Ok(_) => {}
-        Err(_) => {
+/// The same, made if need be; `None` in a child of vfork.
+fn table_or_new() -> Option<&'static Table> {
+    if OWN.fds.load(Ordering::Acquire).is_null() {
+        let new = Box::into_raw(Box::new(Table { pid: raw::getpid(), entries: Mutex::default() }));
+        let first = OWN.fds.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+        if first.is_err() {
             // SAFETY: `new` came from Box and lost the race.
             drop(unsafe { Box::from_raw(new) });
         }
     }
-    // SAFETY: a leaked box.
-    unsafe { &*TABLE.load(Ordering::Acquire) }
+    table()
 }
 
 impl Table {
@@ -124,22 +115,33 @@ impl Table {
     }
 }
 
-fn file_of(fd: c_int) -> Option<(u64, u64)> {
+/// Device and inode behind `fd`, if it is open.
+pub fn file_of(fd: c_int) -> Option<(u64, u64)> {
     raw::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// Enters `fd`, which is open. What stood there before was closed behind our back.
 pub fn insert(fd: c_int, object: Object) {
-    let Some(file) = file_of(fd) else { return };
-    let table = table_or_new();
+    let (Some(file), Some(table)) = (file_of(fd), table_or_new()) else { return };
     let stale = table.entries().insert(fd, Entry { object, file });
     mark(fd, true);
     // Outside the lock: it may end a context.
     drop(stale);
 }
 
+fn holds() -> impl Iterator<Item = Hold> {
+    config::get().into_iter().flat_map(|config| config.holds).flatten()
+}
+
+fn is_held(fd: c_int) -> bool {
+    holds().any(|hold| hold.fd == fd && file_of(fd) == Some(hold.file))
+}
+
 /// What stands behind `fd`; `None` if it is not ours.
 pub fn get(fd: c_int) -> Option<Object> {
+    if is_held(fd) {
+        return Some(Object::Hidden);
+    }
     if !is_marked(fd) {
         return None;
     }
@@ -149,8 +151,23 @@ pub fn get(fd: c_int) -> Option<Object> {
     if file_of(fd) == Some(file) {
         return Some(object);
     }
-    remove(fd);
+    forget_stale(table, fd, file);
     None
+}
+
+/// Removes the entry that was made for `file`, and no newer one: another thread may have got the number meanwhile.
+fn forget_stale(table: &Table, fd: c_int, file: (u64, u64)) {
+    let mut entries = table.entries();
+    let stale = match entries.get(&fd) {
+        Some(entry) if entry.file == file => {
+            mark(fd, false);
+            entries.remove(&fd)
+        }
+        _ => None,
+    };
+    drop(entries);
+    // Outside the lock: it may end a context.
+    drop(stale);
 }
 
 /// Forgets `fd`. The object is returned so that it goes, if this was the last descriptor, outside of any lock.
@@ -171,10 +188,15 @@ pub fn shows(channel: &Arc<Channel>) -> bool {
     })
 }
 
-/// Our descriptors in a range, and whether each is hidden.
+/// Our descriptors in a range, in order, and whether each is hidden.
 pub fn in_range(range: RangeInclusive<c_int>) -> Vec<(c_int, bool)> {
-    let Some(table) = table() else { return Vec::new() };
-    table.entries().range(range).map(|(fd, entry)| (*fd, matches!(entry.object, Object::Hidden))).collect()
+    let mut found = BTreeMap::new();
+    found.extend(holds().map(|hold| hold.fd).filter(|fd| range.contains(fd) && is_held(*fd)).map(|fd| (fd, true)));
+    if let Some(table) = table() {
+        let entries = table.entries();
+        found.extend(entries.range(range).map(|(fd, entry)| (*fd, matches!(entry.object, Object::Hidden))));
+    }
+    found.into_iter().collect()
 }
 
 /// Takes a descriptor of the library's own out of the program's reach: to a high number, where programs do not dup2 to,

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `preload.rs` | the C library calls that would reach the driver; everything else falls through untouched |
 //! | `fd.rs` | which file descriptors are ours |
+//! | `fresh.rs` | what a child of fork does not inherit |
 //! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
 //! | `events.rs` | completion channels and async event files |
 //! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
@@ -21,8 +22,11 @@
 mod config;
 mod events;
 mod fd;
+mod fresh;
 mod host;
+mod memcheck;
 mod memory;
+mod netdev;
 mod preload;
 mod process;
 mod raw;

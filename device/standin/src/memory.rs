@@ -4,7 +4,8 @@
 //! until DESTROY, as a driver keeps pinned pages, so plain volatile copies serve; payload, which the program may
 //! unmap at any time, moves by `host::copy` and ends as a status instead of a fault.
 
-use pvrdma_device::memory::{DmaAddr, Fault, Memory};
+use crate::host::copy::{Direction, copy, span_of};
+use pvrdma_device::memory::{DmaAddr, Fault, Memory, Span};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The memory of this process.
@@ -50,8 +51,46 @@ impl Memory for ProcessMemory {
 
     fn update(&self, at: DmaAddr, update: &mut dyn FnMut(u64) -> u64) -> Result<u64, Fault> {
         let word = pointer::<AtomicU64>(at, 8)?;
-        // SAFETY: as in `load`, for an aligned 64-bit word.
+        // The word is payload: its owner may have unmapped or protected it. A real device has it pinned.
+        if !writable(at) {
+            return Err(Fault);
+        }
+        // SAFETY: an aligned 64-bit word of a page that was there, and writable, just now. A program that unmaps a
+        // registered word while a peer's atomic operation on it is under way can still fault here.
         let word = unsafe { AtomicU64::from_ptr(word.cast()) };
         Ok(word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(update(old))).unwrap_or_else(|old| old))
     }
+
+    fn scatter(&self, spans: &[Span], from: &[u8]) -> Result<(), Fault> {
+        // SAFETY: no preconditions.
+        let own = unsafe { libc::getpid() };
+        if copy(own, Direction::Write, &[span_of(from)], spans) { Ok(()) } else { Err(Fault) }
+    }
+
+    fn gather(&self, spans: &[Span], into: &mut [u8]) -> Result<(), Fault> {
+        // SAFETY: no preconditions.
+        let own = unsafe { libc::getpid() };
+        let total: u64 = spans.iter().map(|span| span.len).sum();
+        let room = usize::try_from(total).ok().and_then(|total| into.get_mut(..total)).ok_or(Fault)?;
+        let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len: total }];
+        if copy(own, Direction::Read, &local, spans) { Ok(()) } else { Err(Fault) }
+    }
+}
+
+/// Whether the page of `at` is mapped and can be written, found out without touching it.
+fn writable(at: DmaAddr) -> bool {
+    const PAGE: usize = 4096;
+    let page = at.0 as usize & !(PAGE - 1);
+    // SAFETY: makes the page present as a write would, and changes no byte; a bad address is an error.
+    let populated = unsafe { libc::madvise(page as *mut libc::c_void, PAGE, libc::MADV_POPULATE_WRITE) } == 0;
+    // Before Linux 5.14 there is no such advice; that the page can be read is the best that can be known.
+    populated || std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) && readable(at)
+}
+
+fn readable(at: DmaAddr) -> bool {
+    let mut byte = [0u8];
+    let local = [Span { addr: DmaAddr(byte.as_mut_ptr() as u64), len: 1 }];
+    // SAFETY: no preconditions.
+    let own = unsafe { libc::getpid() };
+    copy(own, Direction::Read, &local, &[Span { addr: at, len: 1 }])
 }

@@ -85,17 +85,23 @@ unsafe fn open_at(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -
     }
 }
 
-/// Opens the device. The descriptor is a real one, of an empty memory file, so that all we do not interpose works.
+/// Opens the device. The descriptor is a real one, of an empty memory file, so that all we do not interpose works. The
+/// file is sealed: what inherits the descriptor (a forked child, a program started by exec) cannot write commands into
+/// it and take that for success.
 fn open_node(flags: c_int) -> c_int {
     let cloexec = if flags & libc::O_CLOEXEC != 0 { libc::MFD_CLOEXEC } else { 0 };
+    let flags = cloexec | libc::MFD_ALLOW_SEALING;
     // SAFETY: a terminated name.
-    let mut node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), cloexec | libc::MFD_NOEXEC_SEAL) };
+    let mut node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), flags | libc::MFD_NOEXEC_SEAL) };
     if node < 0 && raw::errno() == libc::EINVAL {
         // Before Linux 6.3 there is no such flag.
         // SAFETY: as above.
-        node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), cloexec) };
+        node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), flags) };
     }
     if node >= 0 {
+        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        // SAFETY: no pointers.
+        unsafe { syscall!(SYS_fcntl, node, libc::F_ADD_SEALS, seals) };
         fd::insert(node as c_int, Object::Device(File::new()));
     }
     node as c_int

@@ -3,18 +3,22 @@
 //! Made at the first open of the device, so that the many programs which only inherit the preload library cost nothing.
 
 use crate::events::Events;
+use crate::fresh::OWN;
 use crate::host::segment::Segment;
 use crate::host::transport::HostTransport;
 use crate::memory::ProcessMemory;
-use crate::{signals, uar};
+use crate::{fd, raw, signals, uar};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::CtxHandle;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// See the module text.
@@ -26,13 +30,10 @@ pub struct Process {
     /// Who we are.
     pub guest: Guest,
     transport: Arc<HostTransport>,
+    pid: i32,
     /// Polls in a row that found nothing.
     empty_polls: AtomicU32,
 }
-
-static PROCESS: OnceLock<Process> = OnceLock::new();
-/// Set in a child of fork: it has no side thread and no doorbell page, and the region is its parent's.
-static CHILD: AtomicBool = AtomicBool::new(false);
 
 /// Doorbell pages of a context table; the kernel's page 0 is not used here.
 const MAX_UAR: u32 = 1024;
@@ -48,41 +49,58 @@ const SPIN: Duration = Duration::from_micros(30);
 /// slices while the one they wait for has no core.
 const NAP: Duration = Duration::from_micros(200);
 
+/// How long a process that exits waits for its last datagrams to be taken in.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// The process, made on first use. The error is an errno.
 pub fn process() -> Result<&'static Process, i32> {
-    static MAKING: Mutex<()> = Mutex::new(());
-    if CHILD.load(Ordering::Relaxed) {
-        return Err(libc::ENODEV);
-    }
-    if PROCESS.get().is_none() {
-        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-        if PROCESS.get().is_none() {
-            let process = Process::join()?;
-            let _ = PROCESS.set(process);
+    if existing().is_none() {
+        let _joining = OWN.joining.lock();
+        if existing().is_none() {
+            // Never freed: others use its parts at any time, until the last moment.
+            OWN.process.store(Box::into_raw(Box::new(Process::join()?)), Ordering::Release);
             start_side_thread();
         }
     }
     uar::install();
-    PROCESS.get().ok_or(libc::ENODEV)
+    existing().ok_or(libc::ENODEV)
 }
 
-/// The process if it was made.
+/// The process if it was made. A child of fork has none until it opens the device itself.
 pub fn existing() -> Option<&'static Process> {
-    if is_child() { None } else { PROCESS.get() }
+    // SAFETY: null or a leaked box.
+    unsafe { OWN.process.load(Ordering::Acquire).as_ref() }
 }
 
-/// Whether this is a forked child, in which the library stands still.
-pub fn is_child() -> bool {
-    CHILD.load(Ordering::Relaxed)
-}
-
-extern "C" fn forked() {
-    CHILD.store(true, Ordering::Relaxed);
-}
-
+/// At exit: gives the region back.
 extern "C" fn leave() {
-    if let Some(process) = existing() {
+    // A child of vfork that ends by exit(3) instead of _exit(2) comes here in its parent's memory.
+    if let Some(process) = existing().filter(|process| process.pid == raw::getpid()) {
+        process.transport.linger(LINGER);
         process.transport.segment().leave();
+    }
+}
+
+/// Keeps the run directory and the guest for as long as this process lives: a daemon has closed what it inherited from
+/// `pvrdma run`, which may have ended long ago.
+fn hold(dir: &Path, guest: Guest) -> io::Result<()> {
+    for lock in [dir.join("lock"), dir.join(format!("guests/{}/lock", guest.index()))] {
+        let file = File::open(lock)?;
+        // SAFETY: no pointers; the descriptor is open.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        fd::hide(file.into_raw_fd());
+    }
+    Ok(())
+}
+
+fn leave_at_exit() {
+    // Children of fork inherit the list of what is done at exit.
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.swap(true, Ordering::Relaxed) {
+        // SAFETY: a plain function without state of its own.
+        unsafe { libc::atexit(leave) };
     }
 }
 
@@ -92,6 +110,7 @@ impl Process {
         let number = std::env::var("PVRDMA_GUEST_INDEX").ok().and_then(|index| index.parse().ok());
         let roce = std::env::var("PVRDMA_ROCE").ok().and_then(|roce| roce.parse().ok()).unwrap_or_default();
         let guest = number.and_then(|index| Guest::new(index, roce)).ok_or(libc::ENODEV)?;
+        hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
         let segment = Segment::join(&dir, u32::from(guest.index())).map_err(|error| {
             eprintln!("pvrdma: {}: {error}", dir.join("fabric").display());
             error.raw_os_error().unwrap_or(libc::EIO)
@@ -106,6 +125,7 @@ impl Process {
             gid_type: roce.gid_type(),
             qpn_base: transport.qpn_base(),
             max_uar: MAX_UAR,
+            memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
         };
         let device = Device::new(config, Arc::new(ProcessMemory), events.clone(), transport.clone());
         transport.attach(&device);
@@ -113,12 +133,13 @@ impl Process {
             let bind = Command::CreateBind { index, gid, gid_type: roce.gid_type(), vlan: 0xfff, mtu: 1024 };
             device.command(&bind).map_err(|error| error.errno())?;
         }
-        // SAFETY: plain functions without state of their own.
-        unsafe {
-            libc::pthread_atfork(None, None, Some(forked));
-            libc::atexit(leave);
-        }
-        Ok(Process { device, events, guest, transport, empty_polls: AtomicU32::new(0) })
+        leave_at_exit();
+        Ok(Process { pid: raw::getpid(), device, events, guest, transport, empty_polls: AtomicU32::new(0) })
+    }
+
+    /// Indices of the guests that have a process on this host, with repeats.
+    pub fn guests_on_host(&self) -> impl Iterator<Item = u8> + '_ {
+        self.transport.segment().guests()
     }
 
     /// Carries out what others sent and what has come due.

@@ -3,6 +3,7 @@
 //!
 //! Where the C library does more than a system call, `next!` finds its function behind ours.
 
+use crate::memcheck;
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -72,7 +73,9 @@ pub fn copy_out(to: u64, from: &[u8]) -> Result<(), i32> {
     let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
     // SAFETY: the kernel only reads `from`, and judges `to`; what it overwrites there, the caller of the system call
     // that we stand in for has named as its buffer.
-    transfer(from.len(), || unsafe { process_vm(libc::SYS_process_vm_writev, local, remote(to, local.iov_len)) })
+    transfer(from.len(), || unsafe { process_vm(libc::SYS_process_vm_writev, local, remote(to, local.iov_len)) })?;
+    memcheck::make_defined(to, from.len());
+    Ok(())
 }
 
 fn remote(at: u64, len: usize) -> libc::iovec {

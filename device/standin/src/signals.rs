@@ -7,10 +7,10 @@
 //! Programs that make system calls without the C library are not seen here; `uar::install` looks again at every open.
 
 use crate::config;
+use crate::fresh::OWN;
 use crate::raw::{call_next, next};
 use crate::uar::{KernelSigaction, rt_sigaction};
 use std::ffi::{c_int, c_void};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Handler = libc::sighandler_t;
@@ -29,10 +29,9 @@ fn is_trapped() -> bool {
 
 /// Stores the program's action.
 pub fn set_previous(action: KernelSigaction) {
-    static WRITER: Mutex<()> = Mutex::new(());
     // sigaction may be called in signal handlers: none may run on this thread while it holds the lock.
     let before = swap_mask(!0);
-    let writer = WRITER.lock();
+    let writer = OWN.action.lock();
     let next = GENERATION.load(Ordering::Relaxed) + 1;
     let words = [action.handler, action.flags as usize, action.restorer, action.mask as usize];
     for (word, value) in ACTION[next & 1].iter().zip(words) {

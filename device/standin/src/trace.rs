@@ -2,9 +2,10 @@
 //!
 //! A line is built on the stack and appended by one write, so lines of several programs do not mix.
 
+use crate::fresh::OWN;
 use crate::{config, fd, raw};
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 
 /// A text that stops growing when it is full.
 pub struct Text<const N: usize> {
@@ -64,18 +65,17 @@ pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
 
 /// The descriptor of the trace file. It is opened once and kept out of the program's reach.
 fn file() -> Option<i32> {
-    static FILE: AtomicI32 = AtomicI32::new(-1);
     let path = config::get()?.trace.as_ref()?;
-    let file = FILE.load(Ordering::Relaxed);
+    let file = OWN.trace.load(Ordering::Relaxed) - 1;
     if file >= 0 {
         return Some(file);
     }
     let opened = fd::hide(raw::open_append(path.as_c_str())?);
-    match FILE.compare_exchange(-1, opened, Ordering::Relaxed, Ordering::Relaxed) {
+    match OWN.trace.compare_exchange(0, opened + 1, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => Some(opened),
         Err(first) => {
             fd::close_hidden(opened);
-            Some(first)
+            Some(first - 1)
         }
     }
 }

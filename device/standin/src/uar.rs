@@ -9,6 +9,7 @@
 //! that code could do: take locks, allocate, call the kernel. It runs on the alternate stack if the program has one,
 //! and that may be tiny; the device therefore runs on the stack of the interrupted thread, below its red zone.
 
+use crate::fresh::OWN;
 use crate::process;
 use crate::signals;
 use crate::store::{self, Source};
@@ -18,14 +19,19 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 const PAGE: usize = 4096;
 /// Contexts of one process.
-const MAX_PAGES: usize = 1024;
+pub const MAX_PAGES: usize = 1024;
 
-/// Doorbell pages of this process. A slot is taken by storing the address last, and freed by storing 0.
-static PAGES: [Page; MAX_PAGES] = [const { Page { at: AtomicUsize::new(0), ctx: AtomicU32::new(0) } }; MAX_PAGES];
-
-struct Page {
+/// A doorbell page of this process. A slot is taken by storing the address last, and freed by storing 0.
+pub struct Page {
     at: AtomicUsize,
     ctx: AtomicU32,
+}
+
+impl Page {
+    /// A free slot.
+    pub const fn new() -> Page {
+        Page { at: AtomicUsize::new(0), ctx: AtomicU32::new(0) }
+    }
 }
 
 /// Makes a doorbell page for `ctx`, at `hint` if `flags` demand it, as mmap(2) of the command fd does.
@@ -44,7 +50,7 @@ pub unsafe fn map(ctx: CtxHandle, hint: *mut libc::c_void, flags: i32) -> Result
     // The kernel maps the real page VM_DONTCOPY.
     // SAFETY: the page just made.
     unsafe { libc::madvise(at as *mut libc::c_void, PAGE, libc::MADV_DONTFORK) };
-    let free = PAGES.iter().find(|page| {
+    let free = OWN.uars.iter().find(|page| {
         // Reserved by an odd address, which no fault compares equal to.
         page.at.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     });
@@ -61,7 +67,7 @@ pub unsafe fn map(ctx: CtxHandle, hint: *mut libc::c_void, flags: i32) -> Result
 /// Forgets the doorbell page at `at`; whether there was one. The caller unmaps it.
 pub fn unmap(at: *const libc::c_void) -> bool {
     let at = at as usize;
-    at != 0 && PAGES.iter().any(|page| page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    at != 0 && OWN.uars.iter().any(|page| page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
 }
 
 /// Context and offset of an address on a doorbell page.
@@ -70,7 +76,7 @@ fn find(at: usize) -> Option<(CtxHandle, usize)> {
     if base == 0 {
         return None;
     }
-    let page = PAGES.iter().find(|page| page.at.load(Ordering::Acquire) == base)?;
+    let page = OWN.uars.iter().find(|page| page.at.load(Ordering::Acquire) == base)?;
     Some((CtxHandle(page.ctx.load(Ordering::Relaxed)), at - base))
 }
 
@@ -137,8 +143,7 @@ extern "C" fn trap(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::
     let at = unsafe { (*info).si_addr() } as usize;
     // SAFETY: as above; nobody else uses the frame while the handler runs.
     let frame = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    if !process::is_child()
-        && let Some((ctx, offset)) = find(at)
+    if let Some((ctx, offset)) = find(at)
         && let Some(value) = emulate(frame)
     {
         let saved = errno();

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pvrdma_device::handle::{CqHandle, QpHandle};
+use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::memory::{DmaAddr, Fault, Memory, PageTable};
 use pvrdma_ffi::dev_api::{
@@ -226,8 +226,15 @@ impl Irq {
             | AsyncEvent::CommEst(of)
             | AsyncEvent::SqDrained(of)
             | AsyncEvent::QpLastWqeReached(of) => *of != qp,
-            AsyncEvent::CqErr(_) | AsyncEvent::SrqLimitReached(_) => true,
+            AsyncEvent::CqErr(_) | AsyncEvent::SrqLimitReached(_) | AsyncEvent::SrqErr(_) => true,
+            AsyncEvent::PortActive | AsyncEvent::PortErr | AsyncEvent::DeviceFatal => true,
         });
+    }
+
+    /// A destroyed SRQ is named in no later event.
+    pub fn forget_srq(&self, srq: SrqHandle) {
+        let of = |event: &AsyncEvent| *event == AsyncEvent::SrqLimitReached(srq) || *event == AsyncEvent::SrqErr(srq);
+        self.state().events.retain(|event| !of(event));
     }
 
     /// Publishes what waits, as far as there is room.

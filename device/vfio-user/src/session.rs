@@ -139,6 +139,7 @@ impl Session {
             (Command::DestroyUc { ctx }, ..) => self.uar.take(*ctx),
             (Command::DestroyCq { cq }, ..) => self.irq.forget_cq(*cq),
             (Command::DestroyQp { qp }, ..) => self.irq.forget_qp(*qp),
+            (Command::DestroySrq { srq }, ..) => self.irq.forget_srq(*srq),
             _ => {}
         }
         Ok(response)
@@ -181,5 +182,6 @@ pub fn config(node_guid: [u8; 8], index: u32) -> Config {
         // Numbers differ from handles, so that whoever takes one for the other finds out.
         qpn_base: (index % 0xff + 1) << 16,
         max_uar: UAR_PAGES,
+        memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
     }
 }

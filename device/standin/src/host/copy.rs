@@ -27,6 +27,11 @@ pub enum Direction {
     Write,
 }
 
+/// Our own bytes as a span.
+pub fn span_of(bytes: &[u8]) -> Span {
+    Span { addr: DmaAddr(bytes.as_ptr() as u64), len: bytes.len() as u64 }
+}
+
 fn to_iovecs(spans: &[Span], into: &mut [libc::iovec; MAX_SPANS]) -> Option<usize> {
     for (iovec, span) in into.get_mut(..spans.len())?.iter_mut().zip(spans) {
         *iovec = libc::iovec { iov_base: span.addr.0 as *mut libc::c_void, iov_len: span.len as usize };
@@ -121,5 +126,10 @@ impl Far for RemoteFar<'_> {
         // SAFETY: getpid has no preconditions.
         let own = unsafe { libc::getpid() };
         Err(if reachable(own, from) { CopyFault::Far } else { CopyFault::Near })
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
+        let local = [span_of(bytes)];
+        if copy(self.pid, Direction::Write, &local, self.spans) { Ok(()) } else { Err(CopyFault::Far) }
     }
 }

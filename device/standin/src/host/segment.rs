@@ -42,12 +42,15 @@ pub struct Slot {
     /// Bits 0..4 the state, 4..16 the answer, 16..64 the sequence number that no other request of the host has.
     pub word: AtomicU64,
     /// The request, encoded (`transport::encode`).
-    pub words: [AtomicU64; 18],
+    pub words: [AtomicU64; 20],
     /// Number of spans.
     pub span_cnt: AtomicU64,
     /// Address and length of each span of payload.
     pub spans: [[AtomicU64; 2]; SLOT_SPANS],
 }
+
+/// Room for the payload of a datagram.
+pub type SlotPayload = [AtomicU64; 512];
 
 /// Requests from the region's owner to one other process, oldest first. A cell is `sequence << 16 | slot`.
 #[repr(C)]
@@ -100,14 +103,10 @@ pub struct PublishedQp {
 /// One process.
 #[repr(C)]
 pub struct Region {
-    /// `incarnation << 32 | pid`; 0 while free.
-    pub owner: AtomicU64,
-    /// Start time of the process (proc(5): stat, field 22), to tell a reused pid.
-    pub started: AtomicU64,
+    /// Whose it is: an `Owner`, or 0 while it is free.
+    owner: AtomicU64,
     /// Guest index.
     pub guest: AtomicU32,
-    /// 1 when everything is set up.
-    pub ready: AtomicU32,
     /// Who sleeps.
     pub bell: Bell,
     /// Bit n: region n has published requests for this process.
@@ -120,6 +119,8 @@ pub struct Region {
     pub channels: [Channel; MAX_PROCESSES],
     /// Their bodies.
     pub slots: [Slot; SLOTS],
+    /// Payloads of datagrams, by slot.
+    pub payloads: [SlotPayload; SLOTS],
     /// Memory regions by index (`key >> 8`).
     pub mrs: [PublishedMr; PUBLISHED_MRS],
     /// QPs by handle.
@@ -127,7 +128,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0001;
+const LAYOUT: u64 = 0x7076_7264_6d61_0003;
 
 #[repr(C, align(4096))]
 struct Fabric {
@@ -135,14 +136,54 @@ struct Fabric {
     layout: AtomicU64,
     /// Next incarnation to give out.
     incarnation: AtomicU32,
+    /// Regions from this one on were never used.
+    used: AtomicU32,
     regions: [Region; MAX_PROCESSES],
+}
+
+/// Who owns a region, in one word, so that a region never seems to belong to a mixture of two processes, whatever
+/// instruction one of them is killed in: pid (bits 0..22), whether all is set up (22), low bits of the start time, to
+/// tell a reused pid (23..40), incarnation (40..64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner(u64);
+
+impl Owner {
+    const READY: u64 = 1 << 22;
+
+    fn new(incarnation: u32, pid: libc::pid_t, started: u64) -> Owner {
+        Owner(u64::from(incarnation) << 40 | (started & 0x1_ffff) << 23 | pid as u64 & 0x3f_ffff)
+    }
+
+    fn ready(self) -> Owner {
+        Owner(self.0 | Owner::READY)
+    }
+
+    fn is_ready(self) -> bool {
+        self.0 & Owner::READY != 0
+    }
+
+    /// Below 2^22 (threads.h: PID_MAX_LIMIT).
+    fn pid(self) -> libc::pid_t {
+        (self.0 & 0x3f_ffff) as libc::pid_t
+    }
+
+    fn incarnation(self) -> u32 {
+        (self.0 >> 40) as u32
+    }
+
+    /// Whether the process still runs. A zombie does not.
+    fn runs(self) -> bool {
+        started(self.pid()).is_some_and(|started| self.0 >> 23 & 0x1_ffff == started & 0x1_ffff)
+    }
 }
 
 /// The mapped fabric and this process's region in it.
 pub struct Segment {
     fabric: &'static Fabric,
     own: usize,
-    incarnation: u32,
+    owner: Owner,
+    /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
+    seen: Box<[AtomicU64]>,
 }
 
 /// A process as seen now; it may be gone the next moment, and then its words no longer match.
@@ -150,15 +191,16 @@ pub struct Segment {
 pub struct Process {
     /// Region.
     pub index: usize,
-    /// See `Region::owner`.
+    /// Number of this process among all that ever joined the fabric; 24 bits.
     pub incarnation: u32,
     /// Process id.
     pub pid: libc::pid_t,
+    owner: Owner,
 }
 
-fn split(owner: u64) -> (u32, libc::pid_t) {
-    ((owner >> 32) as u32, owner as u32 as libc::pid_t)
-}
+/// A process that was seen alive so many milliseconds ago still has its pid: the kernel gives a number out again only
+/// when it has come past all others, of which there are 300 at the very least.
+const SURE: u64 = 20;
 
 impl Segment {
     /// Maps the fabric below `dir`, making it if need be, and takes a free region for `guest`.
@@ -199,18 +241,21 @@ impl Segment {
         if found.is_err_and(|found| found != layout) {
             return Err(io::Error::other("the fabric of this host was made by another version"));
         }
-        let incarnation = fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
-        let own = claim(fabric, incarnation)?;
+        let started = started(own_pid()).ok_or_else(|| io::Error::other("/proc does not show this process"))?;
+        let incarnation = (fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & 0xff_ffff).max(1);
+        let owner = Owner::new(incarnation, own_pid(), started);
+        let own = claim(fabric, owner)?;
         // The former owner's words are of no use to anyone: give their pages back, which zeroes them.
         let header = std::mem::offset_of!(Region, inbox);
         let start = &raw const fabric.regions[own] as usize - at as usize;
         zero(&file, fabric, own, start + header, start + size_of::<Region>());
         let region = &fabric.regions[own];
         region.bell.reset();
-        region.started.store(started(own_pid()).unwrap_or(0), Ordering::Relaxed);
         region.guest.store(guest, Ordering::Relaxed);
-        region.ready.store(1, Ordering::SeqCst);
-        Ok(Segment { fabric, own, incarnation })
+        let owner = owner.ready();
+        region.owner.store(owner.0, Ordering::SeqCst);
+        let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
+        Ok(Segment { fabric, own, owner, seen })
     }
 
     /// This process's region.
@@ -225,7 +270,7 @@ impl Segment {
 
     /// This process's incarnation.
     pub fn incarnation(&self) -> u32 {
-        self.incarnation
+        self.owner.incarnation()
     }
 
     /// Region `index`, whoever owns it.
@@ -235,18 +280,42 @@ impl Segment {
 
     /// Who owns region `index` now.
     pub fn process(&self, index: usize) -> Option<Process> {
-        let region = self.region(index)?;
-        if region.ready.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
-        let (incarnation, pid) = split(region.owner.load(Ordering::SeqCst));
-        (incarnation != 0).then_some(Process { index, incarnation, pid })
+        let owner = Owner(self.region(index)?.owner.load(Ordering::SeqCst));
+        let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
+        owner.is_ready().then_some(process)
+    }
+
+    /// Regions that somebody owns or once owned: looking at the others would only make their pages.
+    fn used(&self) -> std::ops::Range<usize> {
+        0..(self.fabric.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
+    }
+
+    /// The guests that the processes of this host belong to, with repeats.
+    pub fn guests(&self) -> impl Iterator<Item = u8> + '_ {
+        let owned = self.used().filter(|index| self.process(*index).is_some());
+        owned.filter_map(|index| u8::try_from(self.fabric.regions[index].guest.load(Ordering::Relaxed)).ok())
     }
 
     /// Whether `process` still owns its region and runs.
     pub fn alive(&self, process: Process) -> bool {
-        let Some(region) = self.region(process.index) else { return false };
-        self.process(process.index) == Some(process) && runs(process.pid, region.started.load(Ordering::Relaxed))
+        self.process(process.index) == Some(process) && process.owner.runs()
+    }
+
+    /// Whether the pid of `process` is still its own, so that its memory may be touched: `alive`, really asked only now
+    /// and then, because that is dear. A killed process leaves its region as it was, and its pid goes to a stranger.
+    pub fn has_its_pid(&self, process: Process) -> bool {
+        const TIME: u64 = (1 << 40) - 1;
+        let Some(seen) = self.seen.get(process.index) else { return false };
+        let now = super::bell::now() / 1_000_000;
+        let last = seen.load(Ordering::Relaxed);
+        if last >> 40 == u64::from(process.incarnation) && now.wrapping_sub(last) & TIME <= SURE {
+            return self.process(process.index) == Some(process);
+        }
+        let alive = self.alive(process);
+        if alive {
+            seen.store(u64::from(process.incarnation) << 40 | now & TIME, Ordering::Relaxed);
+        }
+        alive
     }
 
     /// Waits until no other process copies directly to or from this one's memory on the grounds of what it saw
@@ -254,11 +323,12 @@ impl Segment {
     pub fn wait_for_hazards(&self) {
         // SeqCst, against `Hazard::new`: either the copier sees what was unpublished, or we see its hazard.
         fence(Ordering::SeqCst);
-        for index in 0..MAX_PROCESSES {
+        // A copier that is not among the used ones yet comes after what was unpublished.
+        for index in self.used() {
             let Some(process) = self.process(index).filter(|_| index != self.own) else { continue };
             for hazard in &self.fabric.regions[index].hazards {
                 let mut spins = 0u32;
-                while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation) {
+                while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation()) {
                     spins += 1;
                     // SAFETY: no preconditions.
                     unsafe { libc::sched_yield() };
@@ -273,9 +343,7 @@ impl Segment {
 
     /// Gives the region back.
     pub fn leave(&self) {
-        let region = self.own();
-        region.ready.store(0, Ordering::SeqCst);
-        region.owner.store(0, Ordering::SeqCst);
+        self.own().owner.store(0, Ordering::SeqCst);
     }
 }
 
@@ -306,21 +374,31 @@ fn own_pid() -> libc::pid_t {
 }
 
 /// Takes a region that is free or whose owner is dead (or was this very process before an exec).
-fn claim(fabric: &Fabric, incarnation: u32) -> io::Result<usize> {
-    let pid = own_pid();
-    let mine = u64::from(incarnation) << 32 | pid as u32 as u64;
-    for dead_too in [false, true] {
+fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
+    // Whether a process that has this pid is still the same one is a dearer question, and asked only when it must be.
+    for thorough in [false, true] {
         for (index, region) in fabric.regions.iter().enumerate() {
-            let owner = region.owner.load(Ordering::SeqCst);
-            let former = split(owner).1;
-            let free = owner == 0 || former == pid || dead_too && !runs(former, region.started.load(Ordering::Relaxed));
-            if free && region.owner.compare_exchange(owner, mine, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-                region.ready.store(0, Ordering::SeqCst);
+            let found = Owner(region.owner.load(Ordering::SeqCst));
+            let free =
+                found.0 == 0 || found.pid() == owner.pid() || is_nobody(found.pid()) || thorough && !found.runs();
+            if !free {
+                continue;
+            }
+            // Before the region can be seen to be ours: see `wait_for_hazards`.
+            fabric.used.fetch_max(index as u32 + 1, Ordering::SeqCst);
+            if region.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 return Ok(index);
             }
         }
     }
     Err(io::Error::from_raw_os_error(libc::EUSERS))
+}
+
+/// Whether no process has this pid, not even a zombie.
+fn is_nobody(pid: libc::pid_t) -> bool {
+    // SAFETY: signal 0 is none; only the existence is asked for.
+    let found = unsafe { libc::kill(pid, 0) } == 0;
+    !found && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Zeroes `[start, end)` of the file: whole pages by a hole, the edges by hand.
@@ -348,13 +426,6 @@ fn zero(file: &std::fs::File, fabric: &Fabric, own: usize, start: usize, end: us
     }
 }
 
-/// Whether process `pid` that started at `started` still runs. A zombie does not.
-fn runs(pid: libc::pid_t, started_at: u64) -> bool {
-    // Not known yet: the process is about to write it.
-    started_at == 0 && pid != 0 && std::fs::exists(format!("/proc/{pid}")).unwrap_or(false)
-        || started_at != 0 && started(pid) == Some(started_at)
-}
-
 /// Start time of a process that is neither gone nor a zombie (proc(5): stat, fields 3 and 22).
 fn started(pid: libc::pid_t) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -376,15 +447,19 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id() as libc::pid_t;
         let at = started(pid).expect("it runs");
-        assert!(runs(pid, at));
-        assert!(!runs(pid, at + 1), "another process with a reused pid");
+        let owner = Owner::new(1, pid, at);
+        assert_eq!((owner.pid(), owner.incarnation()), (pid, 1));
+        assert!(owner.runs() && owner.ready().runs());
+        assert!(!Owner::new(1, pid, at + 1).runs(), "another process with a reused pid");
         child.kill().unwrap();
         while started(pid).is_some() {
             std::thread::yield_now();
         }
-        assert!(!runs(pid, at), "killed, not reaped");
+        assert!(!owner.runs(), "killed, not reaped");
+        assert!(!is_nobody(pid));
         child.wait().unwrap();
-        assert!(!runs(pid, at));
+        assert!(!owner.runs());
+        assert!(is_nobody(pid));
     }
 
     #[test]

@@ -10,11 +10,13 @@ use pvrdma_device::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::mr::{Bounds, Use};
 use pvrdma_device::transport::*;
+use pvrdma_device::wqe::{AtomicOp, Ext, Grh};
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
 const HANDLE_BITS: u32 = 15;
@@ -26,6 +28,8 @@ pub struct HostTransport {
     out: Mutex<Outbox>,
     /// One thread empties the inbox at a time; what it remembers of the channels it reads.
     pump: Mutex<HashMap<usize, Reader>>,
+    /// Somebody wants the inbox looked at.
+    pump_asked: AtomicBool,
 }
 
 /// Requests of this process that are on their way.
@@ -41,6 +45,16 @@ struct Flying {
     sequence: u64,
     token: Token,
     target: Process,
+    /// Its requester waits for no answer.
+    datagram: bool,
+}
+
+/// The payload of a request.
+enum Body<'a> {
+    /// Where it is in the requester's memory.
+    Spans(&'a [Span]),
+    /// Itself.
+    Bytes(&'a [u8]),
 }
 
 /// Where this process stands in the channel of another.
@@ -60,6 +74,7 @@ impl HostTransport {
             device: OnceLock::new(),
             out: Mutex::new(Outbox { free, sequence, flying: Vec::new() }),
             pump: Mutex::default(),
+            pump_asked: AtomicBool::new(false),
         })
     }
 
@@ -113,8 +128,9 @@ impl HostTransport {
         }
         let region = self.segment.region(target.index)?;
         let _hazard = Hazard::new(self.segment.own(), target)?;
-        // From here to the end of the copy the target waits before it takes anything back, or we see that it has.
-        if self.segment.process(target.index) != Some(target) {
+        // From here to the end of the copy the target waits before it takes anything back, or we see that it has. If it
+        // was killed, its pid may by now be a stranger's.
+        if !self.segment.has_its_pid(target) {
             return None;
         }
         let qp = region.qps.get((request.dest.qpn.0 & ((1 << HANDLE_BITS) - 1)) as usize)?;
@@ -162,8 +178,63 @@ impl HostTransport {
 
     // ---- the target copies ---------------------------------------------------------------------
 
+    /// Sends a datagram: its payload travels in the slot, so that nobody waits for the target.
+    fn send_datagram(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
+        let mut buffer = [0u8; DATAGRAM_MAX as usize];
+        let payload = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len));
+        let Some(payload) = payload else { return Submitted::Answered(Answer::RequesterFault) };
+        if memory.gather(local, payload).is_err() {
+            return Submitted::Answered(Answer::RequesterFault);
+        }
+        let Some(target) = self.target(&request.dest) else {
+            return Submitted::Answered(Answer::Silence);
+        };
+        if target.index == self.segment.index() {
+            let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &Payload(payload)));
+            return Submitted::Answered(answer);
+        }
+        match self.send(request, target, Body::Bytes(payload)) {
+            Submitted::Busy => {
+                self.reclaim_datagrams();
+                Submitted::Busy
+            }
+            _ => Submitted::Answered(Answer::Ack),
+        }
+    }
+
+    /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's region,
+    /// and what was sent does not vanish when its sender leaves.
+    pub fn linger(&self, patience: Duration) {
+        let begin = Instant::now();
+        let own = self.segment.own();
+        let waiting = |flight: &Flying| {
+            let word = own.slots[usize::from(flight.slot)].word.load(Ordering::Acquire);
+            flight.datagram && word == flight.sequence << 16 | slot_state::QUEUED && self.segment.alive(flight.target)
+        };
+        // A thread of this process may have died with the lock held; then there is nothing to wait for.
+        while self.out.try_lock().is_ok_and(|out| out.flying.iter().any(waiting)) && begin.elapsed() < patience {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Takes back the slots of datagrams whose target died.
+    fn reclaim_datagrams(&self) {
+        let mut out = self.outbox();
+        let own = self.segment.own();
+        let Outbox { free, flying, .. } = &mut *out;
+        flying.retain(|flight| {
+            let slot = &own.slots[usize::from(flight.slot)];
+            let gone = flight.datagram && !self.segment.alive(flight.target);
+            if gone {
+                slot.word.store(slot_state::FREE, Ordering::Release);
+                free.push(flight.slot);
+            }
+            !gone
+        });
+    }
+
     /// Puts a request into the inbox of `target`.
-    fn send(&self, request: &Request, target: Process, local: &[Span]) -> Submitted {
+    fn send(&self, request: &Request, target: Process, body: Body<'_>) -> Submitted {
         let Some(region) = self.segment.region(target.index) else { return Submitted::Busy };
         let own = self.segment.own();
         let mut out = self.outbox();
@@ -175,7 +246,8 @@ impl HostTransport {
         let head = region.heads[self.segment.index()].load(Ordering::Acquire);
         let head = if (head >> 32) as u32 == self.segment.incarnation() { head as u32 } else { 0 };
         let tail = channel.tail.load(Ordering::Relaxed);
-        if tail.wrapping_sub(head) as usize >= CHANNEL_LEN || local.len() > SLOT_SPANS {
+        let fits = !matches!(body, Body::Spans(spans) if spans.len() > SLOT_SPANS);
+        if tail.wrapping_sub(head) as usize >= CHANNEL_LEN || !fits {
             return Submitted::Busy;
         }
         let Some(slot_index) = out.free.pop() else { return Submitted::Busy };
@@ -185,15 +257,28 @@ impl HostTransport {
         for (word, value) in slot.words.iter().zip(encode(request)) {
             word.store(value, Ordering::Relaxed);
         }
-        slot.span_cnt.store(local.len() as u64, Ordering::Relaxed);
-        for (at, span) in slot.spans.iter().zip(local) {
-            at[0].store(span.addr.0, Ordering::Relaxed);
-            at[1].store(span.len, Ordering::Relaxed);
-        }
+        let datagram = match body {
+            Body::Spans(spans) => {
+                slot.span_cnt.store(spans.len() as u64, Ordering::Relaxed);
+                for (at, span) in slot.spans.iter().zip(spans) {
+                    at[0].store(span.addr.0, Ordering::Relaxed);
+                    at[1].store(span.len, Ordering::Relaxed);
+                }
+                false
+            }
+            Body::Bytes(bytes) => {
+                for (word, chunk) in own.payloads[usize::from(slot_index)].iter().zip(bytes.chunks(8)) {
+                    let mut eight = [0; 8];
+                    eight[..chunk.len()].copy_from_slice(chunk);
+                    word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+                }
+                true
+            }
+        };
         slot.word.store(sequence << 16 | slot_state::QUEUED, Ordering::Release);
         let cell = &channel.cells[tail as usize % CHANNEL_LEN];
         cell.store(sequence << 16 | u64::from(slot_index), Ordering::Relaxed);
-        out.flying.push(Flying { slot: slot_index, sequence, token: request.token, target });
+        out.flying.push(Flying { slot: slot_index, sequence, token: request.token, target, datagram });
         // Release: cell and slot are written before the tail that shows them.
         channel.tail.store(tail.wrapping_add(1), Ordering::Release);
         drop(out);
@@ -204,9 +289,24 @@ impl HostTransport {
     }
 
     /// Carries out what is in the inbox and takes in what was answered. `false`: nothing was there, or another thread
-    /// is at it.
+    /// is at it, and will look once more for us.
     pub fn pump(&self) -> bool {
-        let Ok(mut readers) = self.pump.try_lock() else { return false };
+        let mut moved = false;
+        loop {
+            // Asked before the lock is tried, cleared before its owner looks, looked at after it was given back: whoever
+            // does not get the lock has either asked before that look, or is seen after it.
+            self.pump_asked.store(true, Ordering::SeqCst);
+            let Ok(mut readers) = self.pump.try_lock() else { return moved };
+            self.pump_asked.store(false, Ordering::SeqCst);
+            moved |= self.pump_once(&mut readers);
+            drop(readers);
+            if !self.pump_asked.load(Ordering::SeqCst) {
+                return moved;
+            }
+        }
+    }
+
+    fn pump_once(&self, readers: &mut HashMap<usize, Reader>) -> bool {
         let Some(device) = self.device() else { return false };
         let own = self.segment.own();
         // First who has sent and how much, then what was answered, then those requests and no later ones: a request
@@ -220,8 +320,10 @@ impl HostTransport {
             while bits != 0 {
                 let sender = index * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                if let Some(region) = self.segment.region(sender) {
-                    senders.push((sender, region.channels[self.segment.index()].tail.load(Ordering::Acquire)));
+                if let Some(process) = self.segment.process(sender)
+                    && let Some(tail) = self.published(process)
+                {
+                    senders.push((process, tail));
                 }
             }
         }
@@ -230,15 +332,30 @@ impl HostTransport {
             moved = true;
             device.answered(token, answer);
         }
-        for (sender, tail) in senders {
-            moved |= self.serve(&device, &mut readers, sender, tail);
+        for (process, tail) in senders {
+            moved |= self.serve(&device, readers, process, tail);
         }
         moved
     }
 
+    /// How many cells `sender` has ever published for this process. `None`: its channel is for a former owner of our
+    /// region, or its region has another owner by now. Who has something for us rings again.
+    fn published(&self, sender: Process) -> Option<u32> {
+        let channel = &self.segment.region(sender.index)?.channels[self.segment.index()];
+        // In this order: a sender counts from 0 again before it says that the channel is for us, and a new owner of
+        // the region says who it is before it clears the words of the former one.
+        let ours = channel.target.load(Ordering::SeqCst) == self.segment.incarnation();
+        let tail = channel.tail.load(Ordering::SeqCst);
+        (ours && self.segment.process(sender.index) == Some(sender)).then_some(tail)
+    }
+
     /// Carries out the requests of one process up to `tail`.
-    fn serve(&self, device: &Device, readers: &mut HashMap<usize, Reader>, sender: usize, tail: u32) -> bool {
-        let Some(process) = self.segment.process(sender) else { return false };
+    fn serve(&self, device: &Device, readers: &mut HashMap<usize, Reader>, process: Process, tail: u32) -> bool {
+        // What a killed process still wanted may be left undone; its pid may be a stranger's.
+        if !self.segment.has_its_pid(process) {
+            return false;
+        }
+        let sender = process.index;
         let Some(region) = self.segment.region(sender) else { return false };
         let channel = &region.channels[self.segment.index()];
         let reader = readers.entry(sender).or_insert(Reader { incarnation: 0, count: 0 });
@@ -263,15 +380,35 @@ impl HostTransport {
             }
             moved = true;
             let reply = Reply { word: &slot.word, taken, bell: &region.bell };
-            let answer = self.carry_out(device, slot, process, &reply);
+            let payload = &region.payloads[(cell & 0xffff) as usize];
+            let answer = self.carry_out(device, slot, payload, process, &reply);
             reply.give(answer);
         }
         moved
     }
 
-    fn carry_out(&self, device: &Device, slot: &Slot, process: Process, reply: &Reply<'_>) -> Answer {
+    fn carry_out(
+        &self,
+        device: &Device,
+        slot: &Slot,
+        payload: &SlotPayload,
+        process: Process,
+        reply: &Reply<'_>,
+    ) -> Answer {
         let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
         let Some(request) = decode(&words) else { return Answer::Silence };
+        if let Op::Datagram { .. } = request.op {
+            let mut buffer = [0u8; DATAGRAM_MAX as usize];
+            let Some(bytes) = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len)) else {
+                return Answer::Silence;
+            };
+            for (chunk, word) in bytes.chunks_mut(8).zip(payload) {
+                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
+            }
+            // The slot is free before the receiver can answer: a sender's slots last as long as its target is behind.
+            reply.give(Answer::Ack);
+            return device.receive(&request, &Payload(bytes));
+        }
         let mut spans = [Span::default(); SLOT_SPANS];
         let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
         let Some(spans) = spans.get_mut(..count) else { return Answer::Silence };
@@ -296,7 +433,9 @@ impl HostTransport {
             if word >> 16 != flight.sequence || word & 15 != slot_state::DONE {
                 return true;
             }
-            answers.push((flight.token, decode_answer(word >> 4 & 0xfff)));
+            if !flight.datagram {
+                answers.push((flight.token, decode_answer(word >> 4 & 0xfff)));
+            }
             slot.word.store(slot_state::FREE, Ordering::Relaxed);
             free.push(flight.slot);
             false
@@ -337,13 +476,20 @@ impl Far for Served<'_> {
         self.memory.push(memory, from)
     }
 
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
+        self.memory.put(bytes)
+    }
+
     fn acknowledge(&self) {
         self.reply.give(Answer::Ack);
     }
 }
 
 impl Transport for HostTransport {
-    fn submit(&self, request: &Request, _memory: &dyn Memory, local: &[Span]) -> Submitted {
+    fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
+        if let Op::Datagram { .. } = request.op {
+            return self.send_datagram(request, memory, local);
+        }
         let Some(target) = self.target(&request.dest) else {
             return Submitted::Answered(Answer::Silence);
         };
@@ -356,13 +502,13 @@ impl Transport for HostTransport {
             Some(answer) => Submitted::Answered(answer),
             // Behind others it could only go the long way, and keep those after it from the short one.
             None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,
-            None => self.send(request, target, local),
+            None => self.send(request, target, Body::Spans(local)),
         }
     }
 
     fn cancel(&self, token: Token) {
         let mut out = self.outbox();
-        let Some(at) = out.flying.iter().position(|flight| flight.token == token) else { return };
+        let Some(at) = out.flying.iter().position(|flight| !flight.datagram && flight.token == token) else { return };
         let flight = out.flying.swap_remove(at);
         drop(out);
         let slot = &self.segment.own().slots[usize::from(flight.slot)];
@@ -385,7 +531,7 @@ impl Transport for HostTransport {
     }
 
     fn lost(&self, token: Token) -> bool {
-        let flight = self.outbox().flying.iter().find(|flight| flight.token == token).copied();
+        let flight = self.outbox().flying.iter().find(|flight| !flight.datagram && flight.token == token).copied();
         flight.is_none_or(|flight| !self.segment.alive(flight.target))
     }
 
@@ -447,17 +593,75 @@ fn to_gid(words: [u64; 2]) -> Gid {
     gid
 }
 
-fn encode(request: &Request) -> [u64; 18] {
-    let (kind, addr, rkey, imm) = match request.op {
-        Op::Send { imm } => (0, 0, 0, imm),
-        Op::Write { remote_addr, rkey, imm } => (1, remote_addr, rkey.0, imm),
-        Op::Read { remote_addr, rkey } => (2, remote_addr, rkey.0, None),
+/// Words of an encoded request.
+const REQUEST_WORDS: usize = 20;
+
+/// What `Op` is made of, as words: kind, address, key, extension, two operands, GRH.
+type OpWords = [u64; 7];
+
+fn encode_op(op: &Op) -> OpWords {
+    let imm_word = |imm: Option<u32>| encode_ext(Ext::imm(imm));
+    match *op {
+        Op::Send { ext } => [0, 0, 0, encode_ext(ext), 0, 0, 0],
+        Op::Write { remote_addr, rkey, imm } => [1, remote_addr, rkey.0.into(), imm_word(imm), 0, 0, 0],
+        Op::Read { remote_addr, rkey } => [2, remote_addr, rkey.0.into(), 0, 0, 0, 0],
+        Op::Atomic { remote_addr, rkey, op: AtomicOp::CompareSwap { compare, swap } } => {
+            [3, remote_addr, rkey.0.into(), 0, compare, swap, 0]
+        }
+        Op::Atomic { remote_addr, rkey, op: AtomicOp::FetchAdd { add } } => {
+            [4, remote_addr, rkey.0.into(), 0, add, 0, 0]
+        }
+        Op::Datagram { qkey, imm, grh } => {
+            let low = u32::from_le_bytes([grh.sl, grh.traffic_class, grh.hop_limit, 0]);
+            [5, 0, qkey.into(), imm_word(imm), 0, 0, u64::from(grh.flow_label) << 32 | u64::from(low)]
+        }
+    }
+}
+
+fn decode_op(words: &OpWords) -> Option<Op> {
+    let [kind, remote_addr, key, ext, first, second, grh] = *words;
+    let (rkey, ext) = (Rkey(key as u32), decode_ext(ext));
+    let imm = match ext {
+        Ext::Imm(imm) => Some(imm),
+        _ => None,
     };
+    Some(match kind {
+        0 => Op::Send { ext },
+        1 => Op::Write { remote_addr, rkey, imm },
+        2 => Op::Read { remote_addr, rkey },
+        3 => Op::Atomic { remote_addr, rkey, op: AtomicOp::CompareSwap { compare: first, swap: second } },
+        4 => Op::Atomic { remote_addr, rkey, op: AtomicOp::FetchAdd { add: first } },
+        5 => {
+            let [sl, traffic_class, hop_limit, _] = (grh as u32).to_le_bytes();
+            let flow_label = (grh >> 32) as u32;
+            Op::Datagram { qkey: key as u32, imm, grh: Grh { sl, traffic_class, flow_label, hop_limit } }
+        }
+        _ => return None,
+    })
+}
+
+fn encode_ext(ext: Ext) -> u64 {
+    match ext {
+        Ext::None => 0,
+        Ext::Imm(imm) => 1 << 32 | u64::from(imm),
+        Ext::Invalidate(rkey) => 2 << 32 | u64::from(rkey.0),
+    }
+}
+
+fn decode_ext(word: u64) -> Ext {
+    match word >> 32 {
+        1 => Ext::Imm(word as u32),
+        2 => Ext::Invalidate(Rkey(word as u32)),
+        _ => Ext::None,
+    }
+}
+
+fn encode(request: &Request) -> [u64; REQUEST_WORDS] {
+    let [kind, addr, key, ext, first, second, grh] = encode_op(&request.op);
     let [source_high, source_low] = to_words(&request.source.gid);
     let [dest_high, dest_low] = to_words(&request.dest.gid);
     [
-        u64::from(request.token.qp.0),
-        u64::from(request.token.epoch),
+        u64::from(request.token.qp.0) << 32 | u64::from(request.token.epoch),
         u64::from(request.token.psn.get()),
         source_high,
         source_low,
@@ -469,33 +673,32 @@ fn encode(request: &Request) -> [u64; 18] {
         u64::from(request.packets),
         kind,
         addr,
-        u64::from(rkey),
-        u64::from(imm.is_some()) << 32 | u64::from(imm.unwrap_or(0)),
+        key,
+        ext,
+        first,
+        second,
+        grh,
         request.len,
         u64::from(request.solicited),
         u64::from(request.alone),
     ]
 }
 
-fn decode(words: &[u64; 18]) -> Option<Request> {
-    let imm = (words[14] >> 32 != 0).then_some(words[14] as u32);
-    let (remote_addr, rkey) = (words[12], Rkey(words[13] as u32));
-    let op = match words[11] {
-        0 => Op::Send { imm },
-        1 => Op::Write { remote_addr, rkey, imm },
-        2 => Op::Read { remote_addr, rkey },
-        _ => return None,
-    };
+fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Request> {
+    let [token, token_psn, source_high, source_low, source_qpn, dest_high, dest_low, dest_qpn, psn, packets, ..] =
+        *words;
+    let [.., len, solicited, alone] = *words;
+    let op = words[10..17].try_into().ok().and_then(decode_op)?;
     Some(Request {
-        token: Token { qp: QpHandle(words[0] as u32), epoch: words[1] as u32, psn: Psn::new(words[2] as u32) },
-        source: Endpoint { gid: to_gid([words[3], words[4]]), qpn: Qpn(words[5] as u32) },
-        dest: Endpoint { gid: to_gid([words[6], words[7]]), qpn: Qpn(words[8] as u32) },
-        psn: Psn::new(words[9] as u32),
-        packets: words[10] as u32,
+        token: Token { qp: QpHandle((token >> 32) as u32), epoch: token as u32, psn: Psn::new(token_psn as u32) },
+        source: Endpoint { gid: to_gid([source_high, source_low]), qpn: Qpn(source_qpn as u32) },
+        dest: Endpoint { gid: to_gid([dest_high, dest_low]), qpn: Qpn(dest_qpn as u32) },
+        psn: Psn::new(psn as u32),
+        packets: packets as u32,
         op,
-        len: words[15],
-        solicited: words[16] != 0,
-        alone: words[17] != 0,
+        len,
+        solicited: solicited != 0,
+        alone: alone != 0,
     })
 }
 
@@ -532,8 +735,20 @@ mod tests {
     #[test]
     fn requests_and_answers_survive_the_trip() {
         for op in [
-            Op::Send { imm: None },
-            Op::Send { imm: Some(u32::MAX) },
+            Op::Send { ext: Ext::None },
+            Op::Send { ext: Ext::Imm(u32::MAX) },
+            Op::Send { ext: Ext::Invalidate(Rkey(0x0102_0304)) },
+            Op::Atomic {
+                remote_addr: 8,
+                rkey: Rkey(3),
+                op: AtomicOp::CompareSwap { compare: u64::MAX, swap: 0x0102_0304_0506_0708 },
+            },
+            Op::Atomic { remote_addr: u64::MAX - 7, rkey: Rkey(3), op: AtomicOp::FetchAdd { add: u64::MAX } },
+            Op::Datagram {
+                qkey: 0x8001_0000,
+                imm: Some(7),
+                grh: Grh { sl: 15, traffic_class: 0xab, flow_label: 0x000f_ffff, hop_limit: 64 },
+            },
             Op::Write { remote_addr: u64::MAX, rkey: Rkey(0x1234_5601), imm: Some(0) },
             Op::Read { remote_addr: 7, rkey: Rkey(u32::MAX) },
         ] {

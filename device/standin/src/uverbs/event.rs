@@ -31,6 +31,7 @@ pub fn create_comp_channel(context: &mut Context, call: &Call) -> Result<()> {
 /// Makes an async event file; the first one of a context takes the events of objects that name none.
 pub fn new_async(context: &mut Context) -> Result<u32> {
     let (channel, descriptor) = new(context)?;
+    context.process.events.add_context(&channel);
     context.async_events.get_or_insert(channel);
     Ok(descriptor)
 }

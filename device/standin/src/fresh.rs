@@ -1,0 +1,112 @@
+//! What belongs to one process and not to its children: memory that reads as zeros in a child of fork.
+//!
+//! The kernel wipes it (MADV_WIPEONFORK), so it does not matter how the child was made (fork, _Fork, clone), which
+//! threads the parent had, or which locks they held at that moment: the child finds the library as it is before the
+//! first open, and can open the device itself. All zero is therefore the empty state of everything in here.
+//!
+//! A child of vfork runs in its parent's memory for a moment. Whoever acts for a process compares the pid.
+
+use crate::fd;
+use crate::process::Process;
+use crate::uar;
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+/// The process's own state. Whole pages, so that nothing else is wiped with it.
+#[repr(C, align(4096))]
+pub struct Own {
+    /// The process on the fabric, once it has opened the device.
+    pub process: AtomicPtr<Process>,
+    /// Held while it is made.
+    pub joining: Gate,
+    /// Our descriptors.
+    pub fds: AtomicPtr<fd::Table>,
+    /// A bitmap of them. Made in pieces, each when first needed, and never freed.
+    pub fd_map: [AtomicPtr<fd::Piece>; fd::PIECES],
+    /// Held while the program's SIGSEGV action is changed.
+    pub action: Gate,
+    /// The trace file's descriptor plus one.
+    pub trace: AtomicI32,
+    /// Doorbell pages.
+    pub uars: [uar::Page; uar::MAX_PAGES],
+}
+
+/// See [`Own`].
+pub static OWN: Own = Own {
+    process: AtomicPtr::new(null_mut()),
+    joining: Gate(AtomicU32::new(0)),
+    fds: AtomicPtr::new(null_mut()),
+    fd_map: [const { AtomicPtr::new(null_mut()) }; fd::PIECES],
+    action: Gate(AtomicU32::new(0)),
+    trace: AtomicI32::new(0),
+    uars: [const { uar::Page::new() }; uar::MAX_PAGES],
+};
+
+/// A lock that is open when all zero; for moments that are short or rare.
+pub struct Gate(AtomicU32);
+
+impl Gate {
+    /// Waits until it is ours. Open again when the guard is dropped.
+    pub fn lock(&self) -> GateGuard<'_> {
+        while self.0.compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            // SAFETY: no preconditions.
+            unsafe { libc::sched_yield() };
+        }
+        GateGuard(self)
+    }
+}
+
+/// Holds a [`Gate`].
+pub struct GateGuard<'a>(&'a Gate);
+
+impl Drop for GateGuard<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(0, Ordering::Release);
+    }
+}
+
+#[used]
+// SAFETY: the loader calls the entries of this section once; `at_load` has the right type and needs nothing but the C
+// library, which is initialised before us.
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+extern "C" fn at_load() {
+    let at = (&raw const OWN).cast_mut().cast::<c_void>();
+    // SAFETY: whole pages of our own zero-initialised data, which the loader maps anonymous and private.
+    let wiped = unsafe { libc::madvise(at, size_of::<Own>(), libc::MADV_WIPEONFORK) } == 0;
+    if !wiped {
+        // Before Linux 4.14. Then at least children made by fork(3) are fresh.
+        // SAFETY: a plain function.
+        unsafe { libc::pthread_atfork(None, None, Some(wipe)) };
+    }
+}
+
+extern "C" fn wipe() {
+    // SAFETY: all of it is atomics, for which zero is a value, and the child has no other thread yet.
+    unsafe { (&raw const OWN).cast_mut().write_bytes(0, 1) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_finds_everything_empty_and_every_gate_open() {
+        let _held = OWN.joining.lock();
+        OWN.trace.store(8, Ordering::Relaxed);
+        // SAFETY: the child only looks at memory and exits.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+        if child == 0 {
+            let fresh = OWN.trace.load(Ordering::Relaxed) == 0 && OWN.joining.0.load(Ordering::Relaxed) == 0;
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(!fresh)) };
+        }
+        let mut status = -1;
+        // SAFETY: `status` has room.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        assert_eq!(status, 0);
+        OWN.trace.store(0, Ordering::Relaxed);
+    }
+}
