@@ -71,16 +71,22 @@ pub struct ibv_cq {
     pub async_events_completed: u32,
 }
 
-/// Only its address is used.
 #[repr(C)]
 pub struct ibv_srq {
-    _opaque: [u64; 16],
+    pub context: *mut ibv_context,
+    pub srq_context: *mut c_void,
+    pub pd: *mut ibv_pd,
+    pub handle: u32,
+    pub mutex: Mutex,
+    pub cond: Cond,
+    pub events_completed: u32,
 }
 
-/// Only its address is used.
 #[repr(C)]
 pub struct ibv_ah {
-    _opaque: [u64; 3],
+    pub context: *mut ibv_context,
+    pub pd: *mut ibv_pd,
+    pub handle: u32,
 }
 
 #[repr(C)]
@@ -313,6 +319,24 @@ pub struct ibv_qp_init_attr {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ibv_srq_attr {
+    pub max_wr: u32,
+    pub max_sge: u32,
+    pub srq_limit: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ibv_srq_init_attr {
+    pub srq_context: *mut c_void,
+    pub attr: ibv_srq_attr,
+}
+
+pub const IBV_SRQ_MAX_WR: u32 = 1 << 0;
+pub const IBV_SRQ_LIMIT: u32 = 1 << 1;
+
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ibv_qp_attr {
     pub qp_state: u32,
@@ -394,11 +418,52 @@ pub struct ibv_device_attr {
 #[derive(Clone, Copy)]
 pub struct ibv_device_attr_ex {
     pub orig_attr: ibv_device_attr,
-    pub extension: [u64; 21],
+    pub comp_mask: u32,
+    pub odp_caps: [u64; 3],
+    pub completion_timestamp_mask: u64,
+    pub hca_core_clock: u64,
+    pub device_cap_flags_ex: u64,
+    /// What this device has nothing of: TSO, RSS, tag matching, device memory and so on.
+    pub extension: [u64; 14],
 }
 
-/// Only its address is used: 52 bytes up to rdma-core v48, 56 from v49.
+pub const IBV_DEVICE_MEM_MGT_EXTENSIONS: u32 = 1 << 21;
+
+/// As rdma-core v28 has it. From v49 on libibverbs's own is 4 bytes longer, so leave it room
+/// ([`ibv_port_attr_room`]) where it is to fill one of ours.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ibv_port_attr {
-    _opaque: [u32; 13],
+    pub state: u32,
+    pub max_mtu: u32,
+    pub active_mtu: u32,
+    pub gid_tbl_len: c_int,
+    pub port_cap_flags: u32,
+    pub max_msg_sz: u32,
+    pub bad_pkey_cntr: u32,
+    pub qkey_viol_cntr: u32,
+    pub pkey_tbl_len: u16,
+    pub lid: u16,
+    pub sm_lid: u16,
+    pub lmc: u8,
+    pub max_vl_num: u8,
+    pub sm_sl: u8,
+    pub subnet_timeout: u8,
+    pub init_type_reply: u8,
+    pub active_width: u8,
+    pub active_speed: u8,
+    pub phys_state: u8,
+    pub link_layer: u8,
+    pub flags: u8,
+    pub port_cap_flags2: u16,
 }
+
+/// An [`ibv_port_attr`] of any release.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ibv_port_attr_room {
+    pub attr: ibv_port_attr,
+    growth: [u32; 3],
+}
+
+pub const IBV_PORT_IP_BASED_GIDS: u32 = 1 << 26;

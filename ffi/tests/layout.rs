@@ -215,6 +215,10 @@ fn verbs_h() {
         ibv_comp_channel { context, fd, refcnt }
         ibv_cq { context, channel, cq_context, handle, cqe, mutex, cond, comp_events_completed, async_events_completed }
         ibv_qp { context, qp_context, pd, send_cq, recv_cq, srq, handle, qp_num, state, qp_type, mutex, cond, events_completed }
+        ibv_srq { context, srq_context, pd, handle, mutex, cond, events_completed }
+        ibv_ah { context, pd, handle }
+        ibv_srq_attr { max_wr, max_sge, srq_limit }
+        ibv_srq_init_attr { srq_context, attr }
         ibv_sge { addr, length, lkey }
         ibv_send_wr { wr_id, next, sg_list, num_sge, opcode, send_flags, imm_data, wr, remote_srqn = "qp_type.xrc.remote_srqn", bind_mw_or_tso = "bind_mw" }
         ibv_recv_wr { wr_id, next, sg_list, num_sge }
@@ -226,20 +230,15 @@ fn verbs_h() {
         ibv_qp_init_attr { qp_context, send_cq, recv_cq, srq, cap, qp_type, sq_sig_all }
         ibv_qp_attr { qp_state, cur_qp_state, path_mtu, path_mig_state, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, cap, ah_attr, alt_ah_attr, pkey_index, alt_pkey_index, en_sqd_async_notify, sq_draining, max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout, rate_limit }
         ibv_device_attr { fw_ver, node_guid, sys_image_guid, max_mr_size, page_size_cap, vendor_id, vendor_part_id, hw_ver, max_qp, max_qp_wr, device_cap_flags, max_sge, max_sge_rd, max_cq, max_cqe, max_mr, max_pd, max_qp_rd_atom, max_ee_rd_atom, max_res_rd_atom, max_qp_init_rd_atom, max_ee_init_rd_atom, atomic_cap, max_ee, max_rdd, max_mw, max_raw_ipv6_qp, max_raw_ethy_qp, max_mcast_grp, max_mcast_qp_attach, max_total_mcast_qp_attach, max_ah, max_fmr, max_map_per_fmr, max_srq, max_srq_wr, max_srq_sge, max_pkeys, local_ca_ack_delay, phys_port_cnt }
+        ibv_device_attr_ex { orig_attr, comp_mask, odp_caps, completion_timestamp_mask, hca_core_clock, device_cap_flags_ex }
     ];
     check(&["infiniband/verbs.h"], &layouts);
     // Opaque here, sized for their users.
     let source = format!(
         "#include <infiniband/verbs.h>
          _Static_assert(sizeof(struct ibv_device) == {}, \"ibv_device\");
-         _Static_assert(sizeof(struct ibv_srq) == {}, \"ibv_srq\");
-         _Static_assert(sizeof(struct ibv_ah) == {}, \"ibv_ah\");
-         _Static_assert(sizeof(struct ibv_device_attr_ex) == {}, \"ibv_device_attr_ex\");
          _Static_assert(sizeof(((struct ibv_send_wr *)0)->wr) == {}, \"ibv_send_wr.wr\");",
         size_of::<ibv_device>(),
-        size_of::<ibv_srq>(),
-        size_of::<ibv_ah>(),
-        size_of::<ibv_device_attr_ex>(),
         size_of::<ibv_send_wr_union>(),
     );
     compile(&source);

@@ -5,9 +5,11 @@
 //! `verbs_context`, whose size is known at run time only, with the `ibv_context` the application
 //! holds inside. [`Context::of`] walks back from the last to the first.
 
+use crate::ah::Neighbours;
 use crate::error::Errno;
 use crate::ops;
 use crate::ring::Size;
+use crate::switches::Switches;
 use crate::uar::Uar;
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr;
@@ -62,6 +64,10 @@ pub struct Limits {
     pub max_sge: u32,
     /// Longest completion queue.
     pub max_cqe: u32,
+    /// Longest shared receive queue; 0: the device has none.
+    pub max_srq_wr: u32,
+    /// Longest SGL of a request in one.
+    pub max_srq_sge: u32,
 }
 
 impl Limits {
@@ -70,6 +76,8 @@ impl Limits {
             max_qp_wr: power_of_two_below(attr.max_qp_wr),
             max_sge: u32::try_from(attr.max_sge).map_or(0, |n| n.min(MAX_SGE)),
             max_cqe: power_of_two_below(attr.max_cqe),
+            max_srq_wr: if attr.max_srq > 0 { power_of_two_below(attr.max_srq_wr) } else { 0 },
+            max_srq_sge: u32::try_from(attr.max_srq_sge).map_or(0, |n| n.min(MAX_SGE)),
         }
     }
 
@@ -79,8 +87,8 @@ impl Limits {
         attr.max_sge = self.max_sge as c_int;
         attr.max_sge_rd = attr.max_sge_rd.min(attr.max_sge);
         attr.max_cqe = self.max_cqe as c_int;
-        attr.max_srq_wr = power_of_two_below(attr.max_srq_wr) as c_int;
-        attr.max_srq_sge = attr.max_srq_sge.min(MAX_SGE as c_int);
+        attr.max_srq_wr = self.max_srq_wr as c_int;
+        attr.max_srq_sge = self.max_srq_sge as c_int;
     }
 }
 
@@ -147,6 +155,22 @@ pub struct Context {
     pub limits: Limits,
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
+    /// What the environment switched on when the context was opened.
+    pub switches: Switches,
+    /// Destinations of address handles.
+    pub neighbours: Neighbours,
+    /// By port number less one; filled when first asked for.
+    ports: Box<[OnceLock<Port>]>,
+}
+
+/// What [`crate::ah`] needs to know of a port. The kernel driver sets both for good when it finds
+/// the device, so one look is enough for the life of a context.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// Length of the GID table.
+    pub gid_tbl_len: c_int,
+    /// GIDs are IP addresses, to be resolved by the neighbour table.
+    pub ip_based_gids: bool,
 }
 
 /// Bytes before the `verbs_context`, keeping its alignment.
@@ -162,6 +186,26 @@ impl Context {
         let back = Loaded::get()?.libibverbs.layout.context_offset + OWN_SIZE;
         // SAFETY: `open` laid the block out so; the caller says this is such a block.
         Ok(unsafe { &*context.byte_sub(back).cast::<Self>() })
+    }
+
+    /// Facts about a port; EINVAL if there is none of that number.
+    ///
+    /// # Safety
+    /// `context` must be the `ibv_context` this one belongs to.
+    pub unsafe fn port(&self, context: *mut ibv_context, number: u8) -> Result<Port, Errno> {
+        let place = number.checked_sub(1).and_then(|index| self.ports.get(usize::from(index))).ok_or(Errno::EINVAL)?;
+        if let Some(port) = place.get() {
+            return Ok(*port);
+        }
+        let mut room = ibv_port_attr_room::default();
+        // SAFETY: as long as any libibverbs has it; the rest is the caller's promise.
+        unsafe { query_port(context, number, (&raw mut room).cast()) }?;
+        let port = Port {
+            gid_tbl_len: room.attr.gid_tbl_len,
+            ip_based_gids: room.attr.port_cap_flags & IBV_PORT_IP_BASED_GIDS != 0,
+        };
+        // Another thread may have been faster, with the same answer.
+        Ok(*place.get_or_init(|| port))
     }
 }
 
@@ -223,7 +267,14 @@ pub unsafe fn open(device: *mut ibv_device, cmd_fd: c_int) -> Result<*mut verbs_
     // SAFETY: as above; the kernel now knows the context.
     let attr = unsafe { query(functions, context) }?;
     let qp_nums = Arc::new(QpNums::new()?);
-    let own = Context { uar: Uar::map(cmd_fd)?, limits: Limits::of(&attr), qp_nums };
+    let own = Context {
+        uar: Uar::map(cmd_fd)?,
+        limits: Limits::of(&attr),
+        qp_nums,
+        switches: Switches::of_environment(),
+        neighbours: Neighbours::default(),
+        ports: (0..attr.phys_port_cnt).map(|_| OnceLock::new()).collect(),
+    };
     // SAFETY: the block starts with OWN_SIZE bytes for this, aligned by calloc; the table has as
     // many members as this libibverbs reads.
     unsafe {
@@ -289,6 +340,17 @@ pub unsafe fn query_device(
     // SAFETY: the buffer begins with one; all bit patterns are valid.
     let orig = unsafe { &mut *local_attr.cast::<ibv_device_attr>() };
     own.limits.apply_to(orig);
+    if !own.switches.has(Switches::SEND_WITH_INV) {
+        // Applications take this bit as leave to post SEND_WITH_INV.
+        orig.device_cap_flags &= !IBV_DEVICE_MEM_MGT_EXTENSIONS;
+        if attr_len >= size_of::<ibv_device_attr_ex>() {
+            // SAFETY: the buffer holds a whole one; all bit patterns are valid.
+            let whole = unsafe { &mut *local_attr };
+            whole.device_cap_flags_ex &= !u64::from(IBV_DEVICE_MEM_MGT_EXTENSIONS);
+        }
+    }
+    // SAFETY: the buffer begins with one; all bit patterns are valid.
+    let orig = unsafe { &mut *local_attr.cast::<ibv_device_attr>() };
     write_fw_ver(&mut orig.fw_ver, fw_ver);
     // SAFETY: both hold `attr_len` bytes and do not overlap.
     unsafe { ptr::copy_nonoverlapping(local_attr.cast::<u8>(), attr.cast(), attr_len) };

@@ -14,6 +14,8 @@ impl Errno {
     pub const ENOMEM: Self = Self(libc::ENOMEM);
     /// The device or this provider does not do that.
     pub const EOPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
+    /// No way to an address.
+    pub const EHOSTUNREACH: Self = Self(libc::EHOSTUNREACH);
     /// The device, or memory shared with it, is in a state it must not be in.
     pub const EIO: Self = Self(libc::EIO);
 
@@ -21,6 +23,12 @@ impl Errno {
     pub fn last() -> Self {
         // SAFETY: the errno location of the calling thread is always readable.
         Self(unsafe { *libc::__errno_location() })
+    }
+
+    /// Set the thread's errno to 0, before a call that may fail without setting it.
+    pub fn clear() {
+        // SAFETY: as above, and writable.
+        unsafe { *libc::__errno_location() = 0 };
     }
 
     /// The result of a libibverbs helper that returns 0 or an errno.

@@ -4,14 +4,16 @@
 //! constructor ([`register`]) looks at the libibverbs that is loaded and registers with it; from
 //! then on libibverbs and applications call the functions of [`ops`]. Start reading there.
 //!
-//! The objects and their slow verbs are in [`context`], [`pd`], [`mr`], [`cq`] and [`qp`], one hot
-//! verb each in [`post_send`], [`post_recv`] and [`poll_cq`]. Below them: [`wqe`] and [`cqe`] know
-//! the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what orders them.
+//! The objects and their slow verbs are in [`context`], [`pd`], [`mr`], [`ah`], [`cq`], [`qp`] and
+//! [`srq`], the hot verbs in [`post_send`], [`post_recv`] and [`poll_cq`]. Below them: [`wqe`] and
+//! [`cqe`] know the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what
+//! orders them. [`switches`] is what the environment can turn on.
 //!
 //! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the
 //! "Contract" section of `provider/README.md`.
 #![warn(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod ah;
 pub mod barrier;
 pub mod boundary;
 pub mod buf;
@@ -31,5 +33,7 @@ pub mod post_send;
 pub mod qp;
 pub mod register;
 pub mod ring;
+pub mod srq;
+pub mod switches;
 pub mod uar;
 pub mod wqe;

@@ -8,6 +8,8 @@ use crate::context::{Limits, QpNums};
 use crate::cq::{self, Cq};
 use crate::qp::{Qp, Shape};
 use crate::ring::Size;
+use crate::srq::{self, Srq};
+use crate::switches::Switches;
 use crate::uar::Uar;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -19,14 +21,17 @@ use std::sync::Arc;
 #[repr(align(4096))]
 struct UarPage([AtomicU32; PVRDMA_PAGE_SIZE / 4]);
 
-/// One CQ and one RC QP in RTS that uses it for both queues, on a device that does nothing until
-/// told to.
+/// One CQ, one QP in RTS that uses it for both queues, and one SRQ, on a device that does nothing
+/// until told to.
 pub struct Mock {
     /// The completion queue.
     pub cq: Box<Cq>,
     /// The queue pair.
     pub qp: Box<Qp>,
+    /// The shared receive queue, whether the QP uses it or not.
+    pub srq: Box<Srq>,
     cq_ring: Ring,
+    srq_ring: Ring,
     sq_ring: Ring,
     rq_ring: Ring,
     uar_page: Box<UarPage>,
@@ -60,7 +65,43 @@ pub struct RecvWqe {
     pub sges: Vec<pvrdma_sge>,
 }
 
+/// What is not the same in all mocks.
+#[derive(Default)]
+struct Kind {
+    ud: bool,
+    srq: bool,
+    all: bool,
+    switches: Switches,
+}
+
+/// Bytes of a slot.
+fn stride(header: usize, sge: u32) -> usize {
+    (header + 16 * sge as usize).next_power_of_two()
+}
+
 impl Ring {
+    /// The ring whose counters are the second pair of the state page of `buf`.
+    fn rx(buf: &Buf, slots_at: usize, entries: u32, stride: usize) -> Self {
+        let state: *mut pvrdma_ring_state = buf.start().cast().as_ptr();
+        // SAFETY: the state page of the buffer.
+        let words = unsafe { &raw mut (*state).rx };
+        Self::of(words, buf.at(slots_at), entries, stride)
+    }
+
+    /// The ring whose counters are the first pair of the state page of `buf`.
+    fn tx(buf: &Buf, entries: u32, stride: usize) -> Self {
+        let state: *mut pvrdma_ring_state = buf.start().cast().as_ptr();
+        // SAFETY: as above.
+        let words = unsafe { &raw mut (*state).tx };
+        Self::of(words, buf.at(PVRDMA_PAGE_SIZE), entries, stride)
+    }
+
+    fn of(words: *mut pvrdma_ring, slots: NonNull<u8>, entries: u32, stride: usize) -> Self {
+        // SAFETY: inside the state page.
+        let (prod_tail, cons_head) = unsafe { (&raw mut (*words).prod_tail, &raw mut (*words).cons_head) };
+        Self { prod_tail, cons_head, slots: slots.as_ptr(), entries, stride }
+    }
+
     fn load(word: *mut u32) -> u32 {
         // SAFETY: a word of a ring that the Mock keeps mapped.
         unsafe { AtomicU32::from_ptr(word) }.load(Ordering::Acquire)
@@ -97,11 +138,41 @@ impl Mock {
     /// Number of the CQ.
     pub const CQN: u32 = 0x77;
 
-    /// Limits of the device.
-    pub const LIMITS: Limits = Limits { max_qp_wr: 16384, max_sge: 16, max_cqe: 65536 };
+    /// Number of the SRQ.
+    pub const SRQN: u32 = 0x55;
+    /// Length of the SRQ.
+    pub const SRQ_WR: u32 = 4;
 
-    /// A QP with `wr` requests of `sge` entries in each queue, and a CQ of `cqe` entries.
+    /// Limits of the device.
+    pub const LIMITS: Limits =
+        Limits { max_qp_wr: 16384, max_sge: 16, max_cqe: 65536, max_srq_wr: 8192, max_srq_sge: 16 };
+
+    /// An RC QP with `wr` requests of `sge` entries in each queue, and a CQ of `cqe` entries.
     pub fn new(wr: u32, sge: u32, cqe: u32) -> Self {
+        Self::build(wr, sge, cqe, Kind::default())
+    }
+
+    /// The same with a UD QP.
+    pub fn ud(wr: u32, sge: u32, cqe: u32) -> Self {
+        Self::build(wr, sge, cqe, Kind { ud: true, ..Kind::default() })
+    }
+
+    /// The same with a QP that takes its receives from the SRQ.
+    pub fn with_srq(wr: u32, sge: u32, cqe: u32) -> Self {
+        Self::build(wr, sge, cqe, Kind { srq: true, ..Kind::default() })
+    }
+
+    /// A small RC QP of a process that has switches on.
+    pub fn switched(switches: Switches) -> Self {
+        Self::build(8, 1, 8, Kind { switches, ..Kind::default() })
+    }
+
+    /// A small RC QP made with `sq_sig_all`.
+    pub fn signaling_all() -> Self {
+        Self::build(8, 1, 8, Kind { all: true, ..Kind::default() })
+    }
+
+    fn build(wr: u32, sge: u32, cqe: u32, kind: Kind) -> Self {
         let uar_page = Box::new(UarPage([const { AtomicU32::new(0) }; PVRDMA_PAGE_SIZE / 4]));
         // SAFETY: the page lives in this Mock, as long as the objects do.
         let uar = unsafe { Uar::from_page(NonNull::from(&*uar_page).cast()) };
@@ -109,44 +180,30 @@ impl Mock {
 
         let size = Size::at_least(cqe).unwrap();
         let buf = Buf::map(cq::buf_len(size)).unwrap();
-        let state: *mut pvrdma_ring_state = buf.start().cast().as_ptr();
-        let cq_ring = Ring {
-            // SAFETY: the state page of the buffer.
-            prod_tail: unsafe { &raw mut (*state).rx.prod_tail },
-            // SAFETY: as above.
-            cons_head: unsafe { &raw mut (*state).rx.cons_head },
-            slots: buf.at(PVRDMA_PAGE_SIZE).as_ptr(),
-            entries: size.get(),
-            stride: size_of::<pvrdma_cqe>(),
-        };
+        let cq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, size.get(), size_of::<pvrdma_cqe>());
         let mut cq = Cq::new(size, buf, uar, qp_nums.clone());
         cq.cqn = Self::CQN;
 
+        let attr = ibv_srq_attr { max_wr: Self::SRQ_WR, max_sge: sge, srq_limit: 0 };
+        let shape = srq::shape(&attr, &Self::LIMITS).unwrap();
+        let buf = Buf::map(srq::buf_len(shape).unwrap()).unwrap();
+        let srq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, Self::SRQ_WR, stride(16, sge));
+        let srq = Srq::new(shape, buf, uar);
+        srq.queue.lock().srqn = Self::SRQN;
+
         let cap =
             ibv_qp_cap { max_send_wr: wr, max_recv_wr: wr, max_send_sge: sge, max_recv_sge: sge, max_inline_data: 0 };
-        let shape = Shape::new(&cap, &Self::LIMITS).unwrap();
+        let shape = Shape::new(&cap, &Self::LIMITS, kind.srq).unwrap();
         let (sq_len, rq_len) = shape.buf_lens().unwrap();
-        let (sq_buf, rq_buf) = (Buf::map(sq_len).unwrap(), Buf::map(rq_len).unwrap());
+        let (sq_buf, rq_buf) = (Buf::map(sq_len).unwrap(), rq_len.map(|len| Buf::map(len).unwrap()));
         let cap = shape.cap();
-        let state: *mut pvrdma_ring_state = sq_buf.start().cast().as_ptr();
-        let stride = |header: usize, sge: u32| (header + 16 * sge as usize).next_power_of_two();
-        let sq_ring = Ring {
-            // SAFETY: the state page of the buffer.
-            prod_tail: unsafe { &raw mut (*state).tx.prod_tail },
-            // SAFETY: as above.
-            cons_head: unsafe { &raw mut (*state).tx.cons_head },
-            slots: sq_buf.at(PVRDMA_PAGE_SIZE).as_ptr(),
-            entries: cap.max_send_wr,
-            stride: stride(80, cap.max_send_sge),
-        };
-        let rq_ring = Ring {
-            // SAFETY: as above.
-            prod_tail: unsafe { &raw mut (*state).rx.prod_tail },
-            // SAFETY: as above.
-            cons_head: unsafe { &raw mut (*state).rx.cons_head },
-            slots: rq_buf.start().as_ptr(),
-            entries: cap.max_recv_wr,
-            stride: stride(16, cap.max_recv_sge),
+        let sq_ring = Ring::tx(&sq_buf, cap.max_send_wr, stride(80, cap.max_send_sge));
+        let rq_ring = match &rq_buf {
+            Some(buf) => Ring {
+                slots: buf.start().as_ptr(),
+                ..Ring::rx(&sq_buf, 0, cap.max_recv_wr, stride(16, cap.max_recv_sge))
+            },
+            None => Ring::rx(&sq_buf, 0, 1, 0),
         };
         let cq_ptr: *mut ibv_cq = ptr::from_mut(&mut *cq).cast();
         let init = ibv_qp_init_attr {
@@ -155,13 +212,13 @@ impl Mock {
             recv_cq: cq_ptr,
             srq: ptr::null_mut(),
             cap,
-            qp_type: IBV_QPT_RC,
-            sq_sig_all: 0,
+            qp_type: if kind.ud { IBV_QPT_UD } else { IBV_QPT_RC },
+            sq_sig_all: kind.all.into(),
         };
-        let mut qp = Qp::new(&shape, sq_buf, rq_buf, uar, &init, qp_nums);
+        let mut qp = Qp::new(&shape, sq_buf, rq_buf, uar, &init, (kind.switches, qp_nums));
         qp.enter(Self::HANDLE, Self::QPN);
         qp.set_state(IBV_QPS_RTS);
-        Self { cq, qp, cq_ring, sq_ring, rq_ring, uar_page }
+        Self { cq, qp, srq, cq_ring, srq_ring, sq_ring, rq_ring, uar_page }
     }
 
     /// The last value stored to the doorbell at `offset` since the last look; 0: none.
@@ -182,7 +239,16 @@ impl Mock {
 
     /// Take the oldest receive WQE.
     pub fn take_recv(&self) -> Option<RecvWqe> {
-        let at = self.rq_ring.take()?;
+        Self::take_from(&self.rq_ring)
+    }
+
+    /// Take the oldest receive WQE of the SRQ.
+    pub fn take_srq_recv(&self) -> Option<RecvWqe> {
+        Self::take_from(&self.srq_ring)
+    }
+
+    fn take_from(ring: &Ring) -> Option<RecvWqe> {
+        let at = ring.take()?;
         // SAFETY: as above.
         unsafe {
             let hdr: pvrdma_rq_wqe_hdr = at.cast::<pvrdma_rq_wqe_hdr>().read();

@@ -6,7 +6,7 @@
 //! are valid, output parameters can be written. Each shim passes exactly that on, to a function that
 //! asks for it.
 
-use crate::{boundary, context, cq, mr, pd, poll_cq, post_recv, post_send, qp};
+use crate::{ah, boundary, context, cq, mr, pd, poll_cq, post_recv, post_send, qp, srq};
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{verbs_context_ops, verbs_mr};
 use pvrdma_ffi::verbs::*;
@@ -14,21 +14,28 @@ use pvrdma_ffi::verbs::*;
 /// Every verb this provider serves. libibverbs answers the others with EOPNOTSUPP.
 pub static OPS: verbs_context_ops = verbs_context_ops {
     alloc_pd: Some(alloc_pd),
+    create_ah: Some(create_ah),
     create_cq: Some(create_cq),
     create_qp: Some(create_qp),
+    create_srq: Some(create_srq),
     dealloc_pd: Some(dealloc_pd),
     dereg_mr: Some(dereg_mr),
+    destroy_ah: Some(destroy_ah),
     destroy_cq: Some(destroy_cq),
     destroy_qp: Some(destroy_qp),
+    destroy_srq: Some(destroy_srq),
     free_context: Some(free_context),
     modify_qp: Some(modify_qp),
+    modify_srq: Some(modify_srq),
     poll_cq: Some(poll_cq),
     post_recv: Some(post_recv),
     post_send: Some(post_send),
+    post_srq_recv: Some(post_srq_recv),
     query_device: Some(query_device),
     query_device_ex: Some(query_device_ex),
     query_port: Some(query_port),
     query_qp: Some(query_qp),
+    query_srq: Some(query_srq),
     reg_mr: Some(reg_mr),
     req_notify_cq: Some(req_notify_cq),
 };
@@ -140,12 +147,64 @@ unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
     boundary::errno(|| unsafe { qp::destroy_qp(qp) })
 }
 
+unsafe extern "C" fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> *mut ibv_srq {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { srq::create_srq(pd, attr) })
+}
+
+unsafe extern "C" fn modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, attr_mask: c_int) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    boundary::errno(|| unsafe { srq::modify_srq(srq, attr, attr_mask) })
+}
+
+unsafe extern "C" fn query_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    boundary::errno(|| unsafe { srq::query_srq(srq, attr) })
+}
+
+unsafe extern "C" fn destroy_srq(srq: *mut ibv_srq) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    boundary::errno(|| unsafe { srq::destroy_srq(srq) })
+}
+
+unsafe extern "C" fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> *mut ibv_ah {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { ah::create_ah(pd, attr) })
+}
+
+unsafe extern "C" fn destroy_ah(ah: *mut ibv_ah) -> c_int {
+    boundary::errno(|| {
+        // SAFETY: the promise at the top of this file.
+        unsafe { ah::destroy_ah(ah) };
+        Ok(())
+    })
+}
+
 unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
     // SAFETY: the promise at the top of this file.
-    unsafe { boundary::posted(wr, bad_wr, || post_send::post_send(qp::Qp::of(qp), wr)) }
+    unsafe {
+        let own = qp::Qp::of(qp);
+        // Before the wall and in a function of its own, so that the other kinds cost plain RC one
+        // comparison.
+        if own.kind != qp::Kind::Rc {
+            return post_send_special(qp, wr, bad_wr);
+        }
+        boundary::posted(wr, bad_wr, || post_send::post_send(own, wr))
+    }
+}
+
+#[inline(never)]
+unsafe extern "C" fn post_send_special(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    unsafe { boundary::posted(wr, bad_wr, || post_send::post_send_special(qp::Qp::of(qp), wr)) }
 }
 
 unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
     // SAFETY: the promise at the top of this file.
     unsafe { boundary::posted(wr, bad_wr, || post_recv::post_recv(qp::Qp::of(qp), wr)) }
+}
+
+unsafe extern "C" fn post_srq_recv(srq: *mut ibv_srq, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    unsafe { boundary::posted(wr, bad_wr, || post_recv::post_srq_recv(srq::Srq::of(srq), wr)) }
 }

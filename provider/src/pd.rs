@@ -16,6 +16,15 @@ pub struct Pd {
     pub pdn: u32,
 }
 
+impl Pd {
+    /// # Safety
+    /// `pd` must be a live PD of ours. The reference must not outlive it.
+    pub unsafe fn of<'a>(pd: *mut ibv_pd) -> &'a Self {
+        // SAFETY: the ibv_pd is at the front of the Pd.
+        unsafe { &*pd.cast() }
+    }
+}
+
 /// `alloc_pd`.
 ///
 /// # Safety

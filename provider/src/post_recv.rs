@@ -1,12 +1,16 @@
-//! `ibv_post_recv`.
+//! `ibv_post_recv` and `ibv_post_srq_recv`.
 
 use crate::barrier::to_device;
 use crate::error::Errno;
 use crate::qp::Qp;
-use crate::ring::{Batch, Slots};
+use crate::ring::{Batch, Producer, Slots};
+use crate::srq::Srq;
 use crate::wqe::fill_recv;
 use core::ptr;
 use pvrdma_ffi::verbs::ibv_recv_wr;
+
+/// A failed request of a list, and why.
+type Bad = (Errno, *mut ibv_recv_wr);
 
 /// Post a list of work requests. On failure the request that failed comes back; those before it
 /// are posted.
@@ -14,7 +18,7 @@ use pvrdma_ffi::verbs::ibv_recv_wr;
 /// # Safety
 /// `first` must be NULL or a list of valid work requests, each with the SGL it says it has.
 #[inline(always)]
-pub unsafe fn post_recv(qp: &Qp, first: *mut ibv_recv_wr) -> Result<(), (Errno, *mut ibv_recv_wr)> {
+pub unsafe fn post_recv(qp: &Qp, first: *mut ibv_recv_wr) -> Result<(), Bad> {
     if first.is_null() {
         return Err((Errno::EINVAL, ptr::null_mut()));
     }
@@ -22,14 +26,55 @@ pub unsafe fn post_recv(qp: &Qp, first: *mut ibv_recv_wr) -> Result<(), (Errno, 
     if !rq.open {
         return Err((Errno::EINVAL, first));
     }
-    let (slots, max_sge) = (rq.slots, u32::from(rq.max_sge));
-    let mut batch = rq.producer.batch();
+    let (slots, max_sge) = (rq.slots, rq.max_sge);
+    // SAFETY: slots and ring belong together; the rest is the caller's promise.
+    let (posted, result) = unsafe { post_list(&mut rq.producer, slots, max_sge, first) };
+    if posted {
+        to_device();
+        rq.uar.ring_recv(rq.qp_handle.into());
+    }
+    result
+}
+
+/// The same for a shared receive queue, which is always open.
+///
+/// # Safety
+/// As [`post_recv`].
+#[inline(always)]
+pub unsafe fn post_srq_recv(srq: &Srq, first: *mut ibv_recv_wr) -> Result<(), Bad> {
+    if first.is_null() {
+        return Err((Errno::EINVAL, ptr::null_mut()));
+    }
+    let mut queue = srq.queue.lock();
+    let (slots, max_sge) = (queue.slots, queue.max_sge);
+    // SAFETY: slots and ring belong together; the rest is the caller's promise.
+    let (posted, result) = unsafe { post_list(&mut queue.producer, slots, max_sge, first) };
+    if posted {
+        to_device();
+        queue.uar.ring_srq(queue.srqn);
+    }
+    result
+}
+
+/// Fill and publish. The first of the results says whether there is anything to ring for.
+///
+/// # Safety
+/// `slots` must be those of the producer's ring, with room for `max_sge` entries each; `first`
+/// must be a list of valid work requests.
+#[inline(always)]
+unsafe fn post_list(
+    producer: &mut Producer,
+    slots: Slots,
+    max_sge: u8,
+    first: *mut ibv_recv_wr,
+) -> (bool, Result<(), Bad>) {
+    let mut batch = producer.batch();
     let mut wr = first;
     let result = loop {
         // SAFETY: a valid request of the caller's list.
         let request = unsafe { &*wr };
         // SAFETY: as above.
-        if let Err(errno) = unsafe { push(&mut batch, slots, request, max_sge) } {
+        if let Err(errno) = unsafe { push(&mut batch, slots, request, max_sge.into()) } {
             break Err((errno, wr));
         }
         wr = request.next;
@@ -37,11 +82,7 @@ pub unsafe fn post_recv(qp: &Qp, first: *mut ibv_recv_wr) -> Result<(), (Errno, 
             break Ok(());
         }
     };
-    if batch.publish() {
-        to_device();
-        rq.uar.ring_recv(rq.qp_handle.into());
-    }
-    result
+    (batch.publish(), result)
 }
 
 /// # Safety
@@ -102,6 +143,57 @@ mod tests {
         for state in [IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR] {
             mock.qp.set_state(state);
             assert_eq!(post(&mock, &mut wr), Ok(()), "state {state}");
+        }
+    }
+
+    #[test]
+    fn a_shared_queue_takes_a_list_and_rings_its_own_bell() {
+        let mock = Mock::new(8, 2, 8);
+        let (mut a, mut b) = (ibv_sge { addr: 1, length: 2, lkey: 3 }, ibv_sge::default());
+        let mut second = wr(11, &mut b);
+        let mut first = wr(10, &mut a);
+        first.next = &mut second;
+        // SAFETY: valid requests.
+        assert_eq!(unsafe { post_srq_recv(&mock.srq, &mut first) }, Ok(()));
+        assert_eq!(mock.rung(PVRDMA_UAR_SRQ_OFFSET), PVRDMA_UAR_SRQ_RECV | Mock::SRQN);
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+        let wqe = mock.take_srq_recv().unwrap();
+        assert_eq!((wqe.hdr.wr_id, wqe.hdr.num_sge, wqe.hdr.total_len), (10, 1, 0));
+        assert_eq!(wqe.sges.first().map(|s| (s.addr, s.length, s.lkey)), Some((1, 2, 3)));
+        assert_eq!(mock.take_srq_recv().unwrap().hdr.wr_id, 11);
+        assert!(mock.take_srq_recv().is_none());
+    }
+
+    #[test]
+    fn a_shared_queue_refuses_what_does_not_fit() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        let mut request = wr(0, &mut sge);
+        let post = |wr| {
+            // SAFETY: NULL or a valid request.
+            unsafe { post_srq_recv(&mock.srq, wr) }
+        };
+        for _ in 0..Mock::SRQ_WR {
+            assert_eq!(post(&mut request), Ok(()));
+        }
+        assert_eq!(mock.rung(PVRDMA_UAR_SRQ_OFFSET), PVRDMA_UAR_SRQ_RECV | Mock::SRQN);
+        assert_eq!(post(&mut request), Err((Errno::ENOMEM, &raw mut request)));
+        // Nothing was posted, so nothing is rung.
+        assert_eq!(mock.rung(PVRDMA_UAR_SRQ_OFFSET), 0);
+        mock.take_srq_recv().unwrap();
+        request.num_sge = -1;
+        assert_eq!(post(&mut request), Err((Errno::EINVAL, &raw mut request)));
+        assert_eq!(post(ptr::null_mut()), Err((Errno::EINVAL, ptr::null_mut())));
+    }
+
+    #[test]
+    fn a_qp_with_a_shared_queue_takes_no_receives() {
+        let mock = Mock::with_srq(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        let mut wr = wr(0, &mut sge);
+        for state in [IBV_QPS_RESET, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR] {
+            mock.qp.set_state(state);
+            assert_eq!(post(&mock, &mut wr), Err((Errno::EINVAL, &raw mut wr)), "state {state}");
         }
     }
 

@@ -2,34 +2,71 @@
 
 use crate::barrier::to_device;
 use crate::error::Errno;
-use crate::qp::Qp;
+use crate::qp::{Kind, Qp};
 use crate::ring::{Batch, Slots};
-use crate::wqe::fill_send;
-use core::ptr;
+use crate::wqe::{fill_rc, fill_special, fill_ud};
+use core::ptr::{self, NonNull};
 use pvrdma_ffi::verbs::ibv_send_wr;
 
-/// Post a list of work requests. On failure the request that failed comes back; those before it
-/// are posted.
+/// A failed request of a list, and why.
+type Bad = (Errno, *mut ibv_send_wr);
+
+/// Post a list of work requests to a queue of [`Kind::Rc`]. On failure the request that failed
+/// comes back; those before it are posted.
 ///
 /// # Safety
-/// `first` must be NULL or a list of valid work requests, each with the SGL it says it has.
+/// `first` must be NULL or a list of valid work requests, each with the SGL it says it has and, on
+/// a UD QP, NULL or a live AH of ours.
 #[inline(always)]
-pub unsafe fn post_send(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), (Errno, *mut ibv_send_wr)> {
+pub unsafe fn post_send(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
     if first.is_null() {
         return Err((Errno::EINVAL, ptr::null_mut()));
     }
+    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
+    unsafe { post_list(qp, first, |slot, wr, max_sge, always| fill_rc(slot, wr, max_sge, always)) }
+}
+
+/// [`post_send`] for a queue of another kind.
+///
+/// # Safety
+/// As [`post_send`].
+pub unsafe fn post_send_special(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
+    if first.is_null() {
+        return Err((Errno::EINVAL, ptr::null_mut()));
+    }
+    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
+    unsafe {
+        match qp.kind {
+            Kind::Ud => post_list(qp, first, |slot, wr, max_sge, always| fill_ud(slot, wr, max_sge, always)),
+            Kind::Rc | Kind::Special => {
+                post_list(qp, first, |slot, wr, max_sge, always| fill_special(slot, wr, max_sge, always, qp.switches))
+            }
+        }
+    }
+}
+
+/// Fill, publish, ring. `fill` gets a slot, the request for it, the longest SGL a slot has room
+/// for, and the flags to set in every request.
+///
+/// # Safety
+/// `first` must be a list of valid work requests.
+#[inline(always)]
+unsafe fn post_list(
+    qp: &Qp,
+    first: *mut ibv_send_wr,
+    fill: impl Fn(NonNull<u8>, &ibv_send_wr, u32, u32) -> Result<(), Errno>,
+) -> Result<(), Bad> {
     let mut sq = qp.sq.lock();
     if !sq.open {
         return Err((Errno::EINVAL, first));
     }
-    let (slots, max_sge) = (sq.slots, u32::from(sq.max_sge));
+    let (slots, max_sge, always) = (sq.slots, u32::from(sq.max_sge), u32::from(sq.always));
     let mut batch = sq.producer.batch();
     let mut wr = first;
     let result = loop {
         // SAFETY: a valid request of the caller's list.
         let request = unsafe { &*wr };
-        // SAFETY: as above.
-        if let Err(errno) = unsafe { push(&mut batch, slots, request, max_sge) } {
+        if let Err(errno) = push(&mut batch, slots, |slot| fill(slot, request, max_sge, always)) {
             break Err((errno, wr));
         }
         wr = request.next;
@@ -44,16 +81,12 @@ pub unsafe fn post_send(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), (Errno, 
     result
 }
 
-/// # Safety
-/// `wr.sg_list` must hold `wr.num_sge` entries; `slots` must be those of the batch's ring, with
-/// room for `max_sge` entries each.
 #[inline(always)]
-unsafe fn push(batch: &mut Batch<'_>, slots: Slots, wr: &ibv_send_wr, max_sge: u32) -> Result<(), Errno> {
+fn push(batch: &mut Batch<'_>, slots: Slots, fill: impl FnOnce(NonNull<u8>) -> Result<(), Errno>) -> Result<(), Errno> {
     let Some(slot) = batch.reserve().map_err(|_| Errno::EINVAL)? else {
         return Err(Errno::ENOMEM);
     };
-    // SAFETY: the slot is reserved; the rest is the caller's promise.
-    unsafe { fill_send(slots.at(slot), wr, max_sge) }?;
+    fill(slots.at(slot))?;
     batch.commit();
     Ok(())
 }
@@ -62,9 +95,12 @@ unsafe fn push(batch: &mut Batch<'_>, slots: Slots, wr: &ibv_send_wr, max_sge: u
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::ah::Ah;
     use crate::mock::Mock;
+    use crate::switches::Switches;
     use pvrdma_ffi::uapi::vmw_pvrdma::*;
     use pvrdma_ffi::verbs::*;
+    use zerocopy::FromBytes;
 
     /// A list of SEND requests with `wr_id` 0, 1, ... and one SGE each.
     fn list(count: usize, sge: &mut ibv_sge) -> Vec<ibv_send_wr> {
@@ -85,7 +121,13 @@ mod tests {
     fn post(mock: &Mock, wrs: &mut [ibv_send_wr]) -> Result<(), (Errno, u64)> {
         let first = wrs.first_mut().map_or(ptr::null_mut(), ptr::from_mut);
         // SAFETY: a valid list, see `list`.
-        unsafe { post_send(&mock.qp, first) }.map_err(|(errno, wr)| {
+        let result = unsafe {
+            match mock.qp.kind {
+                Kind::Rc => post_send(&mock.qp, first),
+                _ => post_send_special(&mock.qp, first),
+            }
+        };
+        result.map_err(|(errno, wr)| {
             // SAFETY: the failed request is one of the list.
             (errno, if wr.is_null() { u64::MAX } else { unsafe { (*wr).wr_id } })
         })
@@ -142,6 +184,90 @@ mod tests {
         wrs[0].num_sge = 3;
         assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
         assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+    }
+
+    /// A datagram to an AH.
+    fn datagram(ah: *mut ibv_ah, sge: &mut ibv_sge) -> ibv_send_wr {
+        let mut wr = list(1, sge).remove(0);
+        wr.wr.ud = ibv_send_wr_ud { ah, remote_qpn: 0x11, remote_qkey: 0x8001_0000 };
+        wr
+    }
+
+    fn ah() -> *mut ibv_ah {
+        Ah::new(pvrdma_av { port_pd: 0x0100_0007, hop_limit: 9, dmac: [1, 2, 3, 4, 5, 6], ..Default::default() })
+            .into_verbs()
+    }
+
+    #[test]
+    fn a_datagram_carries_its_address() {
+        let mock = Mock::ud(8, 2, 8);
+        let mut sge = ibv_sge { addr: 1, length: 2, lkey: 3 };
+        let ah = ah();
+        for (opcode, device) in [(IBV_WR_SEND, PVRDMA_WR_SEND), (IBV_WR_SEND_WITH_IMM, PVRDMA_WR_SEND_WITH_IMM)] {
+            let wr = ibv_send_wr { opcode, imm_data: 5, ..datagram(ah, &mut sge) };
+            assert_eq!(post(&mock, &mut [wr]), Ok(()));
+            assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), SEND);
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.opcode, wqe.hdr.ex, wqe.hdr.num_sge), (device, 5, 1));
+            assert_eq!((wqe.sges[0].addr, wqe.sges[0].length, wqe.sges[0].lkey), (1, 2, 3));
+            let ud = pvrdma_wr_ud::read_from_bytes(&wqe.hdr.wr).unwrap();
+            assert_eq!((ud.remote_qpn, ud.remote_qkey), (0x11, 0x8001_0000));
+            assert_eq!((ud.av.port_pd, ud.av.hop_limit, ud.av.dmac), (0x0100_0007, 9, [1, 2, 3, 4, 5, 6]));
+        }
+        // SAFETY: made above.
+        unsafe { crate::ah::destroy_ah(ah) };
+    }
+
+    #[test]
+    fn a_datagram_without_address_or_with_a_connections_opcode_is_refused() {
+        let mock = Mock::ud(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        assert_eq!(post(&mock, &mut [datagram(ptr::null_mut(), &mut sge)]), Err((Errno::EINVAL, 0)));
+        let ah = ah();
+        for opcode in (0..20).filter(|opcode| ![IBV_WR_SEND, IBV_WR_SEND_WITH_IMM].contains(opcode)) {
+            let wr = ibv_send_wr { opcode, ..datagram(ah, &mut sge) };
+            assert_eq!(post(&mock, &mut [wr]), Err((Errno::EINVAL, 0)), "opcode {opcode}");
+        }
+        let inline = ibv_send_wr { send_flags: IBV_SEND_INLINE, ..datagram(ah, &mut sge) };
+        assert_eq!(post(&mock, &mut [inline]), Err((Errno::EINVAL, 0)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+        // SAFETY: made above.
+        unsafe { crate::ah::destroy_ah(ah) };
+    }
+
+    #[test]
+    fn invalidating_requests_go_out_only_when_switched_on() {
+        let mut sge = ibv_sge::default();
+        let pairs = [
+            (IBV_WR_SEND_WITH_INV, PVRDMA_WR_SEND_WITH_INV, Switches::SEND_WITH_INV),
+            (IBV_WR_LOCAL_INV, PVRDMA_WR_LOCAL_INV, Switches::LOCAL_INV),
+        ];
+        for (opcode, device, switch) in pairs {
+            let mut wrs = list(1, &mut sge);
+            wrs[0].opcode = opcode;
+            wrs[0].imm_data = 0x99;
+            for (_, _, other) in pairs.iter().filter(|(_, _, other)| *other != switch) {
+                assert_eq!(post(&Mock::switched(*other), &mut wrs), Err((Errno::EINVAL, 0)));
+            }
+            assert_eq!(post(&Mock::new(8, 1, 8), &mut wrs), Err((Errno::EINVAL, 0)));
+            let mock = Mock::switched(switch);
+            assert_eq!(post(&mock, &mut wrs), Ok(()));
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.opcode, wqe.hdr.ex, wqe.hdr.wr), (device, 0x99, [0; 48]));
+            // Everything else works as before.
+            assert_eq!(post(&mock, &mut list(1, &mut sge)), Ok(()));
+            assert_eq!(mock.take_send().unwrap().hdr.opcode, PVRDMA_WR_SEND);
+        }
+    }
+
+    #[test]
+    fn a_qp_that_signals_all_says_so_in_each_request() {
+        let mock = Mock::signaling_all();
+        let mut sge = ibv_sge::default();
+        assert_eq!(post(&mock, &mut list(2, &mut sge)), Ok(()));
+        for _ in 0..2 {
+            assert_eq!(mock.take_send().unwrap().hdr.send_flags, PVRDMA_SEND_SIGNALED);
+        }
     }
 
     #[test]

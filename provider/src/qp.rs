@@ -8,6 +8,7 @@ use crate::cqe::CqeHandle;
 use crate::error::Errno;
 use crate::lock::SpinLock;
 use crate::ring::{Producer, Size, Slots};
+use crate::switches::Switches;
 use crate::uar::Uar;
 use crate::wqe;
 use core::cell::UnsafeCell;
@@ -26,22 +27,39 @@ use std::sync::Arc;
 pub struct Qp {
     verbs: UnsafeCell<[u64; VERBS_QP_ROOM / 8]>,
     /// Send queue.
-    pub sq: SpinLock<WorkQueue>,
-    /// Receive queue.
-    pub rq: SpinLock<WorkQueue>,
+    pub sq: SpinLock<SendQueue>,
+    /// Receive queue. One that never opens where the QP takes its receives from an SRQ.
+    pub rq: SpinLock<RecvQueue>,
     handle: CqeHandle,
+    /// What the send queue takes.
+    pub kind: Kind,
+    /// Which opcodes a [`Kind::Special`] queue takes besides the plain ones.
+    pub switches: Switches,
+    has_srq: bool,
     cap: ibv_qp_cap,
     sq_sig_all: bool,
     send_cq: *mut ibv_cq,
     recv_cq: *mut ibv_cq,
     qp_nums: Arc<QpNums>,
     _sq_buf: Buf,
-    _rq_buf: Buf,
+    _rq_buf: Option<Buf>,
 }
 
-/// What the lock of a send or receive queue protects: all that posting needs, in one cache line.
+/// Which work requests a send queue takes. Known before its lock is taken, so that the other kinds
+/// cost a plain RC queue one comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Those of a reliable connection.
+    Rc,
+    /// Datagrams.
+    Ud,
+    /// Those of a reliable connection and those that [`Qp::switches`] allow.
+    Special,
+}
+
+/// What the lock of a send queue protects: all that posting needs, in one cache line.
 #[derive(Debug)]
-pub struct WorkQueue {
+pub struct SendQueue {
     /// Counters.
     pub producer: Producer,
     /// WQEs.
@@ -55,25 +73,56 @@ pub struct WorkQueue {
     /// May work requests be posted in the QP's state? Kept here, under the lock, and not read from
     /// `ibv_qp.state`, which libibverbs changes when our `modify_qp` has returned.
     pub open: bool,
+    /// Set in every request: `IBV_SEND_SIGNALED` for a QP made with `sq_sig_all`. The device was
+    /// told at creation; a device that forgets would leave the application waiting.
+    pub always: u8,
+}
+
+/// What the lock of a receive queue protects.
+#[derive(Debug)]
+pub struct RecvQueue {
+    /// Counters.
+    pub producer: Producer,
+    /// WQEs.
+    pub slots: Slots,
+    /// Doorbells.
+    pub uar: Uar,
+    /// For doorbells.
+    pub qp_handle: CqeHandle,
+    /// Longest SGL.
+    pub max_sge: u8,
+    /// May work requests be posted in the QP's state?
+    pub open: bool,
 }
 
 /// Shape of the rings of a QP, judged against the limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     sq: QueueShape,
-    rq: QueueShape,
+    /// `None`: an SRQ takes its place.
+    rq: Option<QueueShape>,
 }
 
+/// Shape of one ring of work requests.
 #[derive(Clone, Copy, Debug)]
-struct QueueShape {
-    size: Size,
-    max_sge: u8,
-    stride: usize,
+pub struct QueueShape {
+    /// Slots.
+    pub size: Size,
+    /// Longest SGL.
+    pub max_sge: u8,
+    /// Bytes of a slot.
+    pub stride: usize,
 }
 
 impl QueueShape {
-    fn new(max_wr: u32, max_sge: u32, limits: &Limits, stride: fn(u32) -> Option<usize>) -> Result<Self, Errno> {
-        if max_wr > limits.max_qp_wr || max_sge > limits.max_sge {
+    /// What to build for `max_wr` requests of `max_sge` entries, where `limits` are the most of
+    /// both.
+    pub fn new(
+        (max_wr, max_sge): (u32, u32),
+        limits: (u32, u32),
+        stride: fn(u32) -> Option<usize>,
+    ) -> Result<Self, Errno> {
+        if max_wr > limits.0 || max_sge > limits.1 {
             return Err(Errno::EINVAL);
         }
         let max_sge = max_sge.max(1);
@@ -84,21 +133,27 @@ impl QueueShape {
         })
     }
 
-    fn bytes(self) -> Result<usize, Errno> {
+    /// Bytes of all slots.
+    pub fn bytes(self) -> Result<usize, Errno> {
         (self.size.get() as usize).checked_mul(self.stride).ok_or(Errno::EINVAL)
     }
 }
 
 impl Shape {
-    /// What to build for `cap`. Queue lengths are rounded up to powers of two.
-    pub fn new(cap: &ibv_qp_cap, limits: &Limits) -> Result<Self, Errno> {
+    /// What to build for `cap`. Queue lengths are rounded up to powers of two. What `cap` says of
+    /// the receive queue counts for nothing where an SRQ takes its place.
+    pub fn new(cap: &ibv_qp_cap, limits: &Limits, has_srq: bool) -> Result<Self, Errno> {
+        let most = (limits.max_qp_wr, limits.max_sge);
         let shape = Self {
-            sq: QueueShape::new(cap.max_send_wr, cap.max_send_sge, limits, wqe::send_stride)?,
-            rq: QueueShape::new(cap.max_recv_wr, cap.max_recv_sge, limits, wqe::recv_stride)?,
+            sq: QueueShape::new((cap.max_send_wr, cap.max_send_sge), most, wqe::send_stride)?,
+            rq: match has_srq {
+                true => None,
+                false => Some(QueueShape::new((cap.max_recv_wr, cap.max_recv_sge), most, wqe::recv_stride)?),
+            },
         };
         // The device counts the pages of a QP in 16 bits.
-        let pages = 1 + shape.sq.bytes()?.div_ceil(PVRDMA_PAGE_SIZE) + shape.rq.bytes()?.div_ceil(PVRDMA_PAGE_SIZE);
-        if pages > u16::MAX.into() {
+        let (sq_len, rq_len) = shape.buf_lens()?;
+        if sq_len.div_ceil(PVRDMA_PAGE_SIZE) + rq_len.unwrap_or(0).div_ceil(PVRDMA_PAGE_SIZE) > u16::MAX.into() {
             return Err(Errno::EINVAL);
         }
         Ok(shape)
@@ -108,16 +163,17 @@ impl Shape {
     pub fn cap(&self) -> ibv_qp_cap {
         ibv_qp_cap {
             max_send_wr: self.sq.size.get(),
-            max_recv_wr: self.rq.size.get(),
+            max_recv_wr: self.rq.map_or(0, |rq| rq.size.get()),
             max_send_sge: self.sq.max_sge.into(),
-            max_recv_sge: self.rq.max_sge.into(),
+            max_recv_sge: self.rq.map_or(0, |rq| rq.max_sge.into()),
             max_inline_data: 0,
         }
     }
 
     /// Bytes of the send buffer (one page of ring state, then WQEs) and of the receive buffer.
-    pub fn buf_lens(&self) -> Result<(usize, usize), Errno> {
-        Ok((PVRDMA_PAGE_SIZE + self.sq.bytes()?, self.rq.bytes()?))
+    pub fn buf_lens(&self) -> Result<(usize, Option<usize>), Errno> {
+        let rq = self.rq.map(QueueShape::bytes).transpose()?;
+        Ok((PVRDMA_PAGE_SIZE.checked_add(self.sq.bytes()?).ok_or(Errno::EINVAL)?, rq))
     }
 }
 
@@ -127,28 +183,49 @@ impl Qp {
     pub fn new(
         shape: &Shape,
         sq_buf: Buf,
-        rq_buf: Buf,
+        rq_buf: Option<Buf>,
         uar: Uar,
         init: &ibv_qp_init_attr,
-        qp_nums: Arc<QpNums>,
+        (switches, qp_nums): (Switches, Arc<QpNums>),
     ) -> Box<Self> {
         let state = sq_buf.start().cast::<pvrdma_ring_state>().as_ptr();
         // SAFETY: the send buffer begins with a state page, whose words it keeps mapped as long as
         // the QP lives.
         let (tx, rx) = unsafe { (&raw mut (*state).tx, &raw mut (*state).rx) };
-        let queue = |words: *mut pvrdma_ring, wqes, shape: QueueShape| {
+        let ring = |words: *mut pvrdma_ring, wqes, shape: QueueShape| {
             // SAFETY: words as above (never NULL, being inside a mapping); the buffer has room for
             // `size` strides from `wqes` on.
-            let (producer, slots) = unsafe {
-                (Producer::new(ptr::NonNull::new_unchecked(words), shape.size), Slots::new(wqes, shape.stride))
-            };
-            SpinLock::new(WorkQueue { producer, slots, uar, qp_handle: 0, max_sge: shape.max_sge, open: false })
+            unsafe { (Producer::new(ptr::NonNull::new_unchecked(words), shape.size), Slots::new(wqes, shape.stride)) }
         };
+        let (producer, slots) = ring(tx, sq_buf.at(PVRDMA_PAGE_SIZE), shape.sq);
+        let sq = SendQueue {
+            producer,
+            slots,
+            uar,
+            qp_handle: 0,
+            max_sge: shape.sq.max_sge,
+            open: false,
+            always: if init.sq_sig_all != 0 { IBV_SEND_SIGNALED as u8 } else { 0 },
+        };
+        let (producer, slots) = match (&rq_buf, shape.rq) {
+            (Some(rq_buf), Some(rq)) => ring(rx, rq_buf.start(), rq),
+            // Never opened, so its one slot, some of the send buffer's, is never filled.
+            _ => ring(rx, sq_buf.at(PVRDMA_PAGE_SIZE), QueueShape { size: Size::ONE, ..shape.sq }),
+        };
+        let max_sge = shape.rq.map_or(0, |rq| rq.max_sge);
+        let rq = RecvQueue { producer, slots, uar, qp_handle: 0, max_sge, open: false };
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_QP_ROOM / 8]),
-            sq: queue(tx, sq_buf.at(PVRDMA_PAGE_SIZE), shape.sq),
-            rq: queue(rx, rq_buf.start(), shape.rq),
+            sq: SpinLock::new(sq),
+            rq: SpinLock::new(rq),
             handle: 0,
+            kind: match init.qp_type {
+                IBV_QPT_UD => Kind::Ud,
+                _ if switches.any() => Kind::Special,
+                _ => Kind::Rc,
+            },
+            switches,
+            has_srq: shape.rq.is_none(),
             cap: shape.cap(),
             sq_sig_all: init.sq_sig_all != 0,
             send_cq: init.send_cq,
@@ -179,7 +256,7 @@ impl Qp {
     /// error states too: the device flushes what is posted there.
     pub fn set_state(&self, state: u32) {
         self.sq.lock().open = state >= IBV_QPS_RTS;
-        self.rq.lock().open = state != IBV_QPS_RESET;
+        self.rq.lock().open = state != IBV_QPS_RESET && !self.has_srq;
     }
 
     /// The device has forgotten all about the QP: so do the rings and the CQs.
@@ -192,6 +269,8 @@ impl Qp {
         rq.producer.reset();
     }
 
+    /// Those of receives from an SRQ too. Nothing goes back to the SRQ with them: the device gave
+    /// the slot back when it took the request.
     fn remove_completions(&self) {
         // SAFETY: a QP's CQs outlive it: the kernel refuses to destroy a CQ that is in use.
         let (send_cq, recv_cq) = unsafe { (Cq::of(self.send_cq), Cq::of(self.recv_cq)) };
@@ -202,31 +281,32 @@ impl Qp {
     }
 }
 
-/// `create_qp`. Only RC for now. `attr.cap` is written on success only.
+/// `create_qp`. `attr.cap` is written on success only.
 ///
 /// # Safety
-/// `pd` must be a live PD of ours, `attr` valid, with live CQs of the same context.
+/// `pd` must be a live PD of ours, `attr` valid, with live CQs and SRQ of the same context.
 pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
     // A copy for libibverbs to write to.
     //
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
     let (mut init, own) = unsafe { (attr.read(), Context::of((*pd).context)?) };
-    if init.qp_type != IBV_QPT_RC || !init.srq.is_null() {
+    if !matches!(init.qp_type, IBV_QPT_RC | IBV_QPT_UD) {
         return Err(Errno::EOPNOTSUPP);
     }
     if init.send_cq.is_null() || init.recv_cq.is_null() {
         return Err(Errno::EINVAL);
     }
-    let shape = Shape::new(&init.cap, &own.limits)?;
+    let shape = Shape::new(&init.cap, &own.limits, !init.srq.is_null())?;
     init.cap = shape.cap();
     let libibverbs = libibverbs()?;
     let (sq_len, rq_len) = shape.buf_lens()?;
     let sq_buf = Buf::new(sq_len, libibverbs)?;
-    let rq_buf = Buf::new(rq_len, libibverbs)?;
+    let rq_buf = rq_len.map(|len| Buf::new(len, libibverbs)).transpose()?;
+    let (rbuf_addr, rbuf_size) = rq_buf.as_ref().map_or((0, 0), |buf| (buf.start().as_ptr() as u64, buf.len_bytes()));
     let mut cmd = Cmd::<ib_uverbs_create_qp, _>::new(pvrdma_create_qp {
-        rbuf_addr: rq_buf.start().as_ptr() as u64,
+        rbuf_addr,
         sbuf_addr: sq_buf.start().as_ptr() as u64,
-        rbuf_size: u32::try_from(rq_buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
+        rbuf_size: u32::try_from(rbuf_size).map_err(|_| Errno::EINVAL)?,
         sbuf_size: u32::try_from(sq_buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
         qp_addr: 0,
     });
@@ -234,7 +314,7 @@ pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<
     let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
 
     // From here on raw: libibverbs and the kernel keep the address for events.
-    let qp = Box::into_raw(Qp::new(&shape, sq_buf, rq_buf, own.uar, &init, own.qp_nums.clone()));
+    let qp = Box::into_raw(Qp::new(&shape, sq_buf, rq_buf, own.uar, &init, (own.switches, own.qp_nums.clone())));
     // SAFETY: the QP has room for libibverbs's part; complete request and answer structs.
     let ret = unsafe {
         (libibverbs.create_qp)(
@@ -394,18 +474,18 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_rounded_up_and_zero_becomes_one() {
-        let shape = Shape::new(&cap(5, 3), &Mock::LIMITS).unwrap();
+        let shape = Shape::new(&cap(5, 3), &Mock::LIMITS, false).unwrap();
         assert_eq!(shape.cap(), cap(8, 3));
-        assert_eq!(shape.buf_lens(), Ok((4096 + 8 * 128, 8 * 64)));
-        assert_eq!(Shape::new(&cap(0, 0), &Mock::LIMITS).unwrap().cap(), cap(1, 1));
+        assert_eq!(shape.buf_lens(), Ok((4096 + 8 * 128, Some(8 * 64))));
+        assert_eq!(Shape::new(&cap(0, 0), &Mock::LIMITS, false).unwrap().cap(), cap(1, 1));
     }
 
     #[test]
     fn the_limits_themselves_can_be_had_and_nothing_above() {
         let Limits { max_qp_wr, max_sge, .. } = Mock::LIMITS;
-        assert!(Shape::new(&cap(max_qp_wr, max_sge), &Mock::LIMITS).is_ok());
+        assert!(Shape::new(&cap(max_qp_wr, max_sge), &Mock::LIMITS, false).is_ok());
         for (wr, sge) in [(max_qp_wr + 1, 1), (1, max_sge + 1), (u32::MAX, 1), (1, u32::MAX)] {
-            let refused = Shape::new(&cap(wr, sge), &Mock::LIMITS);
+            let refused = Shape::new(&cap(wr, sge), &Mock::LIMITS, false);
             assert_eq!(refused.err(), Some(Errno::EINVAL), "{wr} requests of {sge}");
         }
     }
@@ -413,8 +493,8 @@ mod tests {
     #[test]
     fn a_qp_of_more_pages_than_the_device_can_count_is_refused() {
         let limits = Limits { max_qp_wr: 1 << 30, ..Mock::LIMITS };
-        assert_eq!(Shape::new(&cap(1 << 30, 16), &limits).err(), Some(Errno::EINVAL));
-        assert_eq!(Shape::new(&cap(1 << 19, 16), &limits).err(), Some(Errno::EINVAL));
+        assert_eq!(Shape::new(&cap(1 << 30, 16), &limits, false).err(), Some(Errno::EINVAL));
+        assert_eq!(Shape::new(&cap(1 << 19, 16), &limits, false).err(), Some(Errno::EINVAL));
     }
 
     #[test]
@@ -447,8 +527,8 @@ mod tests {
 
     #[test]
     fn what_posting_needs_is_one_cache_line() {
-        assert!(size_of::<SpinLock<WorkQueue>>() <= 64);
+        assert!(size_of::<SpinLock<SendQueue>>() <= 64);
         assert_eq!(core::mem::offset_of!(Qp, sq) % 64, 0);
-        assert!(core::mem::offset_of!(Qp, rq) % 64 + size_of::<SpinLock<WorkQueue>>() <= 64);
+        assert!(core::mem::offset_of!(Qp, rq) % 64 + size_of::<SpinLock<RecvQueue>>() <= 64);
     }
 }

@@ -28,6 +28,8 @@ pub struct Size {
 impl Size {
     /// Largest size whose counters fit.
     pub const MAX: u32 = 1 << 30;
+    /// One slot.
+    pub const ONE: Self = Self { counter_mask: 1 };
 
     /// `None` unless `slots` is a power of two in range.
     pub fn new(slots: u32) -> Option<Self> {

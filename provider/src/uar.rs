@@ -79,6 +79,12 @@ impl Uar {
         self.store(PVRDMA_UAR_QP_OFFSET, PVRDMA_UAR_QP_RECV | qp_handle);
     }
 
+    /// New entries in a shared receive queue.
+    #[inline(always)]
+    pub fn ring_srq(self, srqn: u32) {
+        self.store(PVRDMA_UAR_SRQ_OFFSET, PVRDMA_UAR_SRQ_RECV | srqn);
+    }
+
     /// Please put pending completions into the CQ now.
     #[inline(always)]
     pub fn ring_poll(self, cqn: u32) {

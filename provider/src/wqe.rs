@@ -1,6 +1,8 @@
 //! Fill a slot of a send or receive queue from a work request. All branching by opcode is here.
 
+use crate::ah::Ah;
 use crate::error::Errno;
+use crate::switches::Switches;
 use core::ptr::NonNull;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
@@ -26,7 +28,8 @@ const FLAGS: u32 = IBV_SEND_FENCE | IBV_SEND_SIGNALED | IBV_SEND_SOLICITED | IBV
 /// A send WQE header as ten words: `pvrdma_sq_wqe_hdr` with its union spelled out.
 type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
 
-/// Judge `wr` and write it to `slot`.
+/// Judge `wr`, a request of a reliable connection, and write it to `slot`. `always` are flags every
+/// request gets.
 ///
 /// The whole header is written, zeroes where the opcode defines nothing, so that nothing of the
 /// slot's previous request remains.
@@ -35,53 +38,111 @@ type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
 /// `slot` must be a reserved slot with room for `max_sge` entries, `wr.sg_list` must point to
 /// `wr.num_sge` entries.
 #[inline(always)]
-pub unsafe fn fill_send(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32) -> Result<(), Errno> {
+pub unsafe fn fill_rc(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32, always: u32) -> Result<(), Errno> {
+    let num_sge = judge(wr, max_sge)?;
+    // Opcodes 0..=6 have the same number on both sides. From 7 on they do not (libibverbs's
+    // LOCAL_INV is the device's LSO).
+    //
+    // SAFETY: each member is plain integers, and the opcode says which the caller filled.
+    let [w4, w5, w6, w7] = unsafe {
+        match wr.opcode {
+            IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => [0; 4],
+            IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
+                [wr.wr.rdma.remote_addr, wr.wr.rdma.rkey.into(), 0, 0]
+            }
+            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD => {
+                let atomic = wr.wr.atomic;
+                [atomic.remote_addr, atomic.compare_add, atomic.swap, atomic.rkey.into()]
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+    };
+    let [w0, w1, w2, w3] = common(wr, wr.opcode, num_sge, always);
+    // SAFETY: promise of the caller.
+    unsafe { write(slot, [w0, w1, w2, w3, w4, w5, w6, w7, 0, 0], wr.sg_list, num_sge) };
+    Ok(())
+}
+
+/// As [`fill_rc`], and the invalidating requests that `switches` allow.
+///
+/// # Safety
+/// As [`fill_rc`].
+pub unsafe fn fill_special(
+    slot: NonNull<u8>,
+    wr: &ibv_send_wr,
+    max_sge: u32,
+    always: u32,
+    switches: Switches,
+) -> Result<(), Errno> {
+    let opcode = match wr.opcode {
+        IBV_WR_SEND_WITH_INV if switches.has(Switches::SEND_WITH_INV) => PVRDMA_WR_SEND_WITH_INV,
+        IBV_WR_LOCAL_INV if switches.has(Switches::LOCAL_INV) => PVRDMA_WR_LOCAL_INV,
+        // SAFETY: passed on from the caller.
+        _ => return unsafe { fill_rc(slot, wr, max_sge, always) },
+    };
+    let num_sge = judge(wr, max_sge)?;
+    // The key to invalidate is where other opcodes have their immediate data, on both sides.
+    let [w0, w1, w2, w3] = common(wr, opcode, num_sge, always);
+    // SAFETY: promise of the caller.
+    unsafe { write(slot, [w0, w1, w2, w3, 0, 0, 0, 0, 0, 0], wr.sg_list, num_sge) };
+    Ok(())
+}
+
+/// Judge `wr`, a datagram, and write it to `slot`. `always` are flags every request gets.
+///
+/// # Safety
+/// As [`fill_rc`]; `wr.wr.ud.ah` must be NULL or a live AH of ours.
+#[inline(always)]
+pub unsafe fn fill_ud(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32, always: u32) -> Result<(), Errno> {
+    let num_sge = judge(wr, max_sge)?;
+    // SAFETY: plain integers and a pointer, filled by the caller in a request for a UD QP.
+    let ud = unsafe { wr.wr.ud };
+    if !matches!(wr.opcode, IBV_WR_SEND | IBV_WR_SEND_WITH_IMM) || ud.ah.is_null() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: promise of the caller.
+    let [w5, w6, w7, w8, w9] = unsafe { Ah::of(ud.ah) }.av();
+    let [w0, w1, w2, w3] = common(wr, wr.opcode, num_sge, always);
+    let w4 = u64::from(ud.remote_qpn) | u64::from(ud.remote_qkey) << 32;
+    // SAFETY: promise of the caller.
+    unsafe { write(slot, [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9], wr.sg_list, num_sge) };
+    Ok(())
+}
+
+/// How many entries the SGL has, if that can be, and nothing is asked for that the device lacks.
+#[inline(always)]
+fn judge(wr: &ibv_send_wr, max_sge: u32) -> Result<u32, Errno> {
     // Also refuses a negative count.
     let num_sge = wr.num_sge as u32;
     if num_sge > max_sge || wr.send_flags & IBV_SEND_INLINE != 0 {
         return Err(Errno::EINVAL);
     }
-    // Opcodes 0..=6 have the same number on both sides. From 7 on they do not (libibverbs's
-    // LOCAL_INV is the device's LSO), and this device offers none of them to user space.
-    //
-    // SAFETY: each member is plain integers, and the opcode says which the caller filled.
-    let (w4, w5, w6, w7) = unsafe {
-        match wr.opcode {
-            IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => (0, 0, 0, 0),
-            IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
-                (wr.wr.rdma.remote_addr, wr.wr.rdma.rkey.into(), 0, 0)
-            }
-            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD => {
-                let atomic = wr.wr.atomic;
-                (atomic.remote_addr, atomic.compare_add, atomic.swap, atomic.rkey.into())
-            }
-            _ => return Err(Errno::EINVAL),
-        }
-    };
-    let header: SendHeader = [
-        wr.wr_id,
-        num_sge.into(),
-        u64::from(wr.opcode) | u64::from(wr.send_flags & FLAGS) << 32,
-        wr.imm_data.into(),
-        w4,
-        w5,
-        w6,
-        w7,
-        0,
-        0,
-    ];
-    // SAFETY: the slot is ours, 8-aligned, and holds header and entries (promise of the caller).
+    Ok(num_sge)
+}
+
+/// The words before the union.
+#[inline(always)]
+fn common(wr: &ibv_send_wr, opcode: u32, num_sge: u32, always: u32) -> [u64; 4] {
+    let flags = wr.send_flags & FLAGS | always;
+    [wr.wr_id, num_sge.into(), u64::from(opcode) | u64::from(flags) << 32, wr.imm_data.into()]
+}
+
+/// # Safety
+/// `slot` must be 8-aligned and have room for the header and `num_sge` entries, which `sg_list`
+/// must hold.
+#[inline(always)]
+unsafe fn write(slot: NonNull<u8>, header: SendHeader, sg_list: *const ibv_sge, num_sge: u32) {
+    // SAFETY: promise of the caller.
     unsafe {
         slot.cast::<SendHeader>().write(header);
-        copy_sges(slot.add(size_of::<SendHeader>()), wr.sg_list, num_sge);
+        copy_sges(slot.add(size_of::<SendHeader>()), sg_list, num_sge);
     }
-    Ok(())
 }
 
 /// Judge `wr` and write it to `slot`.
 ///
 /// # Safety
-/// As [`fill_send`].
+/// As [`fill_rc`].
 #[inline(always)]
 pub unsafe fn fill_recv(slot: NonNull<u8>, wr: &ibv_recv_wr, max_sge: u32) -> Result<(), Errno> {
     // Also refuses a negative count.
@@ -151,7 +212,7 @@ mod tests {
 
     fn fill(room: &mut Room, wr: &ibv_send_wr) -> Result<(), Errno> {
         // SAFETY: the room has space for three entries; `sg_list` points to what `num_sge` says.
-        unsafe { fill_send(NonNull::from(&mut room.0).cast(), wr, 3) }
+        unsafe { fill_rc(NonNull::from(&mut room.0).cast(), wr, 3, 0) }
     }
 
     const SGE: ibv_sge = ibv_sge { addr: 0x7000_0000_1000, length: 64, lkey: 0x99 };

@@ -174,6 +174,21 @@ functions! {
         fn(*mut ibv_qp, *mut ibv_qp_attr, c_int, *mut c_void, usize) -> c_int,
     /// DESTROY_QP; waits until the application has acknowledged all events.
     destroy_qp = c"ibv_cmd_destroy_qp": fn(*mut ibv_qp) -> c_int,
+    /// CREATE_SRQ.
+    create_srq = c"ibv_cmd_create_srq":
+        fn(*mut ibv_pd, *mut ibv_srq, *mut ibv_srq_init_attr, *mut c_void, usize,
+           *mut ib_uverbs_create_srq_resp, usize) -> c_int,
+    /// MODIFY_SRQ.
+    modify_srq = c"ibv_cmd_modify_srq":
+        fn(*mut ibv_srq, *mut ibv_srq_attr, c_int, *mut c_void, usize) -> c_int,
+    /// QUERY_SRQ.
+    query_srq = c"ibv_cmd_query_srq": fn(*mut ibv_srq, *mut ibv_srq_attr, *mut c_void, usize) -> c_int,
+    /// DESTROY_SRQ; waits until the application has acknowledged all events.
+    destroy_srq = c"ibv_cmd_destroy_srq": fn(*mut ibv_srq) -> c_int,
+    /// Destination MAC and VLAN of an address, from the kernel's neighbour table. May wait for
+    /// seconds. 0, an errno, or -1 with errno set.
+    resolve_eth_l2_from_gid = c"ibv_resolve_eth_l2_from_gid":
+        fn(*mut ibv_context, *mut ibv_ah_attr, *mut u8, *mut u16) -> c_int,
     /// Keeps a range out of forked children once `ibv_fork_init` was called.
     dontfork_range = c"ibv_dontfork_range": fn(*mut c_void, usize) -> c_int,
     /// Undoes `dontfork_range`.

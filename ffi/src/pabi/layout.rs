@@ -49,6 +49,8 @@ const IMPORT_CONTEXT: &CStr = c"ibv_import_device";
 pub const VERBS_QP_ROOM: usize = 512;
 /// Bytes a CQ object keeps for `verbs_cq`: 288 in all releases.
 pub const VERBS_CQ_ROOM: usize = 288;
+/// Bytes an SRQ object keeps for `verbs_srq`: 160 in all releases.
+pub const VERBS_SRQ_ROOM: usize = 160;
 /// Size of `ibv_context`, the last member of `verbs_context`, in all releases.
 pub const IBV_CONTEXT_SIZE: usize = 328;
 

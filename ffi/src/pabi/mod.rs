@@ -15,5 +15,5 @@ pub mod measure;
 pub use cmd::{Cmd, Functions, Resp};
 pub use context_ops::{verbs_context_ops, verbs_mr};
 pub use device_ops::{verbs_context, verbs_device, verbs_sysfs_dev};
-pub use layout::{IBV_CONTEXT_SIZE, Layout, Unsupported, VERBS_CQ_ROOM, VERBS_QP_ROOM};
+pub use layout::{IBV_CONTEXT_SIZE, Layout, Unsupported, VERBS_CQ_ROOM, VERBS_QP_ROOM, VERBS_SRQ_ROOM};
 pub use library::Libibverbs;
