@@ -7,6 +7,7 @@ mod checks;
 mod debs;
 mod demo;
 mod headers;
+mod matrix;
 mod packages;
 mod shell;
 mod test;
@@ -21,6 +22,7 @@ usage: cargo xtask COMMAND
 
   demo      two guests, one machine: ibv_devinfo, ib_write_bw and ib_send_lat on our provider and on the system's
   test      every check there is; `cargo xtask test --list` names them, names as arguments pick some
+  matrix    stock programs over providers, places, users and more, in one table (`cargo xtask matrix --help`)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
@@ -43,6 +45,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
     match command {
         "demo" => demo::main(&arguments),
         "test" => test::main(&arguments),
+        "matrix" => matrix::main(&arguments),
         "vm" => {
             packages::install(packages::VM)?;
             vm::main(arguments)

@@ -9,6 +9,10 @@ use crate::shell;
 /// To run stock RDMA programs.
 pub const DEMO: &[&str] = &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "perftest"];
 
+/// To run them and our own C programs, with this release and with the next one's packages, which are fetched.
+pub const MATRIX: &[&str] =
+    &["debian-archive-keyring", "gcc", "ibverbs-providers", "ibverbs-utils", "libc6-dev", "libibverbs-dev", "perftest"];
+
 /// To count instructions as well.
 pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::shell::{cargo, run};
-use crate::{checks, debs, headers, packages, shell, vm};
+use crate::{checks, debs, headers, matrix, packages, shell, vm};
 
 /// A check: its name on the command line, what it shows, what it runs.
 struct Check {
@@ -50,6 +50,7 @@ const CHECKS: &[Check] = &[
     Check { name: "exports", shows: "names the libraries export", run: checks::exports },
     Check { name: "system", shows: "stock programs on the stand-in, tests/", run: system },
     Check { name: "debug", shows: "the core of that with Rust's own checks on", run: system_debug },
+    Check { name: "matrix", shows: "stock programs in every pair of circumstances", run: || matrix::main(&[]) },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
     Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },
 ];

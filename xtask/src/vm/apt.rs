@@ -170,9 +170,9 @@ impl Apt {
         unpack_all(&place, root)
     }
 
-    /// Downloads `package` with everything it depends on and unpacks all of it into `root`.
-    pub fn unpack_with_depends(&self, package: &str, root: &Path) -> Result<()> {
-        self.run("apt-get", &["install", "-q", "-y", "--download-only", package])?;
+    /// Downloads `packages` with everything they depend on and unpacks all of it into `root`.
+    pub fn unpack_with_depends(&self, packages: &[&str], root: &Path) -> Result<()> {
+        self.run("apt-get", &[&["install", "-q", "-y", "--download-only"], packages].concat())?;
         unpack_all(&self.dir.join("cache/archives"), root)
     }
 }

@@ -20,7 +20,7 @@ pub fn fetch(mirror: &Mirror, work: &Path, dir: &Path) -> Result<()> {
     eprintln!("vm: QEMU {version}: downloading about 45 MB");
     let part = dir.with_extension("part");
     let _ = fs::remove_dir_all(&part);
-    apt.unpack_with_depends("qemu-system-x86", &part)?;
+    apt.unpack_with_depends(&["qemu-system-x86"], &part)?;
     ensure!(part.join("usr/bin/qemu-system-x86_64").exists(), "qemu-system-x86 has no qemu-system-x86_64");
     fs::write(part.join("version"), format!("{version}\n"))?;
     fs::rename(&part, dir)?;

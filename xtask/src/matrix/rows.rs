@@ -1,0 +1,154 @@
+//! What is run: the rows of the table.
+
+use super::column::Column;
+
+/// How a row is run and what shows that it went well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One process that prints the device.
+    Devinfo,
+    /// A server and a client; both say how long their rounds took.
+    Pingpong,
+    /// A server and a client; the client prints a line of figures for each size.
+    Perftest,
+    /// A server and a client of a program of `tests/c`; both say the same of the same data.
+    Exchange,
+    /// A program of `tests/c` that lists its cases when it gets no argument. Each is a process of its own, and
+    /// `tests/matrix/expected.txt` may name `PROGRAM CASE`.
+    Cases,
+}
+
+/// A program with its arguments.
+#[derive(Debug)]
+pub struct Row {
+    /// As a user would type it, but for what `cell.rs` adds (port, address, and usual values of what is not said).
+    pub line: &'static str,
+    /// How it is run.
+    pub kind: Kind,
+    /// It takes 5 to 20 s. The short form gives it two columns, the full one those that have each pair.
+    pub long: bool,
+}
+
+impl Row {
+    pub fn words(&self) -> impl Iterator<Item = &'static str> {
+        self.line.split_whitespace()
+    }
+
+    pub fn program(&self) -> &'static str {
+        self.words().next().expect("a row has a program")
+    }
+
+    /// Whether the program is one of `tests/c`.
+    pub fn is_own(&self) -> bool {
+        matches!(self.kind, Kind::Exchange | Kind::Cases)
+    }
+
+    pub fn arguments(&self) -> Vec<&'static str> {
+        self.words().skip(1).collect()
+    }
+
+    /// Whether the row means something there: one process is in one guest.
+    pub fn applies(&self, column: &Column) -> bool {
+        !matches!(self.kind, Kind::Devinfo | Kind::Cases) || column.has_one_guest()
+    }
+}
+
+const fn row(kind: Kind, line: &'static str) -> Row {
+    Row { line, kind, long: false }
+}
+
+const fn long(kind: Kind, line: &'static str) -> Row {
+    Row { line, kind, long: true }
+}
+
+use Kind::{Cases, Devinfo, Exchange, Perftest, Pingpong};
+
+/// Limits of perftest 4.5, so that nobody is surprised: `-t` and `-r` end at 15000, `-Q` at 1024 and at `-t`; `-l`
+/// must divide `-n`; with several QPs and an `-n` that `-Q` does not divide it waits for ever; there is no `-e` for
+/// write.
+pub const ROWS: &[Row] = &[
+    row(Devinfo, "ibv_devinfo -v"),
+    row(Pingpong, "ibv_rc_pingpong -c"),
+    row(Pingpong, "ibv_rc_pingpong -c -e"),
+    row(Pingpong, "ibv_ud_pingpong -c"),
+    row(Pingpong, "ibv_ud_pingpong -c -e"),
+    row(Pingpong, "ibv_srq_pingpong -c"),
+    row(Pingpong, "ibv_srq_pingpong -c -e"),
+    row(Perftest, "ib_write_bw"),
+    long(Perftest, "ib_write_bw -a"),
+    row(Perftest, "ib_write_bw -b"),
+    row(Perftest, "ib_write_bw -q 8"),
+    row(Perftest, "ib_write_bw -l 16"),
+    row(Perftest, "ib_write_bw -t 1"),
+    row(Perftest, "ib_write_bw -t 15000 -Q 1024 -n 30720"),
+    row(Perftest, "ib_write_lat"),
+    long(Perftest, "ib_write_lat -a"),
+    row(Perftest, "ib_read_bw"),
+    long(Perftest, "ib_read_bw -a"),
+    row(Perftest, "ib_read_bw -b"),
+    row(Perftest, "ib_read_bw -e"),
+    row(Perftest, "ib_read_bw -q 8"),
+    row(Perftest, "ib_read_bw -o 1"),
+    row(Perftest, "ib_read_bw -t 1"),
+    row(Perftest, "ib_read_bw -t 15000 -Q 1024 -n 30720"),
+    row(Perftest, "ib_read_lat"),
+    long(Perftest, "ib_read_lat -a"),
+    row(Perftest, "ib_read_lat -e"),
+    row(Perftest, "ib_send_bw"),
+    long(Perftest, "ib_send_bw -a"),
+    row(Perftest, "ib_send_bw -b"),
+    row(Perftest, "ib_send_bw -e"),
+    row(Perftest, "ib_send_bw -b -e"),
+    row(Perftest, "ib_send_bw -q 8"),
+    row(Perftest, "ib_send_bw -t 1 -r 1"),
+    row(Perftest, "ib_send_bw -t 15000 -r 15000 -Q 1"),
+    row(Perftest, "ib_send_bw -t 15000 -r 15000 -Q 1024 -n 30720"),
+    row(Perftest, "ib_send_bw --use-srq"),
+    row(Perftest, "ib_send_bw --use-srq -q 8"),
+    row(Perftest, "ib_send_bw --use-srq -e"),
+    row(Perftest, "ib_send_bw -c UD"),
+    row(Perftest, "ib_send_bw -c UD -b"),
+    row(Perftest, "ib_send_bw -c UD -e"),
+    row(Perftest, "ib_send_bw -c UD -q 8"),
+    long(Perftest, "ib_send_bw -c UD -a"),
+    row(Perftest, "ib_send_lat"),
+    long(Perftest, "ib_send_lat -a"),
+    row(Perftest, "ib_send_lat -e"),
+    row(Perftest, "ib_send_lat --use-srq"),
+    row(Perftest, "ib_send_lat -c UD"),
+    row(Perftest, "ib_send_lat -c UD -e"),
+    row(Perftest, "ib_atomic_bw -A FETCH_AND_ADD"),
+    row(Perftest, "ib_atomic_bw -A CMP_AND_SWAP"),
+    row(Perftest, "ib_atomic_bw -b"),
+    row(Perftest, "ib_atomic_bw -e"),
+    row(Perftest, "ib_atomic_bw -q 8"),
+    row(Perftest, "ib_atomic_bw -o 1"),
+    row(Perftest, "ib_atomic_bw -t 15000 -Q 1024 -n 30720"),
+    row(Perftest, "ib_atomic_lat -A FETCH_AND_ADD"),
+    row(Perftest, "ib_atomic_lat -A CMP_AND_SWAP"),
+    row(Perftest, "ib_atomic_lat -e"),
+    row(Exchange, "data -k short -s 1"),
+    row(Cases, "rc_loop"),
+    row(Cases, "ud_loop"),
+    row(Cases, "srq_loop"),
+    row(Cases, "inv_loop"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_line_stands_once() {
+        let lines: BTreeSet<_> = ROWS.iter().map(|row| row.line).collect();
+        assert_eq!(lines.len(), ROWS.len());
+    }
+
+    #[test]
+    fn a_line_has_single_blanks() {
+        for row in ROWS {
+            assert_eq!(row.words().collect::<Vec<_>>().join(" "), row.line);
+        }
+    }
+}
