@@ -34,7 +34,7 @@ mount -t tmpfs run /newroot/run
 mount -t tmpfs shm /newroot/dev/shm
 mkdir -p /newroot/run/job /newroot/run/modules
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none job /newroot/run/job || end
-cat /modules/vmw_pvrdma.ko >/newroot/run/modules/vmw_pvrdma.ko
+mount -o bind /modules /newroot/run/modules
 cat /bin/busybox >/newroot/run/busybox
 
 # The net device comes first: the PVRDMA driver looks for it and does not wait.

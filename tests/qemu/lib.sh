@@ -3,6 +3,10 @@
 device=vmw_pvrdma0
 number=$(sed -n 's/.*pvrdma.guest=\([0-9]*\).*/\1/p' /proc/cmdline)
 port_dir=/sys/class/infiniband/$device/ports/1
+# The address of this guest and of the first one, and the folder with the programs of tests/c.
+address=192.168.77.$number
+first=192.168.77.1
+own=/run/job/bin
 
 fail() {
     echo "FAIL: $*"
@@ -35,11 +39,11 @@ pair() {
     port=$1
     shift
     taskset -c 0 "$@" >/tmp/first.log 2>&1 &
-    first=$!
+    server=$!
     wait_listen "$port"
     taskset -c 1 "$@" 127.0.0.1
     second=$?
-    wait $first
+    wait $server
     code=$?
     echo "--- first process (exit $code) ---"
     cat /tmp/first.log
@@ -49,7 +53,7 @@ pair() {
 # connect PROGRAM ARGS...: the program as client of the first guest, tried again until its server is there.
 connect() {
     for _ in $(seq 100); do
-        "$@" 192.168.77.1 >/tmp/client.log 2>&1
+        "$@" $first >/tmp/client.log 2>&1
         code=$?
         grep -qiE "couldn't connect|unable to (init|open)|connection refused" /tmp/client.log || break
         sleep 0.1
@@ -58,6 +62,38 @@ connect() {
     [ $code = 0 ] || fail "exit code $code"
     sed -n -e 's/.* iters in .* = \(.*usec\/iter\).*/note: \1/p' -e 's/^ *\([0-9]\{1,\} .*\)/note: \1/p' \
         /tmp/client.log | grep -v bytes | head -n 1
+}
+
+# serve PROGRAM ARGS...: starts a server whose clients come by rdma_cm; `served` waits for its end.
+serve() {
+    "$@" >/tmp/first.log 2>&1 &
+    server=$!
+}
+
+served() {
+    wait $server
+    code=$?
+    echo "--- server (exit $code) ---"
+    cat /tmp/first.log
+    [ $code = 0 ] || fail "exit code $code of the server"
+}
+
+# again PROGRAM ARGS...: the program, tried again as long as nobody listens. What listens by rdma_cm is in no table that a
+# script could look at.
+again() {
+    for _ in $(seq 100); do
+        "$@" >/tmp/client.log 2>&1
+        code=$?
+        [ $code != 0 ] && grep -qiE 'reject|unreachable|connect' /tmp/client.log || break
+        sleep 0.1
+    done
+    cat /tmp/client.log
+    [ $code = 0 ] || fail "exit code $code"
+}
+
+# Puts the last line of a file into the table.
+note() {
+    sed -n '$s/^/note: /p' "$1"
 }
 
 # The last pingpong's bandwidth and time, for the table.

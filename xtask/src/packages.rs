@@ -31,8 +31,17 @@ pub const TEST: &[&str] = &[
 ];
 
 /// To boot a QEMU guest. The kernel, QEMU and the tools to build the driver are fetched, not installed.
-pub const VM: &[&str] =
-    &["binutils", "debian-archive-keyring", "gcc", "ibverbs-providers", "ibverbs-utils", "libc6-dev", "perftest"];
+pub const VM: &[&str] = &[
+    "binutils",
+    "debian-archive-keyring",
+    "gcc",
+    "ibverbs-providers",
+    "ibverbs-utils",
+    "libc6-dev",
+    "libibverbs-dev",
+    "perftest",
+    "rdmacm-utils",
+];
 
 /// Installs the packages of the list that are missing. Without root it names the command and stops.
 pub fn install(wanted: &[&str]) -> Result<()> {

@@ -4,6 +4,7 @@
 //! A guest lives while someone holds its lock shared. All changes happen under one exclusive lock, so a guest that
 //! nobody holds can be removed by whoever notices first.
 
+use crate::sysfs::Names;
 use crate::{Usage, lock, sysfs};
 use anyhow::{Context, bail};
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
@@ -15,12 +16,14 @@ use std::path::{Path, PathBuf};
 const LOCK: &str = "lock";
 const NAME: &str = "name";
 const ROCE: &str = "roce";
+const SYSFS: &str = "sys";
 
 /// A place in a guest: it exists at least until [`Seat::leave`].
 pub struct Seat {
     registry: PathBuf,
     dir: PathBuf,
     guest: Guest,
+    names: Names,
     lock: File,
 }
 
@@ -65,7 +68,8 @@ impl Seat {
     fn sit(registry: PathBuf, dir: PathBuf, guest: Guest) -> anyhow::Result<Seat> {
         let lock = lock::open(&dir.join(LOCK))?;
         lock::shared(&lock)?;
-        Ok(Seat { registry, dir, guest, lock })
+        let names = Names::read(&dir.join(SYSFS)).with_context(|| format!("{} is damaged", dir.display()))?;
+        Ok(Seat { registry, dir, guest, names, lock })
     }
 
     /// Who the guest is.
@@ -73,9 +77,14 @@ impl Seat {
         self.guest
     }
 
+    /// What its device is called.
+    pub fn names(&self) -> Names {
+        self.names
+    }
+
     /// Root of its sysfs tree.
     pub fn sysfs(&self) -> PathBuf {
-        self.dir.join("sys")
+        self.dir.join(SYSFS)
     }
 
     /// Where its provider links may be made.
@@ -128,6 +137,7 @@ impl Live {
         if roce.is_some_and(|roce| roce != is) {
             bail!("guest {name} runs RoCE {}; end its programs first, or use another --guest", is.name());
         }
+        sysfs::refresh(&dir.join(SYSFS), Path::new(sysfs::MACHINE))?;
         Seat::sit(registry.into(), dir, self.guest)
     }
 }
@@ -136,7 +146,8 @@ fn make(dir: &Path, name: &str, guest: Guest) -> anyhow::Result<()> {
     fs::create_dir(dir)?;
     fs::write(dir.join(NAME), name)?;
     fs::write(dir.join(ROCE), guest.roce().name())?;
-    sysfs::write(&dir.join("sys"), guest)?;
+    let machine = Path::new(sysfs::MACHINE);
+    sysfs::write(&dir.join(SYSFS), guest, Names::free(machine), machine)?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::rundir::RunDir;
 use crate::{Usage, child, program};
 use anyhow::Context;
 use pvrdma_device::guest::Roce;
+use pvrdma_device::transport::fault::Faults;
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
@@ -28,9 +29,13 @@ Options:
   --provider ours|system|PATH   the libibverbs provider to use [default: ours]
   --roce v1|v2                  RoCE version of a new guest [default: v2]
   --trace FILE                  append a line to FILE for every command the device gets
+  --fault LIST                  have the network lose, delay or refuse what the program sends; LIST is
+                                NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
+                                delay (time, 50us), dead (after so many requests), seed (number)
   -h, --help                    this text
 
 The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.0.82.N, N the guest's number.
+RDMA devices of the machine stay usable beside it; if one has that name, ours takes the next number.
 Exit status: the program's; 128 + N if signal N ended it; 127 if it was not found, 126 if it cannot
 be run, 2 for a mistake on the command line.
 ";
@@ -41,6 +46,7 @@ struct Options {
     provider: Provider,
     roce: Option<Roce>,
     trace: Option<PathBuf>,
+    fault: Option<String>,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -50,6 +56,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_args(args);
     let (mut guest, mut provider, mut roce, mut trace) = ("default".to_owned(), Provider::default(), None, None);
+    let mut fault = None;
     while let Some(arg) = parser.next()? {
         match arg {
             Long("guest") => {
@@ -62,11 +69,16 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
                 roce = Some(value.parse().map_err(|()| Usage(format!("--roce is v1 or v2, not {value:?}")))?);
             }
             Long("trace") => trace = Some(parser.value()?.into()),
+            Long("fault") => {
+                let list = parser.value()?.string()?;
+                list.parse::<Faults>().map_err(|error| Usage(error.to_string()))?;
+                fault = Some(list);
+            }
             Short('h') | Long("help") => return Ok(None),
             Value(program) => {
                 // The first word that is no option; all that follows is its own.
                 let args = parser.raw_args()?.collect();
-                return Ok(Some(Options { guest, provider, roce, trace, program, args }));
+                return Ok(Some(Options { guest, provider, roce, trace, fault, program, args }));
             }
             other => return Err(other.unexpected().into()),
         }
@@ -126,6 +138,11 @@ fn in_guest(
         Some(file) => command.env("PVRDMA_TRACE", file),
         None => command.env_remove("PVRDMA_TRACE"),
     };
+    match &options.fault {
+        Some(list) => command.env("PVRDMA_FAULT", list),
+        None => command.env_remove("PVRDMA_FAULT"),
+    };
+    command.env("PVRDMA_NODE", format!("/dev/infiniband/{}", seat.names().uverbs()));
     command.env("SYSFS_PATH", seat.sysfs());
     // libibverbs reads RDMAV_DRIVERS first and IBV_DRIVERS only without it.
     command.env_remove("RDMAV_DRIVERS");
@@ -189,9 +206,15 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused() {
-        for words in
-            [&["--gest", "a"][..], &["--guest"], &["--guest", "a b", "x"], &["--roce", "v3", "x"], &[], &["--"]]
-        {
+        for words in [
+            &["--gest", "a"][..],
+            &["--fault", "drop=2", "x"],
+            &["--guest"],
+            &["--guest", "a b", "x"],
+            &["--roce", "v3", "x"],
+            &[],
+            &["--"],
+        ] {
             assert!(parse_words(words).is_err(), "{words:?}");
         }
         assert!(parse_words(&["--help"]).unwrap().is_none());

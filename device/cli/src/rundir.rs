@@ -93,8 +93,8 @@ impl RunDir {
             // Last of the content, so that a newcomer finds either our lock or an empty directory.
             fs::remove_file(&lock_path)?;
             match fs::remove_dir(&self.path) {
-                // A newcomer has already put its own lock file there.
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                // A newcomer has already put its own lock file there, or has come and gone.
+                Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
                 other => other?,
             }
         }

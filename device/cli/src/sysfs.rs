@@ -1,13 +1,21 @@
 //! The sysfs tree of a guest: what libibverbs and its users look up about the device, as plain files.
 //!
 //! libibverbs takes the tree's root from `SYSFS_PATH`. It identifies a device by the modification time of its
-//! directory, so a tree is written once, before the first program starts, and never touched again.
+//! directory, so our device's part is written once, before the first program starts, and never touched again.
+//!
+//! RDMA devices that the machine really has stand beside ours, as links into the real sysfs: programs in the guest see
+//! and use them as ever. `guests.rs` keeps those links up to date as guests are joined.
 
-use pvrdma_device::guest::{DEVICE_NAME, GID_TBL_LEN, Guest, NETDEV};
+use pvrdma_device::guest::{DEVICE_STEM, GID_TBL_LEN, Guest, NETDEV};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+
+/// The machine's own sysfs.
+pub const MACHINE: &str = "/sys";
+/// Where devices are listed, by their names and by those of their nodes.
+const CLASSES: [&str; 2] = ["infiniband", "infiniband_verbs"];
 
 /// Place of the PCI function in the tree. Programs that want to know how far a NIC is from a GPU take the real
 /// path of `device`, so it looks like one.
@@ -15,8 +23,102 @@ const PCI_SLOT: &str = "devices/pci0000:00/0000:00:0b.1";
 /// What libibverbs matches a provider by; the provider's table names vendor 15ad, device 0820.
 const MODALIAS: &str = "pci:v000015ADd00000820sv000015ADsd00000820bc02sc80i00";
 
+/// What a guest's device is called: by numbers that no device of the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    device: u32,
+    uverbs: u32,
+}
+
+impl Names {
+    /// The first free ones on the machine with that sysfs.
+    pub fn free(machine: &Path) -> Names {
+        let first = |class: &str, stem: &str| {
+            let taken = |number: &u32| machine.join(format!("class/{class}/{stem}{number}")).exists();
+            (0..).find(|number| !taken(number)).expect("a machine has few devices")
+        };
+        Names { device: first("infiniband", DEVICE_STEM), uverbs: first("infiniband_verbs", "uverbs") }
+    }
+
+    /// Those of the tree below `root`.
+    pub fn read(root: &Path) -> Option<Names> {
+        let mut numbers = fs::read_to_string(root.join("names")).ok()?;
+        numbers.truncate(numbers.trim_end().len());
+        let (device, uverbs) = numbers.split_once(' ')?;
+        Some(Names { device: device.parse().ok()?, uverbs: uverbs.parse().ok()? })
+    }
+
+    /// `vmw_pvrdma0`, in general.
+    pub fn device(self) -> String {
+        format!("{DEVICE_STEM}{}", self.device)
+    }
+
+    /// `uverbs0`, in general.
+    pub fn uverbs(self) -> String {
+        format!("uverbs{}", self.uverbs)
+    }
+
+    /// Major and minor number of the node, as the kernel numbers the first 32.
+    fn dev(self) -> String {
+        format!("231:{}", 192 + self.uverbs)
+    }
+}
+
+/// Brings the links to the machine's devices up to date. They come and go; one that has taken a name of ours since
+/// stays out of sight.
+pub fn refresh(root: &Path, machine: &Path) -> io::Result<()> {
+    for class in CLASSES {
+        let folder = root.join("class").join(class);
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_symlink() && !path.exists() {
+                fs::remove_file(path)?;
+            } else if path.join(LINKED).is_symlink() && !path.join(LINKED).exists() {
+                fs::remove_dir_all(path)?;
+            }
+        }
+        for entry in fs::read_dir(machine.join("class").join(class)).into_iter().flatten() {
+            let (place, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+            let link = folder.join(&name);
+            if !place.is_dir() || link.exists() {
+                continue;
+            }
+            match software(&place, &name.to_string_lossy()) {
+                Some(driver) if class == "infiniband" => link_software(&place, &link, driver)?,
+                _ => symlink(place, link)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file that every RDMA device has.
+const LINKED: &str = "node_type";
+
+/// The driver of a software device whose name does not tell it. `None`: libibverbs finds the provider by PCI or by name.
+fn software(device: &Path, name: &str) -> Option<&'static str> {
+    if device.join("device").exists() {
+        return None;
+    }
+    let is_rnic = fs::read_to_string(device.join(LINKED)).is_ok_and(|kind| kind.starts_with('4'));
+    let driver = if is_rnic { "siw" } else { "rxe" };
+    (!name.starts_with(driver)).then_some(driver)
+}
+
+/// Without netlink libibverbs knows a software device by the driver's name at the beginning of its own. One that is
+/// called otherwise gets what stands for that in a modalias.
+fn link_software(device: &Path, link: &Path, driver: &str) -> io::Result<()> {
+    fs::create_dir(link)?;
+    for entry in fs::read_dir(device)? {
+        let entry = entry?;
+        symlink(entry.path(), link.join(entry.file_name()))?;
+    }
+    fs::create_dir(link.join("device"))?;
+    fs::write(link.join("device/modalias"), format!("rdma_device:N{driver}\n"))
+}
+
 /// Writes the tree of `guest` below `root`, which must not exist.
-pub fn write(root: &Path, guest: Guest) -> io::Result<()> {
+pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Result<()> {
     let file = |path: &str, content: &str| -> io::Result<()> {
         let path = root.join(path);
         fs::create_dir_all(path.parent().expect("joined to root"))?;
@@ -36,18 +138,18 @@ pub fn write(root: &Path, guest: Guest) -> io::Result<()> {
     }
 
     file("class/infiniband_verbs/abi_version", "6")?;
-    let uverbs = "class/infiniband_verbs/uverbs0";
+    let uverbs = format!("class/infiniband_verbs/{}", names.uverbs());
     file(&format!("{uverbs}/abi_version"), "3")?;
-    file(&format!("{uverbs}/ibdev"), DEVICE_NAME)?;
-    file(&format!("{uverbs}/dev"), "231:192")?;
+    file(&format!("{uverbs}/ibdev"), &names.device())?;
+    file(&format!("{uverbs}/dev"), &names.dev())?;
 
-    let ib = format!("class/infiniband/{DEVICE_NAME}");
+    let ib = format!("class/infiniband/{}", names.device());
     let guid = groups(&guest.node_guid());
     for (name, content) in [
         ("node_type", "1: CA"),
         ("node_guid", guid.as_str()),
         ("sys_image_guid", guid.as_str()),
-        ("node_desc", DEVICE_NAME),
+        ("node_desc", names.device().as_str()),
         ("board_id", "1"),
         ("hca_type", "VMW_PVRDMA-1.0.1.0-k"),
         ("hw_rev", "1"),
@@ -55,8 +157,9 @@ pub fn write(root: &Path, guest: Guest) -> io::Result<()> {
     ] {
         file(&format!("{ib}/{name}"), content)?;
     }
-    for device in [uverbs, &ib] {
-        symlink(Path::new("../../..").join(PCI_SLOT), root.join(device).join("device"))?;
+    for device in [&uverbs, &ib] {
+        // Absolute: programs that follow links by hand would take a relative one to lead into /sys.
+        symlink(root.join(PCI_SLOT), root.join(device).join("device"))?;
     }
 
     let port = format!("{ib}/ports/1");
@@ -82,7 +185,16 @@ pub fn write(root: &Path, guest: Guest) -> io::Result<()> {
         file(&format!("{port}/gid_attrs/types/{index}"), guest.roce().sysfs_name())?;
         file(&format!("{port}/gid_attrs/ndevs/{index}"), NETDEV)?;
     }
-    Ok(())
+
+    // librdmacm and others look for their own classes below the same root.
+    for entry in fs::read_dir(machine.join("class")).into_iter().flatten() {
+        let entry = entry?;
+        if !CLASSES.iter().any(|class| entry.file_name() == *class) {
+            symlink(entry.path(), root.join("class").join(entry.file_name()))?;
+        }
+    }
+    refresh(root, machine)?;
+    file("names", &format!("{} {}", names.device, names.uverbs))
 }
 
 /// Pairs of bytes as four hex digits, joined by colons.
@@ -99,8 +211,8 @@ mod tests {
     #[test]
     fn the_tree_says_what_discovery_asks() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("sys");
-        write(&root, Guest::new(2, Roce::V1).unwrap()).unwrap();
+        let (root, machine) = (dir.path().join("sys"), dir.path().join("machine"));
+        write(&root, Guest::new(2, Roce::V1).unwrap(), Names::free(&machine), &machine).unwrap();
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
         assert_eq!(read("class/infiniband_verbs/uverbs0/ibdev"), "vmw_pvrdma0\n");
         assert_eq!(read("class/infiniband/vmw_pvrdma0/device/modalias"), format!("{MODALIAS}\n"));
@@ -110,5 +222,86 @@ mod tests {
         assert_eq!(read(&format!("{port}/gids/1")), "0000:0000:0000:0000:0000:ffff:7f00:5203\n");
         assert_eq!(read(&format!("{port}/gids/15")), "0000:0000:0000:0000:0000:0000:0000:0000\n");
         assert_eq!(read(&format!("{port}/gid_attrs/types/15")), "IB/RoCE v1\n");
+    }
+
+    /// A machine's sysfs with these RDMA devices, each with its node.
+    fn machine(devices: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (device, uverbs) in devices {
+            let place = dir.path().join("devices").join(device);
+            fs::create_dir_all(place.join("verbs")).unwrap();
+            fs::write(place.join(LINKED), "1: CA\n").unwrap();
+            for (class, name) in CLASSES.iter().zip([device, uverbs]) {
+                let class = dir.path().join("class").join(class);
+                fs::create_dir_all(&class).unwrap();
+                symlink(&place, class.join(name)).unwrap();
+            }
+        }
+        fs::create_dir_all(dir.path().join("class/misc/rdma_cm")).unwrap();
+        dir
+    }
+
+    fn listed(root: &Path, class: &str) -> Vec<String> {
+        let entries = fs::read_dir(root.join("class").join(class)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn real_devices_stay_and_ours_takes_free_names() {
+        let machine = machine(&[("mlx5_0", "uverbs0"), ("vmw_pvrdma0", "uverbs1")]);
+        fs::create_dir(machine.path().join("devices/mlx5_0/device")).unwrap();
+        let names = Names::free(machine.path());
+        assert_eq!((names.device().as_str(), names.uverbs().as_str()), ("vmw_pvrdma1", "uverbs2"));
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("sys");
+        write(&root, Guest::new(0, Roce::V2).unwrap(), names, machine.path()).unwrap();
+        assert_eq!(Names::read(&root), Some(names));
+        assert_eq!(listed(&root, "infiniband"), ["mlx5_0", "vmw_pvrdma0", "vmw_pvrdma1"]);
+        assert_eq!(listed(&root, "infiniband_verbs"), ["abi_version", "uverbs0", "uverbs1", "uverbs2"]);
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        assert_eq!(read("class/infiniband_verbs/uverbs2/dev"), "231:194\n");
+        assert_eq!(read("class/infiniband_verbs/uverbs2/ibdev"), "vmw_pvrdma1\n");
+        assert_eq!(read("class/infiniband/mlx5_0/node_type"), "1: CA\n");
+        assert!(root.join("class/misc/rdma_cm").is_dir());
+    }
+
+    #[test]
+    fn links_follow_the_machine_and_ours_is_not_touched() {
+        let machine = machine(&[("rxe0", "uverbs0")]);
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("sys");
+        write(&root, Guest::new(0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        let ours = root.join("class/infiniband/vmw_pvrdma0");
+        let before = fs::metadata(&ours).unwrap().modified().unwrap();
+        let class = |name: &str| machine.path().join("class").join(name);
+        fs::remove_dir_all(machine.path().join("devices/rxe0")).unwrap();
+        fs::create_dir_all(class("infiniband/siw0")).unwrap();
+        // Ours has this one already.
+        fs::create_dir_all(class("infiniband_verbs/uverbs1")).unwrap();
+        refresh(&root, machine.path()).unwrap();
+        assert_eq!(listed(&root, "infiniband"), ["siw0", "vmw_pvrdma0"]);
+        assert_eq!(listed(&root, "infiniband_verbs"), ["abi_version", "uverbs1"]);
+        assert_eq!(fs::read_to_string(root.join("class/infiniband_verbs/uverbs1/ibdev")).unwrap(), "vmw_pvrdma0\n");
+        assert_eq!(fs::metadata(&ours).unwrap().modified().unwrap(), before);
+    }
+
+    #[test]
+    fn a_software_device_with_a_name_of_its_own_is_known_by_its_driver() {
+        let machine = machine(&[("rxe0", "uverbs0"), ("soft", "uverbs1"), ("iron", "uverbs2")]);
+        fs::write(machine.path().join("devices/iron").join(LINKED), "4: RNIC\n").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("sys");
+        write(&root, Guest::new(0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        let ib = root.join("class/infiniband");
+        let modalias = |name: &str| fs::read_to_string(ib.join(name).join("device/modalias"));
+        assert_eq!(modalias("soft").unwrap(), "rdma_device:Nrxe\n");
+        assert_eq!(modalias("iron").unwrap(), "rdma_device:Nsiw\n");
+        assert!(modalias("rxe0").is_err());
+        assert!(ib.join("soft/verbs").is_dir() && ib.join("rxe0").is_symlink());
+        fs::remove_dir_all(machine.path().join("devices/soft")).unwrap();
+        refresh(&root, machine.path()).unwrap();
+        assert_eq!(listed(&root, "infiniband"), ["iron", "rxe0", "vmw_pvrdma0"]);
     }
 }

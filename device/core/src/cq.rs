@@ -66,6 +66,7 @@ impl Cq {
         if inner.dead {
             return Err(DeadCq);
         }
+        interrupts.completed(self.handle, completion);
         if inner.ring.put(&self.pages, memory, &completion.to_cqe()).is_err() {
             inner.dead = true;
             drop(inner);

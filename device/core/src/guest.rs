@@ -9,8 +9,8 @@ use crate::handle::Gid;
 pub const GID_TBL_LEN: u32 = 16;
 /// Number of guests a host can have: the index plus one is the last byte of an IPv4 host address.
 pub const MAX_GUESTS: u8 = 254;
-/// The RDMA device's name inside every guest, as the Linux driver numbers it.
-pub const DEVICE_NAME: &str = "vmw_pvrdma0";
+/// The RDMA device's name inside every guest, without the number that the Linux driver adds.
+pub const DEVICE_STEM: &str = "vmw_pvrdma";
 /// The network interface that owns the GIDs. Its addresses include all of 127.0.0.0/8, and that an address is
 /// local is what libibverbs asks before it builds an address handle.
 pub const NETDEV: &str = "lo";

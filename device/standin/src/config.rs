@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `PVRDMA_HOST_DIR` | `pvrdma run` | the run directory; without it the library changes nothing |
 //! | `SYSFS_PATH` | `pvrdma run` | root of the guest's sysfs tree; libibverbs reads it too |
+//! | `PVRDMA_NODE` | `pvrdma run` | path of the device node, `/dev/infiniband/uverbsN` |
 //! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
 //! | `PVRDMA_HOLDS` | `pvrdma run` | descriptors whose locks keep the run directory and the guest in place |
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
@@ -28,6 +29,10 @@ pub enum Level {
 pub struct Config {
     /// Root of the guest's sysfs tree.
     pub sysfs: Path,
+    /// The device node.
+    pub node: Path,
+    /// Its number: the minor number counts from 192.
+    pub number: u32,
     /// Where trace lines go.
     pub trace: Option<Path>,
     /// Forms of commands.
@@ -95,12 +100,16 @@ extern "C" fn at_load() {
     get();
     crate::signals::resolve();
     crate::preload::resolve();
+    crate::library::resolve();
     crate::netdev::resolve();
 }
 
 fn read() -> Option<Config> {
     variable(c"PVRDMA_HOST_DIR")?;
+    let node = variable(c"PVRDMA_NODE")?;
     Some(Config {
+        node: Path::new(node)?,
+        number: node.to_str().ok()?.strip_prefix("/dev/infiniband/uverbs")?.parse().ok()?,
         sysfs: variable(c"SYSFS_PATH").and_then(Path::new)?,
         trace: variable(c"PVRDMA_TRACE").filter(|path| !path.is_empty()).and_then(Path::new),
         level: match variable(c"PVRDMA_UVERBS").map(CStr::to_bytes) {

@@ -3,7 +3,8 @@
 //! A channel is a SOCK_SEQPACKET pair: the program's end gives one event for each read, blocks or not as the program
 //! wishes, and can be polled, with no call interposed. The device's end never blocks; what does not fit waits here.
 
-use crate::{fd, process, raw, signals};
+use crate::{fd, process, raw, signals, trace};
+use pvrdma_device::cqe::Completion;
 use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
 use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_async_event_desc, ib_uverbs_comp_event_desc};
@@ -287,7 +288,16 @@ fn take_back_async(channel: &Channel, own: u64) -> u32 {
 }
 
 impl Interrupts for Events {
+    fn completed(&self, cq: CqHandle, completion: &Completion) {
+        if trace::enabled() {
+            trace::completed(cq, completion);
+        }
+    }
+
     fn completion(&self, cq: CqHandle) {
+        if trace::enabled() {
+            trace::line(format_args!("EVENT COMPLETION cq={}", cq.0));
+        }
         if let Some(sink) = self.sinks().cqs.get_mut(&cq)
             && let Some(channel) = &sink.completions
         {
@@ -296,6 +306,9 @@ impl Interrupts for Events {
     }
 
     fn async_event(&self, event: AsyncEvent) {
+        if trace::enabled() {
+            trace::async_event(event);
+        }
         let (number, _) = event.to_eqe();
         let mut sinks = self.sinks();
         let sink = match event {

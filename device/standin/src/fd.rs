@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What a descriptor of ours stands for.
 #[derive(Clone)]
 pub enum Object {
-    /// The opened `/dev/infiniband/uverbs0`.
+    /// The opened device node.
     Device(Arc<File>),
     /// A completion channel or async event file, and the opened device that it belongs to.
     Events(Arc<Channel>, u64),

@@ -8,7 +8,7 @@
 
 use crate::fd;
 use crate::process::Process;
-use crate::uar;
+use crate::{trace, uar};
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
@@ -28,6 +28,8 @@ pub struct Own {
     pub action: Gate,
     /// The trace file's descriptor plus one.
     pub trace: AtomicI32,
+    /// What it does not repeat.
+    pub polls: trace::Polls,
     /// Doorbell pages.
     pub uars: [uar::Page; uar::MAX_PAGES],
 }
@@ -40,6 +42,7 @@ pub static OWN: Own = Own {
     fd_map: [const { AtomicPtr::new(null_mut()) }; fd::PIECES],
     action: Gate(AtomicU32::new(0)),
     trace: AtomicI32::new(0),
+    polls: trace::Polls::new(),
     uars: [const { uar::Page::new() }; uar::MAX_PAGES],
 };
 

@@ -4,6 +4,8 @@
 //! | file | part of the kernel it plays |
 //! |---|---|
 //! | `preload.rs` | the C library calls that would reach the driver; everything else falls through untouched |
+//! | `library.rs` | functions of the C library that use files by themselves |
+//! | `paths.rs` | which paths are ours |
 //! | `fd.rs` | which file descriptors are ours |
 //! | `fresh.rs` | what a child of fork does not inherit |
 //! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
@@ -11,7 +13,7 @@
 //! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
 //! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
 //! | `memory.rs`, `process.rs`, `host/` | the process on the host's fabric |
-//! | `config.rs`, `trace.rs`, `raw.rs` | settings, the trace file, system calls that bypass every interposer |
+//! | `config.rs`, `trace.rs`, `raw.rs`, `memcheck.rs` | settings, the trace file, system calls that bypass every interposer, a word to valgrind |
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
 //! The library exports the names in `exports.txt` and no others.
@@ -24,9 +26,11 @@ mod events;
 mod fd;
 mod fresh;
 mod host;
+mod library;
 mod memcheck;
 mod memory;
 mod netdev;
+mod paths;
 mod preload;
 mod process;
 mod raw;

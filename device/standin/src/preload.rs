@@ -1,74 +1,25 @@
 //! The C library calls that would reach the driver. Each asks whether it is about our device, our descriptors or our
 //! sysfs tree; if not, it is the plain system call, as if this library were not there.
 //!
-//! Calls that take a path can be made in any state of the program, so a path that is replaced lives on the stack.
-//! Signal interposers are in `signals.rs`. Not covered, because they never get here: static programs, system calls
-//! without the C library, and the C library's own use of files (fopen and opendir have their own entry below).
+//! Functions that make such calls inside the C library are in `library.rs`, those about signals in `signals.rs`. Not
+//! covered, because they never get here: static programs and system calls without the C library.
 //! One difference remains: a thread blocked in one of these calls cannot be cancelled (pthread_cancel) there.
 
 use crate::fd::{self, Object};
-use crate::raw::{self, call_next, fail, next, syscall};
+use crate::paths::{Target, target};
+use crate::raw::{self, call_next, fail, interpose, next, syscall};
 use crate::uverbs::{Errno, File};
 use crate::{config, uar};
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::sync::Arc;
 
-/// The device node; its numbers must agree with `dev` in the sysfs tree, which libibverbs compares.
-const NODE: &CStr = c"/dev/infiniband/uverbs0";
-const NODE_RDEV: (u32, u32) = (231, 192);
+/// The device node's number, as the kernel gives the first 32; the tree's `dev` says the same, and libibverbs compares.
+fn node_rdev() -> (u32, u32) {
+    (231, 192 + config::get().map_or(0, |config| config.number))
+}
 const NODE_MODE: u32 = libc::S_IFCHR | 0o666;
 const NETLINK_RDMA: c_int = 20;
 const PAGE: usize = 4096;
-
-// ---- paths -------------------------------------------------------------------------------------
-
-/// What a path means to us.
-#[expect(clippy::large_enum_variant, reason = "open is allowed in signal handlers, the heap is not")]
-enum Target {
-    /// Nothing: it goes to the kernel as it is.
-    Theirs,
-    /// The device node.
-    Node,
-    /// A path in the guest's sysfs tree, complete.
-    Tree(TreePath),
-}
-
-/// A terminated path on the stack.
-struct TreePath([u8; 2048]);
-
-impl TreePath {
-    fn as_ptr(&self) -> *const c_char {
-        self.0.as_ptr().cast()
-    }
-}
-
-/// # Safety
-/// `path` is null or a terminated string.
-unsafe fn target(path: *const c_char) -> Target {
-    let Some(config) = config::get().filter(|_| !path.is_null()) else { return Target::Theirs };
-    // SAFETY: by the contract.
-    let path = unsafe { CStr::from_ptr(path) };
-    if path == NODE {
-        return Target::Node;
-    }
-    in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
-}
-
-/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`.
-fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
-    let below = path.strip_prefix(b"/sys/class/infiniband")?;
-    let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
-    if !matches!(below_verbs.first(), None | Some(b'/')) {
-        return None;
-    }
-    let rest = &path[b"/sys".len()..];
-    let mut moved = TreePath([0; 2048]);
-    // Shorter than the room: the last byte stays the terminator.
-    let room = moved.0.get_mut(..root.len() + rest.len()).filter(|room| room.len() < 2048)?;
-    room[..root.len()].copy_from_slice(root);
-    room[root.len()..].copy_from_slice(rest);
-    Some(moved)
-}
 
 // ---- open and close ----------------------------------------------------------------------------
 
@@ -85,6 +36,10 @@ unsafe fn open_at(dir: c_int, path: *const c_char, flags: c_int, mode: c_uint) -
     }
 }
 
+next! {
+    FCNTL = c"fcntl";
+}
+
 /// Opens the device. The descriptor is a real one, of an empty memory file, so that all we do not interpose works. The
 /// file is sealed: what inherits the descriptor (a forked child, a program started by exec) cannot write commands into
 /// it and take that for success.
@@ -92,11 +47,11 @@ fn open_node(flags: c_int) -> c_int {
     let cloexec = if flags & libc::O_CLOEXEC != 0 { libc::MFD_CLOEXEC } else { 0 };
     let flags = cloexec | libc::MFD_ALLOW_SEALING;
     // SAFETY: a terminated name.
-    let mut node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), flags | libc::MFD_NOEXEC_SEAL) };
+    let mut node = unsafe { syscall!(SYS_memfd_create, c"uverbs".as_ptr(), flags | libc::MFD_NOEXEC_SEAL) };
     if node < 0 && raw::errno() == libc::EINVAL {
         // Before Linux 6.3 there is no such flag.
         // SAFETY: as above.
-        node = unsafe { syscall!(SYS_memfd_create, c"uverbs0".as_ptr(), flags) };
+        node = unsafe { syscall!(SYS_memfd_create, c"uverbs".as_ptr(), flags) };
     }
     if node >= 0 {
         let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
@@ -114,16 +69,6 @@ fn forget(descriptor: c_int) {
     {
         channel.closed();
     }
-}
-
-macro_rules! interpose {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty $body:block)*) => {$(
-        $(#[$doc])*
-        /// # Safety
-        /// As in the C library.
-        #[cfg_attr(not(test), unsafe(no_mangle))]
-        pub unsafe extern "C" fn $name($($arg: $type),*) -> $result $body
-    )*};
 }
 
 interpose! {
@@ -286,7 +231,8 @@ fn onto(from: c_int, to: c_int, copy: impl FnOnce() -> c_int) -> c_int {
 
 fn as_node(stat: &mut libc::stat) {
     stat.st_mode = NODE_MODE;
-    stat.st_rdev = libc::makedev(NODE_RDEV.0, NODE_RDEV.1);
+    let (major, minor) = node_rdev();
+    stat.st_rdev = libc::makedev(major, minor);
     stat.st_size = 0;
     stat.st_blocks = 0;
 }
@@ -463,7 +409,7 @@ interpose! {
             // SAFETY: written by the successful call.
             let stat = unsafe { &mut *into };
             stat.stx_mode = NODE_MODE as u16;
-            (stat.stx_rdev_major, stat.stx_rdev_minor) = NODE_RDEV;
+            (stat.stx_rdev_major, stat.stx_rdev_minor) = node_rdev();
             (stat.stx_size, stat.stx_blocks) = (0, 0);
         }
         result
@@ -497,6 +443,18 @@ interpose! {
     fn readlink(path: *const c_char, into: *mut c_char, len: usize) -> isize {
         // SAFETY: by the contract.
         unsafe { readlinkat(libc::AT_FDCWD, path, into, len) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of readlink.
+    fn __readlink_chk(path: *const c_char, into: *mut c_char, len: usize, _room: usize) -> isize {
+        // SAFETY: by the contract. That `len` fits the room the compiler knows is the C library's check, not ours.
+        unsafe { readlinkat(libc::AT_FDCWD, path, into, len) }
+    }
+
+    /// What _FORTIFY_SOURCE makes of readlinkat.
+    fn __readlinkat_chk(dir: c_int, path: *const c_char, into: *mut c_char, len: usize, _room: usize) -> isize {
+        // SAFETY: as above.
+        unsafe { readlinkat(dir, path, into, len) }
     }
 
     /// readlinkat(2).
@@ -534,63 +492,6 @@ unsafe fn access_at(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) 
         Target::Tree(path) => access(path.as_ptr()),
         Target::Node if mode & libc::X_OK != 0 => fail(libc::EACCES),
         Target::Node => 0,
-    }
-}
-
-// ---- streams and directories -------------------------------------------------------------------
-
-next! {
-    FCNTL = c"fcntl";
-    FOPEN = c"fopen";
-    FOPEN64 = c"fopen64";
-    OPENDIR = c"opendir";
-    REALPATH = c"realpath";
-}
-
-/// `path`, or where it is in the tree. The second value keeps the first alive.
-///
-/// # Safety
-/// As `target`.
-unsafe fn moved(path: *const c_char, room: &mut Option<TreePath>) -> *const c_char {
-    // SAFETY: by the contract.
-    match unsafe { target(path) } {
-        Target::Tree(moved) => room.insert(moved).as_ptr(),
-        Target::Theirs | Target::Node => path,
-    }
-}
-
-// The C library opens these files by itself. Programs that do not ask libibverbs read sysfs with them.
-interpose! {
-    /// fopen(3).
-    fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void {
-        let mut room = None;
-        // SAFETY: by the contract.
-        let path = unsafe { moved(path, &mut room) };
-        call_next!(FOPEN, fn(*const c_char, *const c_char) -> *mut c_void, std::ptr::null_mut(), path, mode)
-    }
-
-    /// fopen64(3).
-    fn fopen64(path: *const c_char, mode: *const c_char) -> *mut c_void {
-        let mut room = None;
-        // SAFETY: by the contract.
-        let path = unsafe { moved(path, &mut room) };
-        call_next!(FOPEN64, fn(*const c_char, *const c_char) -> *mut c_void, std::ptr::null_mut(), path, mode)
-    }
-
-    /// opendir(3).
-    fn opendir(path: *const c_char) -> *mut c_void {
-        let mut room = None;
-        // SAFETY: by the contract.
-        let path = unsafe { moved(path, &mut room) };
-        call_next!(OPENDIR, fn(*const c_char) -> *mut c_void, std::ptr::null_mut(), path)
-    }
-
-    /// realpath(3).
-    fn realpath(path: *const c_char, into: *mut c_char) -> *mut c_char {
-        let mut room = None;
-        // SAFETY: by the contract.
-        let path = unsafe { moved(path, &mut room) };
-        call_next!(REALPATH, fn(*const c_char, *mut c_char) -> *mut c_char, std::ptr::null_mut(), path, into)
     }
 }
 
@@ -633,15 +534,6 @@ interpose! {
         }
     }
 
-    /// socket(2). The kernel's own RDMA device list must not be found: it would win over the sysfs tree.
-    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
-        if domain == libc::AF_NETLINK && protocol == NETLINK_RDMA && config::get().is_some() {
-            return fail(libc::EPROTONOSUPPORT);
-        }
-        // SAFETY: no pointers.
-        unsafe { syscall!(SYS_socket, domain, kind, protocol) as c_int }
-    }
-
     /// mmap(2).
     fn mmap(at: *mut c_void, len: usize, prot: c_int, flags: c_int, descriptor: c_int, offset: c_long) -> *mut c_void {
         if flags & libc::MAP_ANONYMOUS == 0
@@ -677,25 +569,38 @@ interpose! {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+// ---- the kernel's own device list --------------------------------------------------------------
 
-    fn moved_to(path: &[u8]) -> Option<String> {
-        let moved = in_tree(path, b"/run/x/sys")?;
-        Some(CStr::from_bytes_until_nul(&moved.0).unwrap().to_str().unwrap().to_owned())
-    }
+/// socket(2).
+///
+/// # Safety
+/// As in the C library.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[unsafe(naked)]
+pub unsafe extern "C" fn socket(_domain: c_int, _kind: c_int, _protocol: c_int) -> c_int {
+    // A fourth argument: the return address, which tells the caller.
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {}", sym socket_from)
+}
 
-    #[test]
-    fn only_the_two_classes_are_moved() {
-        assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
-        assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
-        assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
-        for theirs in ["/sys/class/infiniband_mad", "/sys/class/infinibandx", "/sys/class/net", "/sys", "", "sys/class"]
-        {
-            assert!(moved_to(theirs.as_bytes()).is_none(), "{theirs}");
-        }
-        let long = [&b"/sys/class/infiniband/"[..], &[b'a'; 2048]].concat();
-        assert!(moved_to(&long).is_none());
+/// The kernel tells libibverbs its devices by netlink, and that list would win over the sysfs tree, where ours stand
+/// beside them. libibverbs falls back to the tree without netlink. Tools that administer real devices (`rdma` of
+/// iproute2) keep it; they come through libmnl.
+extern "C" fn socket_from(domain: c_int, kind: c_int, protocol: c_int, caller: *const c_void) -> c_int {
+    if domain == libc::AF_NETLINK && protocol == NETLINK_RDMA && config::get().is_some() && !is_in_libmnl(caller) {
+        return fail(libc::EPROTONOSUPPORT);
     }
+    // SAFETY: no pointers.
+    unsafe { syscall!(SYS_socket, domain, kind, protocol) as c_int }
+}
+
+fn is_in_libmnl(code: *const c_void) -> bool {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: `info` has room; any address may be asked about.
+    if unsafe { libc::dladdr(code, info.as_mut_ptr()) } == 0 {
+        return false;
+    }
+    // SAFETY: filled by the successful call. The name is that of a loaded object, which stays loaded while its code
+    // waits for us to return.
+    let name = unsafe { CStr::from_ptr(info.assume_init().dli_fname) };
+    name.to_bytes().rsplit(|byte| *byte == b'/').next().is_some_and(|name| name.starts_with(b"libmnl."))
 }

@@ -7,12 +7,14 @@ use crate::fresh::OWN;
 use crate::host::segment::Segment;
 use crate::host::transport::HostTransport;
 use crate::memory::ProcessMemory;
-use crate::{fd, raw, signals, uar};
+use crate::{fd, raw, signals, trace, uar};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::CtxHandle;
+use pvrdma_device::transport::Transport;
+use pvrdma_device::transport::fault::{Faults, Faulty};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -104,6 +106,13 @@ fn leave_at_exit() {
     }
 }
 
+/// What `pvrdma run --fault` asks for.
+fn faults() -> Result<Option<Faults>, i32> {
+    let Some(list) = std::env::var_os("PVRDMA_FAULT") else { return Ok(None) };
+    let faults = list.to_str().and_then(|list| list.parse().ok());
+    faults.map(Some).ok_or(libc::EINVAL)
+}
+
 impl Process {
     fn join() -> Result<Process, i32> {
         let dir = PathBuf::from(std::env::var_os("PVRDMA_HOST_DIR").ok_or(libc::ENODEV)?);
@@ -127,7 +136,11 @@ impl Process {
             max_uar: MAX_UAR,
             memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
         };
-        let device = Device::new(config, Arc::new(ProcessMemory), events.clone(), transport.clone());
+        let network: Arc<dyn Transport> = match faults()? {
+            Some(faults) => Faulty::new(transport.clone(), faults),
+            None => transport.clone(),
+        };
+        let device = Device::new(config, Arc::new(ProcessMemory), events.clone(), network);
         transport.attach(&device);
         for (index, gid) in guest.gids() {
             let bind = Command::CreateBind { index, gid, gid_type: roce.gid_type(), vlan: 0xfff, mtu: 1024 };
@@ -189,6 +202,9 @@ impl Process {
 /// A store to the doorbell page of `ctx`.
 pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     let Some(process) = existing() else { return };
+    if trace::enabled() {
+        trace::doorbell(doorbell);
+    }
     process.device.doorbell(ctx, doorbell);
     match doorbell {
         Doorbell::Cq { cq, poll: true, .. } if process.device.cq_polled(ctx, cq) => {

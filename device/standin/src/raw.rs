@@ -113,7 +113,7 @@ pub fn write(fd: c_int, bytes: &[u8]) {
     unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) };
 }
 
-// ---- the next definition -----------------------------------------------------------------------
+// ---- the next definition, and ours ---------------------------------------------------------------------
 
 /// The next definition of a function after ours: the C library's, or that of another preload library.
 pub struct Next {
@@ -166,6 +166,18 @@ macro_rules! call_next {
     };
 }
 pub(crate) use call_next;
+
+/// Defines functions under the C library's names.
+macro_rules! interpose {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty $body:block)*) => {$(
+        $(#[$doc])*
+        /// # Safety
+        /// As in the C library.
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub unsafe extern "C" fn $name($($arg: $type),*) -> $result $body
+    )*};
+}
+pub(crate) use interpose;
 
 #[cfg(test)]
 mod tests {

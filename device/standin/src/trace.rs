@@ -1,11 +1,19 @@
-//! The trace file: one line for every command the device gets, `pid command fields -> result`.
+//! The trace file: one line for every command the device gets, every doorbell and every completion, each with process
+//! and thread. `device/README.md` shows them.
 //!
-//! A line is built on the stack and appended by one write, so lines of several programs do not mix.
+//! A line is built on the stack and appended by one write, so lines of several programs do not mix. Callers ask
+//! `enabled` first: without a trace that one branch is all it costs.
 
 use crate::fresh::OWN;
 use crate::{config, fd, raw};
+use pvrdma_device::cqe::Completion;
+use pvrdma_device::doorbell::{Arm, Doorbell};
+use pvrdma_device::handle::CqHandle;
+use pvrdma_device::interrupt::AsyncEvent;
+use pvrdma_device::wqe::Ext;
+use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::fmt::{self, Write};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A text that stops growing when it is full.
 pub struct Text<const N: usize> {
@@ -22,6 +30,13 @@ impl<const N: usize> Text<N> {
     /// What is there.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Ends a line, even a full one.
+    fn end(&mut self) {
+        self.len = self.len.min(N - 1);
+        self.bytes[self.len] = b'\n';
+        self.len += 1;
     }
 
     /// As a string; only whole pieces are ever added.
@@ -49,18 +64,153 @@ pub fn enabled() -> bool {
 
 /// Writes a line for a command.
 pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
+    let space = if note.as_bytes().is_empty() { "" } else { " " };
+    match result {
+        Ok(()) => line(format_args!("{name}{space}{} -> ok", note.as_str())),
+        Err(errno) => line(format_args!("{name}{space}{} -> errno {errno}", note.as_str())),
+    }
+}
+
+/// Writes a line for a doorbell. A program that spins polls a million times: of POLLs in a row for one CQ the first is
+/// written, and how many followed when something else is.
+pub fn doorbell(doorbell: Doorbell) {
+    match doorbell {
+        Doorbell::Qp { qp, send, recv } => {
+            let (send, recv) = (if send { " SEND" } else { "" }, if recv { " RECV" } else { "" });
+            line(format_args!("QP {}{send}{recv}", qp.0));
+        }
+        Doorbell::Cq { cq, arm: None, .. } => {
+            if !OWN.polls.repeats(cq.0) {
+                line(format_args!("CQ {} POLL", cq.0));
+                OWN.polls.begin(cq.0);
+            }
+        }
+        Doorbell::Cq { cq, arm: Some(arm), poll } => {
+            let arm = match arm {
+                Arm::Any => "ARM",
+                Arm::Solicited => "ARM_SOL",
+            };
+            line(format_args!("CQ {} {arm}{}", cq.0, if poll { " POLL" } else { "" }));
+        }
+        Doorbell::Srq { srq } => line(format_args!("SRQ {} RECV", srq.0)),
+    }
+}
+
+/// Writes a line for a completion.
+pub fn completed(cq: CqHandle, completion: &Completion) {
+    let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, .. } = *completion;
+    let (opcode, status) = (opcode_name(opcode), status_name(status));
+    let mut more = Text::<48>::new();
+    // There is room for both.
+    let _ = match ext {
+        Ext::None => Ok(()),
+        Ext::Imm(imm) => write!(more, " imm={:#x}", u32::from_be(imm)),
+        Ext::Invalidate(rkey) => write!(more, " invalidated={:#x}", rkey.0),
+    };
+    if let Some(sender) = sender {
+        let _ = write!(more, " src_qp={:#x}", sender.qpn.0);
+    }
+    let (cq, qp, more) = (cq.0, qp.0, more.as_str());
+    line(format_args!("CQE cq={cq} qp={qp} wr_id={wr_id:#x} {opcode} {status} byte_len={byte_len}{more}"));
+}
+
+/// Writes a line for an asynchronous event.
+pub fn async_event(event: AsyncEvent) {
+    let (name, object) = match event {
+        AsyncEvent::CqErr(_) => ("CQ_ERR", "cq"),
+        AsyncEvent::QpFatal(_) => ("QP_FATAL", "qp"),
+        AsyncEvent::QpReqErr(_) => ("QP_REQ_ERR", "qp"),
+        AsyncEvent::QpAccessErr(_) => ("QP_ACCESS_ERR", "qp"),
+        AsyncEvent::CommEst(_) => ("COMM_EST", "qp"),
+        AsyncEvent::SqDrained(_) => ("SQ_DRAINED", "qp"),
+        AsyncEvent::PortActive => ("PORT_ACTIVE", "port"),
+        AsyncEvent::PortErr => ("PORT_ERR", "port"),
+        AsyncEvent::DeviceFatal => ("DEVICE_FATAL", "device"),
+        AsyncEvent::SrqErr(_) => ("SRQ_ERR", "srq"),
+        AsyncEvent::SrqLimitReached(_) => ("SRQ_LIMIT_REACHED", "srq"),
+        AsyncEvent::QpLastWqeReached(_) => ("QP_LAST_WQE_REACHED", "qp"),
+    };
+    line(format_args!("EVENT {name} {object}={}", event.to_eqe().1));
+}
+
+/// Writes one line, after the count of POLLs that were not written.
+pub fn line(text: fmt::Arguments<'_>) {
+    if let Some((cq, count)) = OWN.polls.end() {
+        append(format_args!("CQ {cq} POLL, {count} more"));
+    }
+    append(text);
+}
+
+fn append(text: fmt::Arguments<'_>) {
     let Some(file) = file() else { return };
     let mut line = Text::<320>::new();
+    // SAFETY: no arguments.
+    let thread = unsafe { raw::syscall!(SYS_gettid) };
     // A full line loses its end; there is nothing better to do with the error.
-    let _ = write!(line, "{} {name} ", raw::getpid());
-    if !note.as_bytes().is_empty() {
-        let _ = write!(line, "{} ", note.as_str());
-    }
-    let _ = match result {
-        Ok(()) => writeln!(line, "-> ok"),
-        Err(errno) => writeln!(line, "-> errno {errno}"),
-    };
+    let _ = write!(line, "{}/{thread} ", raw::getpid());
+    let _ = line.write_fmt(text);
+    line.end();
     raw::write(file, line.as_bytes());
+}
+
+/// POLLs in a row. Threads that poll side by side may each see the other's; then a line more or less is written.
+pub struct Polls {
+    /// The CQ plus one; 0: the last line was something else.
+    cq: AtomicU32,
+    count: AtomicU32,
+}
+
+impl Polls {
+    pub const fn new() -> Polls {
+        Polls { cq: AtomicU32::new(0), count: AtomicU32::new(0) }
+    }
+
+    fn begin(&self, cq: u32) {
+        self.cq.store(cq + 1, Ordering::Relaxed);
+    }
+
+    fn repeats(&self, cq: u32) -> bool {
+        let repeats = self.cq.load(Ordering::Relaxed) == cq + 1;
+        if repeats {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        repeats
+    }
+
+    fn end(&self) -> Option<(u32, u32)> {
+        let cq = self.cq.swap(0, Ordering::Relaxed).checked_sub(1)?;
+        let count = self.count.swap(0, Ordering::Relaxed);
+        (count > 0).then_some((cq, count))
+    }
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* fn $name:ident($prefix:literal) { $($value:ident)* })*) => {$(
+        $(#[$doc])*
+        fn $name(value: u32) -> &'static str {
+            match value {
+                $(abi::$value => &stringify!($value)[$prefix.len()..],)*
+                _ => "UNKNOWN",
+            }
+        }
+    )*};
+}
+
+names! {
+    /// What a completion is of, without the prefix.
+    fn opcode_name("PVRDMA_WC_") {
+        PVRDMA_WC_SEND PVRDMA_WC_RDMA_WRITE PVRDMA_WC_RDMA_READ PVRDMA_WC_COMP_SWAP PVRDMA_WC_FETCH_ADD
+        PVRDMA_WC_BIND_MW PVRDMA_WC_LOCAL_INV PVRDMA_WC_FAST_REG_MR PVRDMA_WC_RECV PVRDMA_WC_RECV_RDMA_WITH_IMM
+    }
+
+    /// How it ended, without the prefix.
+    fn status_name("PVRDMA_WC_") {
+        PVRDMA_WC_SUCCESS PVRDMA_WC_LOC_LEN_ERR PVRDMA_WC_LOC_QP_OP_ERR PVRDMA_WC_LOC_EEC_OP_ERR
+        PVRDMA_WC_LOC_PROT_ERR PVRDMA_WC_WR_FLUSH_ERR PVRDMA_WC_MW_BIND_ERR PVRDMA_WC_BAD_RESP_ERR
+        PVRDMA_WC_LOC_ACCESS_ERR PVRDMA_WC_REM_INV_REQ_ERR PVRDMA_WC_REM_ACCESS_ERR PVRDMA_WC_REM_OP_ERR
+        PVRDMA_WC_RETRY_EXC_ERR PVRDMA_WC_RNR_RETRY_EXC_ERR PVRDMA_WC_REM_ABORT_ERR PVRDMA_WC_FATAL_ERR
+        PVRDMA_WC_RESP_TIMEOUT_ERR PVRDMA_WC_GENERAL_ERR
+    }
 }
 
 /// The descriptor of the trace file. It is opened once and kept out of the program's reach.
@@ -91,5 +241,26 @@ mod tests {
         assert!(text.write_str("6789").is_err());
         text.write_str("678").unwrap();
         assert_eq!(text.as_str(), "12345678");
+        text.end();
+        assert_eq!(text.as_bytes(), b"1234567\n");
+    }
+
+    #[test]
+    fn only_the_first_of_polls_in_a_row_begins_a_line() {
+        let polls = Polls::new();
+        assert!(!polls.repeats(3));
+        polls.begin(3);
+        assert!(polls.repeats(3) && polls.repeats(3));
+        assert!(!polls.repeats(4));
+        assert_eq!(polls.end(), Some((3, 2)));
+        assert_eq!(polls.end(), None);
+        polls.begin(0);
+        assert_eq!(polls.end(), None);
+    }
+
+    #[test]
+    fn names_are_the_headers() {
+        assert_eq!(opcode_name(129), "RECV_RDMA_WITH_IMM");
+        assert_eq!((status_name(0), status_name(12), status_name(99)), ("SUCCESS", "RETRY_EXC_ERR", "UNKNOWN"));
     }
 }

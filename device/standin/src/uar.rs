@@ -13,6 +13,7 @@ use crate::fresh::OWN;
 use crate::process;
 use crate::signals;
 use crate::store::{self, Source};
+use crate::trace;
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::CtxHandle;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -42,7 +43,7 @@ pub unsafe fn map(ctx: CtxHandle, hint: *mut libc::c_void, flags: i32) -> Result
     let placement = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | placement;
     // SAFETY: one anonymous page; where it goes is the caller's promise.
-    let at = unsafe { libc::syscall(libc::SYS_mmap, hint, PAGE, libc::PROT_READ, flags, -1, 0) };
+    let at = unsafe { libc::syscall(libc::SYS_mmap, hint, PAGE, libc::PROT_READ, flags, -1, 0 as libc::off_t) };
     if at == -1 {
         return Err(errno());
     }
@@ -217,7 +218,12 @@ struct Call {
 }
 
 extern "C" fn ring(call: &mut Call) {
-    let Some(doorbell) = Doorbell::decode(call.offset, call.value) else { return };
+    let Some(doorbell) = Doorbell::decode(call.offset, call.value) else {
+        if trace::enabled() {
+            trace::line(format_args!("UAR +{:#x} {:#010x} ignored", call.offset, call.value));
+        }
+        return;
+    };
     // A panic must not unwind through a signal frame.
     let rung = std::panic::catch_unwind(|| process::doorbell(call.ctx, doorbell));
     if rung.is_err() {

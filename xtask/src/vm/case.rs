@@ -118,6 +118,16 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
         fs::copy(file, job.join("provider.so"))
             .with_context(|| format!("cannot read the provider {}", file.display()))?;
     }
+    // `pvrdma run` works in the guest too; what it needs travels beside it.
+    let built = house.server.parent().context("the server lies in a folder")?;
+    fs::create_dir(job.join("bin"))?;
+    for name in ["pvrdma", "libpvrdma_standin.so", "libvmw_pvrdma.so"] {
+        fs::copy(built.join(name), job.join("bin").join(name)).with_context(|| format!("cannot read {name}"))?;
+    }
+    for program in ["data", "rc_loop", "srq_loop"] {
+        let file = pvrdma_tests::c_program(&format!("tests/c/{program}.c"), &[]);
+        fs::copy(file, job.join("bin").join(program)).with_context(|| format!("cannot read {program}"))?;
+    }
     let mut list = String::new();
     for (index, step) in steps.iter().enumerate() {
         let text = format!(". /run/job/lib.sh\n{}\n", step.script);

@@ -26,8 +26,10 @@ pub fn write_initramfs(kernel: &Path, init: &Path, target: &Path) -> Result<()> 
     let init_script = fs::read(init).with_context(|| format!("cannot read {}", init.display()))?;
     archive.file("init", &init_script)?;
     let order = fs::read_to_string(kernel.join("order"))?;
+    let on_demand = fs::read_to_string(kernel.join("on_demand"))?;
     archive.file("modules/order", order.as_bytes())?;
-    for module in order.lines().chain(["vmw_pvrdma"]) {
+    archive.file("modules/on_demand", on_demand.as_bytes())?;
+    for module in order.lines().chain(["vmw_pvrdma"]).chain(on_demand.lines()) {
         let name = format!("modules/{module}.ko");
         archive.file(&name, &fs::read(kernel.join(&name))?)?;
     }

@@ -29,9 +29,47 @@ pub fn one_guest(full: bool) -> Vec<Step> {
         ),
         step("ibv_rc_pingpong -c", "pair 18515 ibv_rc_pingpong -d $device -g 1 -c -n 300; pingpong_note"),
         step("ibv_rc_pingpong -c -e", "pair 18515 ibv_rc_pingpong -d $device -g 1 -c -e -n 300; pingpong_note"),
+        step("ibv_ud_pingpong -c", "pair 18515 ibv_ud_pingpong -d $device -g 1 -c -n 200; pingpong_note"),
+        step("ibv_srq_pingpong -c -e", "pair 18515 ibv_srq_pingpong -d $device -g 1 -c -e -q 4 -n 50; pingpong_note"),
+        step(
+            "every RC operation, atomics too, byte for byte",
+            "$own/data -k short -s 1 | tee /tmp/data; note /tmp/data",
+        ),
+        step("async events: SRQ limit, last WQE", "$own/srq_loop limit last_wqe"),
+        step(
+            "rdma_cm (GSI): rping",
+            "serve rping -s -a $address -C 5
+             again rping -c -a $address -C 5
+             served",
+        ),
     ];
     if full {
         steps.extend([
+            // The kernel pins what is registered, so memory that a program unmaps is still there.
+            step("rc_loop, but for `unmapped`", "$own/rc_loop $($own/rc_loop | grep -vx unmapped)"),
+            step("ibv_ud_pingpong -c -e", "pair 18515 ibv_ud_pingpong -d $device -g 1 -c -e -n 200; pingpong_note"),
+            step("ib_send_lat -c UD", "perftest ib_send_lat -c UD -s 8 -n 300"),
+            step("ib_send_bw --use-srq -q 4", "perftest ib_send_bw --use-srq -q 4 -s 4096 -n 400"),
+            step("ib_atomic_lat, fetch and add", "perftest ib_atomic_lat -A FETCH_AND_ADD -n 300"),
+            step("ib_atomic_bw, compare and swap", "perftest ib_atomic_bw -A CMP_AND_SWAP -n 500"),
+            step(
+                "rdma_cm: ucmatose, 10 connections",
+                "serve ucmatose -b $address -c 10
+                 again ucmatose -s $address -c 10
+                 served",
+            ),
+            step(
+                "rdma_cm: udaddy, datagrams",
+                "serve udaddy -b $address
+                 again udaddy -s $address
+                 served",
+            ),
+            step(
+                "rdma_cm: ib_send_lat -R",
+                "serve ib_send_lat -R -F -s 8 -n 300
+                 again ib_send_lat -R -F -s 8 -n 300 $address
+                 served",
+            ),
             step(
                 "ibv_rc_pingpong -c, 64 KiB messages",
                 "pair 18515 ibv_rc_pingpong -d $device -g 1 -c -s 65536 -n 200; pingpong_note",
@@ -42,6 +80,10 @@ pub fn one_guest(full: bool) -> Vec<Step> {
             step("ib_write_lat 8 B", "perftest ib_write_lat -s 8 -n 500"),
             step("ib_send_lat 8 B", "perftest ib_send_lat -s 8 -n 500"),
             step("ib_write_bw 1 MiB", "perftest ib_write_bw -s 1048576 -n 100"),
+            Step {
+                limit: Duration::from_secs(240),
+                ..step("real devices beside the stand-in's, ordinary user, ptrace_scope 1", BESIDE_REAL_DEVICES)
+            },
             step(
                 "driver unbinds and binds again",
                 "address=$(basename $(readlink -f /sys/class/infiniband/$device/device))
@@ -62,20 +104,97 @@ pub fn one_guest(full: bool) -> Vec<Step> {
     steps
 }
 
+/// `pvrdma run` on a machine with RDMA devices: this guest's own PVRDMA and two of software RoCE, one under a name that
+/// does not tell its driver.
+const BESIDE_REAL_DEVICES: &str = r#"
+    for module in $(cat /run/modules/on_demand); do
+        insmod /run/modules/$module.ko || fail "insmod $module"
+    done
+    rdma link add rxe0 type rxe netdev eth0 && rdma link add soft type rxe netdev lo || fail 'no software RoCE'
+    echo 1 >/proc/sys/kernel/yama/ptrace_scope || fail 'no yama'
+    chmod 1777 /dev/shm /tmp
+    as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+    run() { as_nobody /run/job/bin/pvrdma run "$@"; }
+
+    before=$(as_nobody ibv_devices | awk 'NR > 2 { print $1 }' | sort | tr '
+' ' ')
+    [ "$before" = 'rxe0 soft vmw_pvrdma0 ' ] || fail "real devices: $before"
+    inside=$(run ibv_devices | awk 'NR > 2 { print $1 }' | sort | tr '
+' ' ')
+    [ "$inside" = 'rxe0 soft vmw_pvrdma0 vmw_pvrdma1 ' ] || fail "devices inside: $inside"
+    inside=$(run ls /sys/class/infiniband | tr '
+' ' ')
+    [ "$inside" = 'rxe0 soft vmw_pvrdma0 vmw_pvrdma1 ' ] || fail "listed inside: $inside"
+    run rdma link | grep -q '^link rxe0/1 state ACTIVE' || fail 'rdma link'
+    for attribute in node_guid node_type ports/1/gids/0 ports/1/gid_attrs/types/0 ports/1/state; do
+        for real in rxe0 soft vmw_pvrdma0; do
+            inside=$(run cat /sys/class/infiniband/$real/$attribute)
+            [ "$inside" = "$(cat /sys/class/infiniband/$real/$attribute)" ] || fail "$real/$attribute: $inside"
+        done
+    done
+    [ "$(run cat /sys/class/infiniband_verbs/uverbs3/ibdev)" = vmw_pvrdma1 ] || fail 'uverbs3 is not ours'
+    run stat -c '%F %t %T' /dev/infiniband/uverbs3 | grep -q 'character special file e7 c3' || fail 'node of ours'
+
+    between() {
+        one=$1 two=$2 name=$3
+        shift 3
+        run --guest $one ibv_rc_pingpong -d $name -g 1 "$@" >/tmp/first.log 2>&1 &
+        first=$!
+        wait_listen 18515
+        run --guest $two ibv_rc_pingpong -d $name -g 1 "$@" 127.0.0.1 || fail "$name: client"
+        wait $first || { cat /tmp/first.log; fail "$name: server"; }
+        echo "good: $name"
+    }
+    between red red rxe0 -n 200
+    between red red vmw_pvrdma0 -n 200 -c
+    between red red vmw_pvrdma1 -n 200 -c
+    between red blue vmw_pvrdma1 -n 200 -c -e
+
+    # They come and go while a guest lives.
+    run --guest red sh -c 'sleep 8; ls /sys/class/infiniband' >/tmp/listed &
+    sleep 3
+    rdma link delete soft && rdma link add new0 type rxe netdev lo || fail 'cannot change the links'
+    inside=$(run --guest red ibv_devices | awk 'NR > 2 { print $1 }' | sort | tr '
+' ' ')
+    [ "$inside" = 'new0 rxe0 vmw_pvrdma0 vmw_pvrdma1 ' ] || fail "devices after a change: $inside"
+    wait $!
+    grep -q new0 /tmp/listed && ! grep -q soft /tmp/listed || fail "listed after a change: $(cat /tmp/listed)"
+
+    [ "$(as_nobody ibv_devices | awk 'NR > 2' | wc -l)" = 3 ] || fail 'outside it changed'
+    [ -z "$(ls /dev/shm)" ] || fail "left: $(ls /dev/shm)"
+    rdma link delete new0 && rdma link delete rxe0 && rmmod rdma_rxe"#;
+
 /// For two guests on one server: the first is the server of each program, the second its client.
 pub fn two_guests() -> [Vec<Step>; 2] {
-    let programs = [
+    let by_address = [
         ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g 1 -c -n 300"),
         ("ibv_rc_pingpong -c -e", "ibv_rc_pingpong -d $device -g 1 -c -e -n 300"),
+        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g 1 -c -n 200"),
+        ("ibv_srq_pingpong -c", "ibv_srq_pingpong -d $device -g 1 -c -q 4 -n 50"),
+        ("every RC operation, byte for byte", "$own/data -k short -s 1 -p 18515"),
         ("ib_write_bw 64 KiB", "ib_write_bw -d $device -x 1 -F -s 65536 -n 500"),
         ("ib_send_lat 8 B", "ib_send_lat -d $device -x 1 -F -s 8 -n 300"),
+        ("ib_atomic_lat", "ib_atomic_lat -d $device -x 1 -F -n 300"),
     ];
-    let ready = || step("port is active, GID 1 bound", "wait_gid");
-    let side = |name: &str, wrap: &dyn Fn(&str) -> String| {
-        let steps = programs.iter().map(|(what, command)| step(&format!("{name}: {what}"), &wrap(command)));
-        std::iter::once(ready()).chain(steps).collect()
+    let by_rdma_cm = [
+        ("rdma_cm: rping", "rping -s -a $first -C 5", "rping -c -a $first -C 5"),
+        ("rdma_cm: udaddy", "udaddy -b $first", "udaddy -s $first"),
+        ("rdma_cm: ib_send_lat -R", "ib_send_lat -R -F -s 8 -n 300", "ib_send_lat -R -F -s 8 -n 300 $first"),
+    ];
+    let mut sides =
+        ["server", "client"].map(|side| vec![step(&format!("{side}: port is active, GID 1 bound"), "wait_gid")]);
+    let mut both = |what: &str, scripts: [String; 2]| {
+        for ((side, steps), script) in ["server", "client"].iter().zip(&mut sides).zip(scripts) {
+            steps.push(step(&format!("{side}: {what}"), &script));
+        }
     };
-    [side("server", &|command| command.to_owned()), side("client", &|command| format!("connect {command}"))]
+    for (what, command) in by_address {
+        both(what, [command.to_owned(), format!("connect {command}")]);
+    }
+    for (what, server, client) in by_rdma_cm {
+        both(what, [server.to_owned(), format!("again {client}")]);
+    }
+    sides
 }
 
 /// A script of the user's own.

@@ -222,7 +222,11 @@ impl Device {
             sq.ring.take();
             taken += 1;
             let len = wr.sg_list.total();
-            let packets = u32::try_from(len.div_ceil(attrs.mtu()).max(1)).unwrap_or(u32::MAX);
+            let packets = match wr.operation {
+                // They do not leave the device: the responder would miss a number that was spent on them.
+                Ok(Operation::LocalInv { .. } | Operation::FastReg(_)) => 0,
+                _ => u32::try_from(len.div_ceil(attrs.mtu()).max(1)).unwrap_or(u32::MAX),
+            };
             let stage = match self.judge(qp, &wr, len, attrs) {
                 Ok(()) => Stage::Ready,
                 Err(status) => Stage::Done(status),

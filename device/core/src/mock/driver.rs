@@ -26,6 +26,8 @@ pub const ALL_ACCESS: u32 =
 pub const RC: u8 = 2;
 /// See [`RC`].
 pub const UD: u8 = 4;
+/// See [`RC`].
+pub const GSI: u8 = 1;
 
 /// The GID type that the mock's devices have (RoCE v2).
 pub const GID_TYPE: u8 = 2;

@@ -5,6 +5,7 @@
 //! it calls `Device::receive` with a [`Far`], through which the responder pulls or pushes the payload in one copy.
 
 pub mod fabric;
+pub mod fault;
 
 use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use crate::memory::{Memory, Span};

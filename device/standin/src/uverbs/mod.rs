@@ -1,4 +1,4 @@
-//! The uverbs side of the kernel: an opened `/dev/infiniband/uverbs0`, its commands and objects.
+//! The uverbs side of the kernel: an opened `/dev/infiniband/uverbsN`, its commands and objects.
 //!
 //! A command comes in one of two forms: the old one (`call.rs`), as write(2) or wrapped in an ioctl, and native ioctl
 //! attributes (`attrs.rs`). Each object's file decodes both into one request, does what `ib_uverbs` and the
