@@ -498,6 +498,7 @@ impl Device {
             self.drop_sends(&qp, &mut sq);
         }
         drop(sq);
+        qp.renew_credit();
         if matches!(to, PVRDMA_QPS_ERR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD) {
             self.run_qp(&qp);
         }
@@ -595,6 +596,7 @@ impl Device {
         match doorbell {
             Doorbell::Qp { qp, send, .. } => {
                 if let Some(qp) = self.qp(qp).filter(|qp| owns(qp.ctx)) {
+                    qp.renew_credit();
                     // The receive was posted before we look at the state; `Qp::set_state` has the other fence.
                     fence(Ordering::SeqCst);
                     // A receive is taken when a message needs it, so its doorbell matters only to a QP that flushes.

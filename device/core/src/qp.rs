@@ -64,7 +64,22 @@ pub struct Qp {
     pub(crate) rq: Mutex<RecvQueue>,
     /// Expected PSN, when no transport keeps it elsewhere.
     own_expected_psn: AtomicU32,
+    credit: Credit,
     shared_expected_psn: Option<&'static AtomicU32>,
+}
+
+/// WQEs that may be taken from the rings of a QP before its owner does something again. A doorbell is good for a ring
+/// full: more cannot wait. A guest whose completions, say, are written over its own counters has rings that fill
+/// themselves, and would keep the device busy for ever without lifting a finger.
+#[derive(Debug, Default)]
+struct Credit {
+    send: AtomicU32,
+    recv: AtomicU32,
+}
+
+/// One less, if there is any. Both ends hold the queue's lock, except who renews: it comes after the WQEs it stands for.
+fn spend(credit: &AtomicU32) -> bool {
+    credit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 /// What MODIFY_QP sets.
@@ -151,8 +166,25 @@ impl Qp {
             sq: Mutex::new(SendQueue::new(Consumer::new(send))),
             rq: Mutex::new(RecvQueue::new(Consumer::new(recv))),
             own_expected_psn: AtomicU32::new(0),
+            credit: Credit::default(),
             shared_expected_psn: expected_psn,
         })
+    }
+
+    /// Its owner rang or changed it: its rings may be looked at, each to its full length.
+    pub(crate) fn renew_credit(&self) {
+        self.credit.send.store(self.cap.max_send_wr, Ordering::Relaxed);
+        self.credit.recv.store(self.cap.max_recv_wr, Ordering::Relaxed);
+    }
+
+    /// A send WQE is about to be taken.
+    pub(crate) fn spend_send(&self) -> bool {
+        spend(&self.credit.send)
+    }
+
+    /// A receive WQE is about to be flushed.
+    pub(crate) fn spend_recv(&self) -> bool {
+        spend(&self.credit.recv)
     }
 
     /// `PVRDMA_QPS_*`.

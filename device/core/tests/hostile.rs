@@ -2,7 +2,7 @@
 //! overflow. The answer is an error to that guest alone; the device neither panics nor hangs, and its other users
 //! go on.
 
-use pvrdma_device::command::{Command, MrKind};
+use pvrdma_device::command::{Command, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::memory::{Buffer, DmaAddr, Memory};
@@ -223,9 +223,7 @@ fn a_directory_may_name_itself_and_anything_else() {
     let kind = MrKind::User(buffer.clone());
     let length = driver.device.caps().max_mr_size;
     let create = Command::CreateMr { pd: bench.liar.pd, start: 0, length, access_flags: ALL_ACCESS, kind };
-    let Ok(pvrdma_device::command::Response::CreateMr { lkey, rkey, .. }) = driver.command(create) else {
-        panic!("CREATE_MR")
-    };
+    let Ok(Response::CreateMr { lkey, rkey, .. }) = driver.command(create) else { panic!("CREATE_MR") };
     // The peer writes into the directory; the region is what it was when it was made.
     let source = bench.peer.region(4096);
     source.set(0, &[0xff; 4096]);
@@ -251,9 +249,7 @@ fn a_qp_made_of_one_page_repeated_does_not_hang_the_device() {
     if let Command::CreateQp(create) = &mut create {
         create.buffer = Buffer::Pdir { pdir: driver.pdir(&[page; 64]), nchunks: 64 };
     }
-    let Ok(pvrdma_device::command::Response::CreateQp { qpn, qp }) = driver.command(create) else {
-        panic!("CREATE_QP")
-    };
+    let Ok(Response::CreateQp { qpn, qp }) = driver.command(create) else { panic!("CREATE_QP") };
     let peer = pvrdma_device::transport::Endpoint { gid: driver.gid, qpn };
     pvrdma_device::mock::end::bring_up(driver, qp, peer, &Path::default());
     for fill in [0u8, 1, 0x40, 0xff] {
@@ -355,13 +351,13 @@ fn create_commands_full_of_rubbish_are_refused_and_cost_nothing() {
         ];
         for command in commands {
             match driver.command(command) {
-                Ok(pvrdma_device::command::Response::CreateQp { qp, .. }) => {
+                Ok(Response::CreateQp { qp, .. }) => {
                     driver.command(Command::DestroyQp { qp }).unwrap();
                 }
-                Ok(pvrdma_device::command::Response::CreateCq { cq, .. }) => {
+                Ok(Response::CreateCq { cq, .. }) => {
                     driver.command(Command::DestroyCq { cq }).unwrap();
                 }
-                Ok(pvrdma_device::command::Response::CreateMr { mr, .. }) => {
+                Ok(Response::CreateMr { mr, .. }) => {
                     driver.command(Command::DestroyMr { mr }).unwrap();
                 }
                 Ok(other) => panic!("{other:?}"),
@@ -415,5 +411,60 @@ fn modify_with_rubbish_is_refused_or_survived() {
         }
     }
     liar.destroy();
+    bench.others_go_on();
+}
+
+#[test]
+fn rings_that_fill_themselves_come_to_rest() {
+    // One page is the counters of a QP and of the CQ it completes to: each completion that the device counts there is one
+    // more receive to flush, and it was already taken.
+    let bench = bench();
+    let driver = &bench.liar.driver;
+    let (page, ring) = (driver.alloc(1), driver.alloc(1));
+    let ctx = bench.liar.ctx;
+    let buffer = Buffer::Pdir { pdir: driver.pdir(&[page, ring]), nchunks: 2 };
+    let Ok(Response::CreateCq { cq, .. }) = driver.command(Command::CreateCq { ctx, cqe: 64, buffer }) else {
+        panic!("CREATE_CQ")
+    };
+    let size = QpSize { recv_sge: 1, ..QpSize::wr(64) };
+    let (create, _) = driver.qp_command(bench.liar.pd, cq, cq, QpSize { send_wr: 1, send_sge: 1, ..size });
+    let Command::CreateQp(mut create) = create else { unreachable!() };
+    create.buffer = Buffer::Pdir { pdir: driver.pdir(&[page, ring, ring]), nchunks: 3 };
+    let Ok(Response::CreateQp { qp, qpn }) = driver.command(Command::CreateQp(create)) else { panic!("CREATE_QP") };
+    let peer = pvrdma_device::transport::Endpoint { gid: driver.gid, qpn };
+    pvrdma_device::mock::end::bring_up(driver, qp, peer, &Path::default());
+    driver.ram.set(DmaAddr(page.0 + 8), &1u32.to_le_bytes());
+    pvrdma_device::mock::end::modify_state(driver, qp, PVRDMA_QPS_ERR).unwrap();
+    driver.bell.take_wake();
+    let turns = (0..1000)
+        .take_while(|_| {
+            driver.device.poll();
+            driver.bell.take_wake()
+        })
+        .count();
+    assert!(turns < 10, "the device is busy with itself, turn after turn");
+    bench.others_go_on();
+
+    // A WRITE into the counter of one's own send ring: each request posts the next.
+    let liar = &bench.liar;
+    let own = driver.register_pages(liar.pd, &liar.qp.block.pages[..1]);
+    let source = liar.region(4096);
+    liar.reset();
+    liar.bring_up(liar.endpoint(), &Path::default());
+    for slot in 0..8u32 {
+        // Whoever takes slot n finds that n + 2 was published.
+        source.set(u64::from(slot) * 4, &((slot + 2) % 16).to_le_bytes());
+        liar.qp.post_send(&SendWr::write(u64::from(slot), &[sge(&source, u64::from(slot) * 4, 4)], &own, 0).flags(0));
+    }
+    driver.bell.take_wake();
+    liar.qp.force_send_tail(1);
+    liar.qp.ring_send();
+    let turns = (0..1000)
+        .take_while(|_| {
+            driver.device.poll();
+            driver.bell.take_wake()
+        })
+        .count();
+    assert!(turns < 10, "the device is busy with itself, turn after turn");
     bench.others_go_on();
 }

@@ -218,6 +218,9 @@ impl Device {
         // SQD finishes what was begun and begins nothing new.
         while sq.owed.len() < WINDOW && qp.state() == PVRDMA_QPS_RTS {
             let Some(at) = sq.ring.peek(&qp.pages, self.memory())? else { break };
+            if !qp.spend_send() {
+                break;
+            }
             let wr = WorkRequest::read(at, qp.kind, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory())?;
             sq.ring.take();
             taken += 1;
@@ -585,19 +588,21 @@ impl Device {
         let first = sq.owed.iter().position(|owed| !succeeded(owed)).unwrap_or(sq.owed.len());
         let failed = sq.owed.get(first).is_some_and(|owed| matches!(owed.stage, Stage::Done(_)));
         sq.flush_from(first + usize::from(failed));
-        for _ in 0..=qp.cap.max_send_wr {
+        loop {
             while !sq.owed.is_empty() {
                 self.settle(qp, sq);
             }
             let Ok(Some(at)) = sq.ring.peek(&qp.pages, self.memory()) else { return };
+            // More than a ring full was posted while this went on; its doorbell is still to come.
+            if !qp.spend_send() {
+                return;
+            }
             let read = WorkRequest::read(at, qp.kind, qp.cap.max_send_sge, qp.sq_sig_all, &qp.pages, self.memory());
             let Ok(wr) = read else { return };
             sq.ring.take();
             let stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
             sq.owed.push_back(Owed { wr, psn: sq.psn, packets: 0, submission: 0, syndrome: 0, stage });
         }
-        // More than a ring full: its owner posts while we flush. The rest can wait for its turn.
-        self.run_soon(qp.handle);
     }
 
     /// Stops all requests of `qp` and forgets its WQEs (RESET, DESTROY).

@@ -459,11 +459,11 @@ impl Device {
             }
             return;
         }
-        for _ in 0..=qp.cap.max_recv_wr {
-            let Ok(Some(receive)) = rq.peek(qp, self) else { return };
+        while let Ok(Some(receive)) = rq.peek(qp, self)
+            && qp.spend_recv()
+        {
             self.end_receive(qp, &mut rq, receive.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
         }
-        self.run_soon(qp.handle);
     }
 }
 

@@ -257,6 +257,13 @@ impl Driver {
         self.register(pd, region.block.clone(), region.len, region.lead, ALL_ACCESS).expect("CREATE_MR")
     }
 
+    /// Pages of some object, registered with all rights.
+    pub fn register_pages(&self, pd: PdHandle, pages: &[DmaAddr]) -> Region {
+        let buffer = Buffer::Pdir { pdir: self.pdir(pages), nchunks: pages.len() as u32 };
+        let block = Block { ram: self.ram.clone(), pages: pages.to_vec(), buffer };
+        self.register(pd, block, pages.len() as u64 * PAGE, 0, ALL_ACCESS).expect("CREATE_MR")
+    }
+
     fn register(&self, pd: PdHandle, block: Block, len: u64, lead: u64, access: u32) -> Result<Region, CommandError> {
         // A user address: the offset in the page is that of the first byte, the rest is the process's own affair.
         let start = 0x7f00_0000_0000 + block.pages[0].0 + lead;
