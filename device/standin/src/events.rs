@@ -9,7 +9,7 @@ use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
 use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_async_event_desc, ib_uverbs_comp_event_desc};
 use std::collections::{HashMap, VecDeque};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use zerocopy::{FromBytes, IntoBytes};
@@ -104,9 +104,14 @@ impl Channel {
         waiting.records.push_back(record);
         self.flush(&mut waiting);
         if !waiting.records.is_empty() && !waiting.flushing {
-            let channel = Arc::clone(self);
+            let channel = Arc::into_raw(Arc::clone(self)).cast_mut();
+            let started = signals::quiet_thread(flush_thread, channel.cast());
             // Without a thread the next event, or the end of the object, finds them.
-            waiting.flushing = signals::quiet_thread("pvrdma-events", move || channel.flush_all()).is_ok();
+            waiting.flushing = started.is_ok();
+            if started.is_err() {
+                // SAFETY: from `into_raw` above; no thread has it.
+                drop(unsafe { Arc::from_raw(channel) });
+            }
         }
         true
     }
@@ -176,6 +181,14 @@ impl Drop for Channel {
         fd::close_hidden(self.tx);
         fd::close_hidden(self.rx);
     }
+}
+
+extern "C" fn flush_thread(channel: *mut c_void) -> *mut c_void {
+    signals::name_thread(c"pvrdma-events");
+    // SAFETY: `Channel::send` gave this thread its own count of the channel, made by `into_raw`.
+    let channel = unsafe { Arc::from_raw(channel.cast::<Channel>()) };
+    channel.flush_all();
+    std::ptr::null_mut()
 }
 
 // ---- who hears of what -------------------------------------------------------------------------

@@ -13,7 +13,7 @@
 
 use crate::config::{self, Hold};
 use crate::events::Channel;
-use crate::fresh::OWN;
+use crate::fresh::{self, OWN};
 use crate::raw;
 use crate::uverbs::File;
 use std::collections::BTreeMap;
@@ -45,42 +45,20 @@ pub struct Table {
     entries: Mutex<BTreeMap<c_int, Entry>>,
 }
 
-/// Part of the bitmap of the descriptors in the table.
-pub type Piece = [AtomicU64; 64];
-const PIECE_LEN: usize = 64 * 64;
-/// Enough for the 1,048,576 descriptors that Linux lets a process have.
-pub const PIECES: usize = 256;
+/// A bit for each of the 1,048,576 descriptors that Linux lets a process have.
+pub type Map = [AtomicU64; 1 << 14];
 
-fn bit(fd: c_int, make: bool) -> Option<(&'static AtomicU64, u64)> {
+fn bit(fd: c_int) -> Option<(&'static AtomicU64, u64)> {
     let fd = usize::try_from(fd).ok()?;
-    let slot = OWN.fd_map.get(fd / PIECE_LEN)?;
-    let mut piece = slot.load(Ordering::Acquire);
-    if piece.is_null() {
-        if !make {
-            return None;
-        }
-        let new = Box::into_raw(Box::new([const { AtomicU64::new(0) }; 64]));
-        piece = match slot.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => new,
-            Err(first) => {
-                // SAFETY: `new` came from Box and lost the race, so nobody else has it.
-                drop(unsafe { Box::from_raw(new) });
-                first
-            }
-        };
-    }
-    // SAFETY: pieces come from Box, are published once and never freed.
-    let piece: &'static Piece = unsafe { &*piece };
-    let at = fd % PIECE_LEN;
-    Some((&piece[at / 64], 1 << (at % 64)))
+    Some((OWN.fd_map.get(fd / 64)?, 1 << (fd % 64)))
 }
 
 fn is_marked(fd: c_int) -> bool {
-    bit(fd, false).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    bit(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
 }
 
 fn mark(fd: c_int, ours: bool) {
-    if let Some((word, bit)) = bit(fd, ours) {
+    if let Some((word, bit)) = bit(fd) {
         match ours {
             true => word.fetch_or(bit, Ordering::Relaxed),
             false => word.fetch_and(!bit, Ordering::Relaxed),
@@ -100,10 +78,12 @@ fn table() -> Option<&'static Table> {
 fn table_or_new() -> Option<&'static Table> {
     if OWN.fds.load(Ordering::Acquire).is_null() {
         let new = Box::into_raw(Box::new(Table { pid: raw::getpid(), entries: Mutex::default() }));
-        let first = OWN.fds.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
-        if first.is_err() {
-            // SAFETY: `new` came from Box and lost the race.
-            drop(unsafe { Box::from_raw(new) });
+        match OWN.fds.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => fresh::keep(new),
+            Err(_) => {
+                // SAFETY: `new` came from Box and lost the race.
+                drop(unsafe { Box::from_raw(new) });
+            }
         }
     }
     table()

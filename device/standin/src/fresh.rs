@@ -11,7 +11,7 @@ use crate::process::Process;
 use crate::{trace, uar};
 use std::ffi::c_void;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// The process's own state. Whole pages, so that nothing else is wiped with it.
 #[repr(C, align(4096))]
@@ -22,14 +22,16 @@ pub struct Own {
     pub joining: Gate,
     /// Our descriptors.
     pub fds: AtomicPtr<fd::Table>,
-    /// A bitmap of them. Made in pieces, each when first needed, and never freed.
-    pub fd_map: [AtomicPtr<fd::Piece>; fd::PIECES],
+    /// A bitmap of them.
+    pub fd_map: fd::Map,
     /// Held while the program's SIGSEGV action is changed.
     pub action: Gate,
     /// The trace file's descriptor plus one.
     pub trace: AtomicI32,
     /// What it does not repeat.
     pub polls: trace::Polls,
+    /// Where the device runs while a doorbell is carried out.
+    pub stacks: uar::Stacks,
     /// Doorbell pages.
     pub uars: [uar::Page; uar::MAX_PAGES],
 }
@@ -39,12 +41,23 @@ pub static OWN: Own = Own {
     process: AtomicPtr::new(null_mut()),
     joining: Gate(AtomicU32::new(0)),
     fds: AtomicPtr::new(null_mut()),
-    fd_map: [const { AtomicPtr::new(null_mut()) }; fd::PIECES],
+    fd_map: [const { AtomicU64::new(0) }; 1 << 14],
     action: Gate(AtomicU32::new(0)),
     trace: AtomicI32::new(0),
     polls: trace::Polls::new(),
+    stacks: uar::Stacks::new(),
     uars: [const { uar::Page::new() }; uar::MAX_PAGES],
 };
+
+/// Remembers memory that is never freed. In a child the way to it has been wiped, and a leak checker (LeakSanitizer)
+/// would report what the parent had.
+pub fn keep<T>(memory: *mut T) {
+    static KEPT: [AtomicPtr<c_void>; 32] = [const { AtomicPtr::new(null_mut()) }; 32];
+    // Two for each generation. If there are more, only the checker misses them.
+    let _ = KEPT
+        .iter()
+        .find(|slot| slot.compare_exchange(null_mut(), memory.cast(), Ordering::Relaxed, Ordering::Relaxed).is_ok());
+}
 
 /// A lock that is open when all zero; for moments that are short or rare.
 pub struct Gate(AtomicU32);

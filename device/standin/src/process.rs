@@ -3,7 +3,7 @@
 //! Made at the first open of the device, so that the many programs which only inherit the preload library cost nothing.
 
 use crate::events::Events;
-use crate::fresh::OWN;
+use crate::fresh::{self, OWN};
 use crate::host::segment::Segment;
 use crate::host::transport::HostTransport;
 use crate::memory::ProcessMemory;
@@ -15,6 +15,7 @@ use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -60,7 +61,9 @@ pub fn process() -> Result<&'static Process, i32> {
         let _joining = OWN.joining.lock();
         if existing().is_none() {
             // Never freed: others use its parts at any time, until the last moment.
-            OWN.process.store(Box::into_raw(Box::new(Process::join()?)), Ordering::Release);
+            let process = Box::into_raw(Box::new(Process::join()?));
+            fresh::keep(process);
+            OWN.process.store(process, Ordering::Release);
             start_side_thread();
         }
     }
@@ -231,14 +234,14 @@ pub fn wake() {
 
 /// Starts the thread that serves a program which rings no doorbell: it waits in read(2), or spins on its memory.
 fn start_side_thread() {
-    let started = signals::quiet_thread("pvrdma", side_thread);
-    if let Err(error) = started {
+    if let Err(error) = signals::quiet_thread(side_thread, std::ptr::null_mut()) {
         eprintln!("pvrdma: no thread for one-sided traffic: {error}");
     }
 }
 
-fn side_thread() {
-    let Some(process) = existing() else { return };
+extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
+    signals::name_thread(c"pvrdma");
+    let Some(process) = existing() else { return std::ptr::null_mut() };
     let bell = &process.transport.segment().own().bell;
     loop {
         let ticket = bell.side_ticket();

@@ -10,7 +10,9 @@ use crate::config;
 use crate::fresh::OWN;
 use crate::raw::{call_next, next};
 use crate::uar::{KernelSigaction, rt_sigaction};
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
+use std::io;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Handler = libc::sighandler_t;
@@ -43,13 +45,41 @@ pub fn set_previous(action: KernelSigaction) {
     swap_mask(before);
 }
 
+/// What a thread of the library's own runs.
+pub type Body = extern "C" fn(*mut c_void) -> *mut c_void;
+
 /// Starts a thread of the library's own. The program's signals are not for it; SIGSEGV stays open, as everywhere.
-pub fn quiet_thread(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+///
+/// Not by `std::thread`: what that keeps on the heap for a thread only the thread knows, and in a forked child, which
+/// does not have the thread, leak checkers report it.
+pub fn quiet_thread(body: Body, argument: *mut c_void) -> io::Result<()> {
+    const STACK: usize = 2 << 20;
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     // A new thread inherits the mask.
     let before = swap_mask(!bit(libc::SIGSEGV));
-    let started = std::thread::Builder::new().name(name.into()).spawn(body);
+    // SAFETY: attributes are initialised before they are used. `body` is called once, with `argument`, which is the
+    // caller's to give away.
+    let failed = unsafe {
+        let attributes = attributes.as_mut_ptr();
+        libc::pthread_attr_init(attributes);
+        libc::pthread_attr_setstacksize(attributes, STACK);
+        libc::pthread_attr_setdetachstate(attributes, libc::PTHREAD_CREATE_DETACHED);
+        let failed = libc::pthread_create(thread.as_mut_ptr(), attributes, body, argument);
+        libc::pthread_attr_destroy(attributes);
+        failed
+    };
     swap_mask(before);
-    started.map(drop)
+    if failed != 0 {
+        return Err(io::Error::from_raw_os_error(failed));
+    }
+    Ok(())
+}
+
+/// What the calling thread is called in `ps` and debuggers.
+pub fn name_thread(name: &CStr) {
+    // SAFETY: a terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// Sets the signal mask of this thread, the kernel's single word, and returns the former one.

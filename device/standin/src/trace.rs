@@ -2,7 +2,8 @@
 //! and thread. `device/README.md` shows them.
 //!
 //! A line is built on the stack and appended by one write, so lines of several programs do not mix. Callers ask
-//! `enabled` first: without a trace that one branch is all it costs.
+//! `enabled` first: without a trace that one branch is all it costs. Nothing here is inlined: a doorbell runs on the
+//! program's stack, which may be the smallest that a thread can have.
 
 use crate::fresh::OWN;
 use crate::{config, fd, raw};
@@ -63,6 +64,8 @@ pub fn enabled() -> bool {
 }
 
 /// Writes a line for a command.
+#[cold]
+#[inline(never)]
 pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
     let space = if note.as_bytes().is_empty() { "" } else { " " };
     match result {
@@ -73,6 +76,8 @@ pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
 
 /// Writes a line for a doorbell. A program that spins polls a million times: of POLLs in a row for one CQ the first is
 /// written, and how many followed when something else is.
+#[cold]
+#[inline(never)]
 pub fn doorbell(doorbell: Doorbell) {
     match doorbell {
         Doorbell::Qp { qp, send, recv } => {
@@ -97,6 +102,8 @@ pub fn doorbell(doorbell: Doorbell) {
 }
 
 /// Writes a line for a completion.
+#[cold]
+#[inline(never)]
 pub fn completed(cq: CqHandle, completion: &Completion) {
     let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, .. } = *completion;
     let (opcode, status) = (opcode_name(opcode), status_name(status));
@@ -115,6 +122,8 @@ pub fn completed(cq: CqHandle, completion: &Completion) {
 }
 
 /// Writes a line for an asynchronous event.
+#[cold]
+#[inline(never)]
 pub fn async_event(event: AsyncEvent) {
     let (name, object) = match event {
         AsyncEvent::CqErr(_) => ("CQ_ERR", "cq"),
@@ -134,6 +143,8 @@ pub fn async_event(event: AsyncEvent) {
 }
 
 /// Writes one line, after the count of POLLs that were not written.
+#[cold]
+#[inline(never)]
 pub fn line(text: fmt::Arguments<'_>) {
     if let Some((cq, count)) = OWN.polls.end() {
         append(format_args!("CQ {cq} POLL, {count} more"));
@@ -141,6 +152,7 @@ pub fn line(text: fmt::Arguments<'_>) {
     append(text);
 }
 
+#[inline(never)]
 fn append(text: fmt::Arguments<'_>) {
     let Some(file) = file() else { return };
     let mut line = Text::<320>::new();

@@ -7,7 +7,7 @@
 //!
 //! The fault comes from provider code at a known store, never from inside the C library, so the handler may do what
 //! that code could do: take locks, allocate, call the kernel. It runs on the alternate stack if the program has one,
-//! and that may be tiny; the device therefore runs on the stack of the interrupted thread, below its red zone.
+//! else on the thread's; both may be tiny, and the device therefore brings a stack of its own.
 
 use crate::fresh::OWN;
 use crate::process;
@@ -149,7 +149,7 @@ extern "C" fn trap(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::
     {
         let saved = errno();
         let mut call = Call { ctx, offset, value };
-        on_thread_stack(frame, &mut call);
+        on_device_stack(frame, &mut call);
         set_errno(saved);
         return;
     }
@@ -231,21 +231,13 @@ extern "C" fn ring(call: &mut Call) {
     }
 }
 
-/// Runs the device on the stack of the interrupted thread when the handler stands on an alternate one.
-fn on_thread_stack(frame: &libc::ucontext_t, call: &mut Call) {
-    let here = std::ptr::from_ref(&call) as usize;
-    let alternate = frame.uc_stack.ss_sp as usize;
-    if frame.uc_stack.ss_flags & libc::SS_DISABLE != 0
-        || !(alternate..alternate + frame.uc_stack.ss_size).contains(&here)
-    {
-        ring(call);
-        return;
-    }
-    let rsp = frame.uc_mcontext.gregs[libc::REG_RSP as usize] as usize;
-    // Below the red zone of the interrupted function; calls need 16-byte alignment.
-    let top = (rsp - 128) & !63;
-    // SAFETY: the interrupted thread does not run until the handler returns, so the stack below its red zone is free,
-    // as deep as the function it was calling could have used. r12 survives the call by the C ABI.
+/// Runs the device on a stack of its own.
+fn on_device_stack(frame: &libc::ucontext_t, call: &mut Call) {
+    let stack = OWN.stacks.take();
+    // Without memory for one: below the red zone of the interrupted function, where it was about to call another.
+    let top = stack.unwrap_or(((frame.uc_mcontext.gregs[libc::REG_RSP as usize] as usize) - 128) & !63);
+    // SAFETY: `top` is the aligned end of a stack that nobody else uses until `rest`, or of the interrupted thread's free
+    // part: that thread does not run until the handler returns. r12 survives the call by the C ABI.
     unsafe {
         std::arch::asm!(
             "xchg rsp, r12",
@@ -256,6 +248,56 @@ fn on_thread_stack(frame: &libc::ucontext_t, call: &mut Call) {
             inout("r12") top => _,
             clobber_abi("C"),
         );
+    }
+    if let Some(top) = stack {
+        OWN.stacks.rest(top);
+    }
+}
+
+/// Stacks for the device, those at rest. A thread may have the smallest stack there is, and its alternate one is no
+/// larger: what the device needs is not theirs to give.
+pub struct Stacks([AtomicUsize; 32]);
+
+impl Stacks {
+    /// Room for the deepest path through the device, several times; pages that are not touched take no memory.
+    const LEN: usize = 256 << 10;
+
+    /// None at rest.
+    pub const fn new() -> Stacks {
+        Stacks([const { AtomicUsize::new(0) }; 32])
+    }
+
+    /// The upper end of a stack, taken or made.
+    fn take(&self) -> Option<usize> {
+        for slot in &self.0 {
+            if slot.load(Ordering::Relaxed) != 0 {
+                let top = slot.swap(0, Ordering::Acquire);
+                if top != 0 {
+                    return Some(top);
+                }
+            }
+        }
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, placed by the kernel; its lowest page becomes a guard.
+        unsafe {
+            let flags = flags | libc::MAP_NORESERVE;
+            let at = libc::syscall(libc::SYS_mmap, 0usize, Stacks::LEN, protection, flags, -1, 0 as libc::off_t);
+            if at == -1 {
+                return None;
+            }
+            libc::mprotect(at as *mut libc::c_void, PAGE, libc::PROT_NONE);
+            libc::madvise(at as *mut libc::c_void, Stacks::LEN, libc::MADV_DONTFORK);
+            Some(at as usize + Stacks::LEN)
+        }
+    }
+
+    /// Puts a stack aside for the next one.
+    fn rest(&self, top: usize) {
+        let free = |slot: &AtomicUsize| slot.compare_exchange(0, top, Ordering::Release, Ordering::Relaxed).is_ok();
+        if !self.0.iter().any(free) {
+            // SAFETY: made by `take`, and no longer used by its caller.
+            unsafe { libc::syscall(libc::SYS_munmap, top - Stacks::LEN, Stacks::LEN) };
+        }
     }
 }
 

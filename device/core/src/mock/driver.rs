@@ -134,6 +134,11 @@ impl Region {
         self.block.set(self.lead + offset, bytes);
     }
 
+    /// Addresses of its pages.
+    pub fn pages(&self) -> &[DmaAddr] {
+        &self.block.pages
+    }
+
     /// Address of the page that holds byte `offset`.
     pub fn page_of(&self, offset: u64) -> DmaAddr {
         self.block.pages[((self.lead + offset) / PAGE) as usize]

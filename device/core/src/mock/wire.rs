@@ -6,7 +6,7 @@ use super::driver::{Driver, Layout};
 use crate::device::Device;
 use crate::handle::Gid;
 use crate::memory::{DmaAddr, Memory, Span};
-use crate::transport::{Answer, CopyFault, Far, QpView, Request, Submitted, Token, Transport};
+use crate::transport::{Answer, CopyFault, Far, Op, QpView, Request, Submitted, Token, Transport};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -14,6 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 #[derive(Clone, Default)]
 pub struct Net {
     devices: Arc<Mutex<HashMap<Gid, Weak<Device>>>>,
+}
+
+impl Net {
+    fn device(&self, gid: &Gid) -> Option<Arc<Device>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(gid).and_then(Weak::upgrade)
+    }
 }
 
 /// A request between submission and answer.
@@ -115,10 +121,7 @@ impl Wire {
 
     fn deliver_in(&self, state: &mut State, index: usize) -> Answer {
         let flight = &mut state.flights[index];
-        let peer = {
-            let devices = self.net.devices.lock().unwrap_or_else(PoisonError::into_inner);
-            devices.get(&flight.request.dest.gid).and_then(Weak::upgrade)
-        };
+        let peer = self.net.device(&flight.request.dest.gid);
         let far = WireFar { ram: self.ram.get().expect("a guest"), spans: &flight.local };
         let answer = peer.map_or(Answer::Silence, |device| device.receive(&flight.request, &far));
         flight.answer = Some(answer);
@@ -168,6 +171,12 @@ impl Wire {
 
 impl Transport for Wire {
     fn submit(&self, request: &Request, _memory: &dyn Memory, local: &[Span]) -> Submitted {
+        if let Op::Datagram { .. } = request.op {
+            // There is no answer to wait for.
+            let peer = self.net.device(&request.dest.gid);
+            let far = WireFar { ram: self.ram.get().expect("a guest"), spans: local };
+            return Submitted::Answered(peer.map_or(Answer::Silence, |device| device.receive(request, &far)));
+        }
         let mut state = self.lock();
         if state.busy > 0 {
             state.busy -= 1;

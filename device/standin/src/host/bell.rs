@@ -119,11 +119,4 @@ impl Bell {
         futex_wait(&self.side_rings, ticket, limit);
         self.side_asleep.store(0, Ordering::SeqCst);
     }
-
-    /// A new owner starts from zero.
-    pub fn reset(&self) {
-        self.pollers.store(0, Ordering::SeqCst);
-        self.side_asleep.store(0, Ordering::SeqCst);
-        self.polled_at.store(0, Ordering::SeqCst);
-    }
 }

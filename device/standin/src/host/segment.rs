@@ -1,12 +1,13 @@
 //! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives.
 
 use super::bell::Bell;
-use std::fs::OpenOptions;
+use crate::fd;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Regions of a fabric: one for each process. A QP number carries the region in its top 9 bits, counted from 1.
 pub const MAX_PROCESSES: usize = 511;
@@ -100,21 +101,27 @@ pub struct PublishedQp {
     pub peer_gid: [AtomicU64; 2],
 }
 
-/// One process.
-#[repr(C)]
-pub struct Region {
+/// What everybody looks at of every process.
+#[repr(C, align(64))]
+struct Seat {
     /// Whose it is: an `Owner`, or 0 while it is free.
     owner: AtomicU64,
     /// Guest index.
-    pub guest: AtomicU32,
+    guest: AtomicU32,
+    reserved: u32,
+    /// A copy into or out of the memory of the process with this incarnation is running (0: none).
+    hazards: [AtomicU64; HAZARDS],
+}
+
+/// One process: what those look at who have to do with it.
+#[repr(C, align(4096))]
+pub struct Region {
     /// Who sleeps.
     pub bell: Bell,
     /// Bit n: region n has published requests for this process.
     pub inbox: [AtomicU64; 8],
     /// How far this process has read the channel of region n: `incarnation of n << 32 | count`.
     pub heads: [AtomicU64; MAX_PROCESSES],
-    /// A copy into or out of the memory of the process with this incarnation is running (0: none).
-    pub hazards: [AtomicU64; HAZARDS],
     /// Requests for others.
     pub channels: [Channel; MAX_PROCESSES],
     /// Their bodies.
@@ -128,7 +135,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0003;
+const LAYOUT: u64 = 0x7076_7264_6d61_0004;
 
 #[repr(C, align(4096))]
 struct Fabric {
@@ -138,8 +145,11 @@ struct Fabric {
     incarnation: AtomicU32,
     /// Regions from this one on were never used.
     used: AtomicU32,
-    regions: [Region; MAX_PROCESSES],
+    seats: [Seat; MAX_PROCESSES],
 }
+
+/// The regions follow in the file, one after the other.
+const FILE_LEN: u64 = (size_of::<Fabric>() + MAX_PROCESSES * size_of::<Region>()) as u64;
 
 /// Who owns a region, in one word, so that a region never seems to belong to a mixture of two processes, whatever
 /// instruction one of them is killed in: pid (bits 0..22), whether all is set up (22), low bits of the start time, to
@@ -177,10 +187,16 @@ impl Owner {
     }
 }
 
-/// The mapped fabric and this process's region in it.
+/// The fabric as far as it is mapped, and this process's region in it.
 pub struct Segment {
     fabric: &'static Fabric,
+    /// Hidden from the program.
+    file: RawFd,
+    /// Regions by index; null until somebody has to do with one. All of them are gigabytes of address space, which is
+    /// much for a debugger or a core file, and some tools look at every page that is mapped.
+    regions: Box<[AtomicPtr<Region>]>,
     own: usize,
+    own_region: &'static Region,
     owner: Owner,
     /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
     seen: Box<[AtomicU64]>,
@@ -214,29 +230,13 @@ impl Segment {
             .custom_flags(libc::O_CLOEXEC)
             .open(dir.join("fabric"))?;
         // Sparse: only pages that somebody touched take memory.
-        if file.metadata()?.len() < size_of::<Fabric>() as u64 {
-            file.set_len(size_of::<Fabric>() as u64)?;
+        if file.metadata()?.len() < FILE_LEN {
+            file.set_len(FILE_LEN)?;
         }
-        // SAFETY: a new mapping, placed by the kernel, of a file that is as long as `Fabric`. It is never unmapped.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<Fabric>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the mapping just made. A child of fork has no business in the fabric.
-        unsafe { libc::madvise(at, size_of::<Fabric>(), libc::MADV_DONTFORK) };
-        // SAFETY: page-aligned, long enough, mapped for the rest of the process's life, and made of atomics only (an
-        // all-zero file is a valid value), so that writes by other processes are no data races.
-        let fabric: &'static Fabric = unsafe { &*at.cast::<Fabric>() };
-        let layout = LAYOUT ^ (size_of::<Fabric>() as u64) << 8;
+        // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only (an all-zero file
+        // is a valid value), so that writes by other processes are no data races.
+        let fabric: &'static Fabric = unsafe { &*map(file.as_raw_fd(), 0, size_of::<Fabric>())?.cast::<Fabric>() };
+        let layout = LAYOUT ^ FILE_LEN << 8;
         let found = fabric.layout.compare_exchange(0, layout, Ordering::AcqRel, Ordering::Acquire);
         if found.is_err_and(|found| found != layout) {
             return Err(io::Error::other("the fabric of this host was made by another version"));
@@ -246,21 +246,25 @@ impl Segment {
         let owner = Owner::new(incarnation, own_pid(), started);
         let own = claim(fabric, owner)?;
         // The former owner's words are of no use to anyone: give their pages back, which zeroes them.
-        let header = std::mem::offset_of!(Region, inbox);
-        let start = &raw const fabric.regions[own] as usize - at as usize;
-        zero(&file, fabric, own, start + header, start + size_of::<Region>());
-        let region = &fabric.regions[own];
-        region.bell.reset();
-        region.guest.store(guest, Ordering::Relaxed);
+        let punched = punch(&file, offset_of_region(own), size_of::<Region>());
+        let regions: Box<[AtomicPtr<Region>]> = (0..MAX_PROCESSES).map(|_| AtomicPtr::default()).collect();
+        let file = fd::hide(file.into_raw_fd());
+        let own_region = region(&regions, file, own).ok_or_else(io::Error::last_os_error)?;
+        if !punched {
+            own_region.clear();
+        }
+        let seat = &fabric.seats[own];
+        seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
+        seat.guest.store(guest, Ordering::Relaxed);
         let owner = owner.ready();
-        region.owner.store(owner.0, Ordering::SeqCst);
+        seat.owner.store(owner.0, Ordering::SeqCst);
         let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
-        Ok(Segment { fabric, own, owner, seen })
+        Ok(Segment { fabric, file, regions, own, own_region, owner, seen })
     }
 
     /// This process's region.
     pub fn own(&self) -> &'static Region {
-        &self.fabric.regions[self.own]
+        self.own_region
     }
 
     /// Its number.
@@ -275,25 +279,29 @@ impl Segment {
 
     /// Region `index`, whoever owns it.
     pub fn region(&self, index: usize) -> Option<&'static Region> {
-        self.fabric.regions.get(index)
+        region(&self.regions, self.file, index)
     }
 
     /// Who owns region `index` now.
     pub fn process(&self, index: usize) -> Option<Process> {
-        let owner = Owner(self.region(index)?.owner.load(Ordering::SeqCst));
+        let owner = Owner(self.fabric.seats.get(index)?.owner.load(Ordering::SeqCst));
         let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
         owner.is_ready().then_some(process)
     }
 
-    /// Regions that somebody owns or once owned: looking at the others would only make their pages.
+    /// The guest that `process` belongs to.
+    pub fn guest(&self, process: Process) -> Option<u8> {
+        u8::try_from(self.fabric.seats.get(process.index)?.guest.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Regions that somebody owns or once owned.
     fn used(&self) -> std::ops::Range<usize> {
         0..(self.fabric.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
     }
 
     /// The guests that the processes of this host belong to, with repeats.
     pub fn guests(&self) -> impl Iterator<Item = u8> + '_ {
-        let owned = self.used().filter(|index| self.process(*index).is_some());
-        owned.filter_map(|index| u8::try_from(self.fabric.regions[index].guest.load(Ordering::Relaxed)).ok())
+        self.used().filter_map(|index| self.guest(self.process(index)?))
     }
 
     /// Whether `process` still owns its region and runs.
@@ -326,7 +334,7 @@ impl Segment {
         // A copier that is not among the used ones yet comes after what was unpublished.
         for index in self.used() {
             let Some(process) = self.process(index).filter(|_| index != self.own) else { continue };
-            for hazard in &self.fabric.regions[index].hazards {
+            for hazard in &self.fabric.seats[index].hazards {
                 let mut spins = 0u32;
                 while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation()) {
                     spins += 1;
@@ -343,7 +351,7 @@ impl Segment {
 
     /// Gives the region back.
     pub fn leave(&self) {
-        self.own().owner.store(0, Ordering::SeqCst);
+        self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);
     }
 }
 
@@ -352,8 +360,8 @@ pub struct Hazard(&'static AtomicU64);
 
 impl Hazard {
     /// `None`: all are taken.
-    pub fn new(own: &'static Region, target: Process) -> Option<Hazard> {
-        let free = own.hazards.iter().find(|hazard| {
+    pub fn new(segment: &Segment, target: Process) -> Option<Hazard> {
+        let free = segment.fabric.seats[segment.own].hazards.iter().find(|hazard| {
             hazard.compare_exchange(0, u64::from(target.incarnation), Ordering::SeqCst, Ordering::Relaxed).is_ok()
         })?;
         fence(Ordering::SeqCst);
@@ -377,8 +385,8 @@ fn own_pid() -> libc::pid_t {
 fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
     // Whether a process that has this pid is still the same one is a dearer question, and asked only when it must be.
     for thorough in [false, true] {
-        for (index, region) in fabric.regions.iter().enumerate() {
-            let found = Owner(region.owner.load(Ordering::SeqCst));
+        for (index, seat) in fabric.seats.iter().enumerate() {
+            let found = Owner(seat.owner.load(Ordering::SeqCst));
             let free =
                 found.0 == 0 || found.pid() == owner.pid() || is_nobody(found.pid()) || thorough && !found.runs();
             if !free {
@@ -386,7 +394,7 @@ fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
             }
             // Before the region can be seen to be ours: see `wait_for_hazards`.
             fabric.used.fetch_max(index as u32 + 1, Ordering::SeqCst);
-            if region.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            if seat.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 return Ok(index);
             }
         }
@@ -401,28 +409,55 @@ fn is_nobody(pid: libc::pid_t) -> bool {
     !found && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
 }
 
-/// Zeroes `[start, end)` of the file: whole pages by a hole, the edges by hand.
-fn zero(file: &std::fs::File, fabric: &Fabric, own: usize, start: usize, end: usize) {
-    let base = std::ptr::from_ref(fabric) as usize;
-    let (first, last) = (start.next_multiple_of(4096), end & !4095);
-    let words = |from: usize, to: usize| {
-        for at in (from..to).step_by(8) {
-            // SAFETY: within region `own` of the fabric, which this process owns; 8-aligned, as all members of a
-            // region from `inbox` on are; atomics, so that a late reader of the former owner's words is no data race.
-            unsafe { AtomicU64::from_ptr((base + at) as *mut u64) }.store(0, Ordering::Relaxed);
+fn offset_of_region(index: usize) -> usize {
+    size_of::<Fabric>() + index * size_of::<Region>()
+}
+
+/// Region `index`, mapped if it was not yet.
+fn region(regions: &[AtomicPtr<Region>], file: RawFd, index: usize) -> Option<&'static Region> {
+    let place = regions.get(index)?;
+    let mut at = place.load(Ordering::Acquire);
+    if at.is_null() {
+        at = map(file, offset_of_region(index), size_of::<Region>()).ok()?.cast();
+        if let Err(first) = place.compare_exchange(std::ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: the mapping just made, which nobody else knows.
+            unsafe { libc::munmap(at.cast(), size_of::<Region>()) };
+            at = first;
         }
-    };
-    debug_assert!(own < MAX_PROCESSES && start.is_multiple_of(8) && end.is_multiple_of(8));
-    words(start, first.min(end));
-    words(last.max(start), end);
+    }
+    // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only, as `Fabric`.
+    Some(unsafe { &*at })
+}
+
+/// Maps `len` bytes of the file, for good.
+fn map(file: RawFd, offset: usize, len: usize) -> io::Result<*mut libc::c_void> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping, placed by the kernel.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, file, offset as libc::off_t) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping just made. A child of fork has no business in the fabric.
+    unsafe { libc::madvise(at, len, libc::MADV_DONTFORK) };
+    Ok(at)
+}
+
+/// Gives pages of the file back; they read as zeros then, through every mapping. `false`: this file system cannot.
+fn punch(file: &File, offset: usize, len: usize) -> bool {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: our file; a hole reads as zeros through every mapping.
-    let punched = unsafe {
-        libc::fallocate(file.as_raw_fd(), mode, first as libc::off_t, last.saturating_sub(first) as libc::off_t)
-    };
-    if punched != 0 {
-        // A file system without holes (not tmpfs).
-        words(first, last);
+    // SAFETY: no pointers; our file.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) == 0 }
+}
+
+impl Region {
+    /// The same by hand.
+    fn clear(&self) {
+        let words = std::ptr::from_ref(self).cast::<u64>().cast_mut();
+        for n in 0..size_of::<Region>() / 8 {
+            // SAFETY: within this region, aligned, and nothing but atomics, so that a late reader of the former owner's
+            // words is no data race.
+            unsafe { AtomicU64::from_ptr(words.add(n)) }.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -463,8 +498,8 @@ mod tests {
     }
 
     #[test]
-    fn every_member_is_aligned_for_zeroing() {
-        assert_eq!(std::mem::offset_of!(Region, inbox) % 8, 0);
-        assert_eq!(size_of::<Region>() % 8, 0);
+    fn pages_of_a_region_are_its_own() {
+        assert_eq!(size_of::<Fabric>() % 4096, 0);
+        assert_eq!(size_of::<Region>() % 4096, 0);
     }
 }

@@ -105,8 +105,7 @@ impl HostTransport {
     fn target(&self, dest: &Endpoint) -> Option<Process> {
         let index = (dest.qpn.0 >> HANDLE_BITS).checked_sub(1)? as usize;
         let process = self.segment.process(index)?;
-        let guest = self.segment.region(index)?.guest.load(Ordering::Relaxed);
-        let guest = Guest::new(u8::try_from(guest).ok()?, Roce::V2)?;
+        let guest = Guest::new(self.segment.guest(process)?, Roce::V2)?;
         guest.gids().any(|(_, gid)| gid == dest.gid).then_some(process)
     }
 
@@ -127,7 +126,7 @@ impl HostTransport {
             return None;
         }
         let region = self.segment.region(target.index)?;
-        let _hazard = Hazard::new(self.segment.own(), target)?;
+        let _hazard = Hazard::new(&self.segment, target)?;
         // From here to the end of the copy the target waits before it takes anything back, or we see that it has. If it
         // was killed, its pid may by now be a stranger's.
         if !self.segment.has_its_pid(target) {

@@ -47,7 +47,7 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
     };
     context.process.events.add_cq(cq, create.user_handle, create.completions, create.async_events);
     let number = context.objects.insert(Object::Cq(cq));
-    context.note(format_args!(" cq={number} cqn={}", cq.0));
+    context.note(format_args!(" cq=#{number} cqn={}", cq.0));
     Ok(Created { number, cqe, cq })
 }
 
@@ -107,7 +107,7 @@ pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
 
 /// Ends a CQ; the answer says how many of its events the program has read and must still acknowledge.
 pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_cq_resp> {
-    context.note(format_args!("cq={number}"));
+    context.note(format_args!("cq=#{number}"));
     let cq = context.objects.cq(number)?;
     context.objects.check_unused(number)?;
     context.command(&Command::DestroyCq { cq })?;

@@ -33,7 +33,7 @@ fn check_access(access: u32) -> Result<()> {
 pub fn reg(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_reg_mr = call.core()?;
     let (start, length, access) = (asked.start, asked.length, asked.access_flags);
-    context.note(format_args!("pd={} start={start:#x} length={length} access={access:#x}", asked.pd_handle));
+    context.note(format_args!("pd=#{} start={start:#x} length={length} access={access:#x}", asked.pd_handle));
     if start % PAGE != asked.hca_va % PAGE {
         return Err(EINVAL);
     }
@@ -53,7 +53,7 @@ pub fn reg(context: &mut Context, call: &Call) -> Result<()> {
         _ => return Err(EINVAL),
     };
     let mr_handle = context.objects.insert(Object::Mr { handle, pd: asked.pd_handle });
-    context.note(format_args!(" mr={mr_handle} lkey={lkey:#x} rkey={rkey:#x}"));
+    context.note(format_args!(" mr=#{mr_handle} lkey={lkey:#x} rkey={rkey:#x}"));
     context.deliver(mr_handle, || call.answer(&ib_uverbs_reg_mr_resp { mr_handle, lkey, rkey }))
 }
 
@@ -68,7 +68,7 @@ pub fn destroy_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
 }
 
 pub fn end(context: &mut Context, number: u32) -> Result<()> {
-    context.note(format_args!("mr={number}"));
+    context.note(format_args!("mr=#{number}"));
     let mr = context.objects.mr(number)?;
     context.command(&Command::DestroyMr { mr })?;
     context.objects.remove(number);

@@ -15,7 +15,7 @@ pub fn alloc(context: &mut Context, call: &Call) -> Result<()> {
         _ => return Err(EINVAL),
     };
     let number = context.objects.insert(Object::Pd(pd));
-    context.note(format_args!("pd={number} pdn={}", pd.0));
+    context.note(format_args!("pd=#{number} pdn={}", pd.0));
     context.deliver(number, || {
         call.answer_driver(&pvrdma_alloc_pd_resp { pdn: pd.0, reserved: 0 })?;
         call.answer(&ib_uverbs_alloc_pd_resp { pd_handle: number })
@@ -33,7 +33,7 @@ pub fn destroy_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
 }
 
 pub fn end(context: &mut Context, number: u32) -> Result<()> {
-    context.note(format_args!("pd={number}"));
+    context.note(format_args!("pd=#{number}"));
     let pd = context.objects.pd(number)?;
     context.objects.check_unused(number)?;
     context.command(&Command::DestroyPd { pd })?;

@@ -60,7 +60,7 @@ struct Created {
 fn make(context: &mut Context, create: Create) -> Result<Created> {
     let ib_uverbs_qp_cap { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, .. } = create.cap;
     context.note(format_args!(
-        "type={} pd={} cq={},{} wr={max_send_wr},{max_recv_wr} sge={max_send_sge},{max_recv_sge}",
+        "type={} pd=#{} cq=#{},#{} wr={max_send_wr},{max_recv_wr} sge={max_send_sge},{max_recv_sge}",
         create.qp_type, create.pd, create.send_cq, create.recv_cq,
     ));
     let qp_type = check(&create)?;
@@ -102,7 +102,7 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
     let Create { pd, send_cq, recv_cq, srq, .. } = create;
     let qp = Qp { handle, qpn, sq_sig_all, pd, send_cq, recv_cq, srq };
     let number = context.objects.insert(Object::Qp(qp));
-    context.note(format_args!(" qp={number} qpn={:#x} handle={}", qpn.0, handle.0));
+    context.note(format_args!(" qp=#{number} qpn={:#x} handle={}", qpn.0, handle.0));
     // The driver answers what was asked for, except that there is no inline data.
     let cap = ib_uverbs_qp_cap { max_inline_data: 0, ..create.cap };
     Ok(Created { number, qp, cap })
@@ -255,7 +255,7 @@ fn check_modify(asked: &ib_uverbs_modify_qp, caps: &pvrdma_device_caps) -> Resul
 
 pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_modify_qp = call.core()?;
-    context.note(format_args!("qp={} mask={:#x} state={}", asked.qp_handle, asked.attr_mask, asked.qp_state));
+    context.note(format_args!("qp=#{} mask={:#x} state={}", asked.qp_handle, asked.attr_mask, asked.qp_state));
     let qp = context.objects.qp(asked.qp_handle)?;
     check_modify(&asked, &context.process.device.caps())?;
     if asked.attr_mask & PVRDMA_QP_AV != 0 {
@@ -297,7 +297,7 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
 
 pub fn query(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_query_qp = call.core()?;
-    context.note(format_args!("qp={}", asked.qp_handle));
+    context.note(format_args!("qp=#{}", asked.qp_handle));
     let qp = context.objects.qp(asked.qp_handle)?;
     let attrs = match context.command(&Command::QueryQp { qp: qp.handle, attr_mask: asked.attr_mask })? {
         Response::QueryQp(attrs) => attrs,
@@ -342,7 +342,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
 // ---- destroy -----------------------------------------------------------------------------------
 
 pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_qp_resp> {
-    context.note(format_args!("qp={number}"));
+    context.note(format_args!("qp=#{number}"));
     let qp = context.objects.qp(number)?;
     context.command(&Command::DestroyQp { qp: qp.handle })?;
     context.objects.remove(number);

@@ -27,7 +27,7 @@ struct Create {
 
 fn make(context: &mut Context, create: Create) -> Result<(u32, SrqHandle)> {
     let Create { max_wr, max_sge, srq_limit, .. } = create;
-    context.note(format_args!("pd={} wr={max_wr} sge={max_sge} limit={srq_limit}", create.pd));
+    context.note(format_args!("pd=#{} wr={max_wr} sge={max_sge} limit={srq_limit}", create.pd));
     let caps = context.process.device.caps();
     if caps.max_srq == 0 || create.srq_type != u32::from(PVRDMA_SRQT_BASIC) {
         return Err(EOPNOTSUPP);
@@ -44,7 +44,7 @@ fn make(context: &mut Context, create: Create) -> Result<(u32, SrqHandle)> {
     };
     context.process.events.add_srq(srq, create.user_handle, create.async_events);
     let number = context.objects.insert(Object::Srq { handle: srq, pd: create.pd });
-    context.note(format_args!(" srq={number} srqn={}", srq.0));
+    context.note(format_args!(" srq=#{number} srqn={}", srq.0));
     Ok((number, srq))
 }
 
@@ -109,7 +109,7 @@ pub fn create_ioctl(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
 
 pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_modify_srq = call.core()?;
-    context.note(format_args!("srq={} mask={:#x} limit={}", asked.srq_handle, asked.attr_mask, asked.srq_limit));
+    context.note(format_args!("srq=#{} mask={:#x} limit={}", asked.srq_handle, asked.attr_mask, asked.srq_limit));
     let srq = context.objects.srq(asked.srq_handle)?;
     if asked.attr_mask & PVRDMA_SRQ_LIMIT == 0 {
         return Err(EINVAL);
@@ -120,7 +120,7 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
 
 pub fn query(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_query_srq = call.core()?;
-    context.note(format_args!("srq={}", asked.srq_handle));
+    context.note(format_args!("srq=#{}", asked.srq_handle));
     let srq = context.objects.srq(asked.srq_handle)?;
     match context.command(&Command::QuerySrq { srq })? {
         Response::QuerySrq { max_wr, max_sge, srq_limit } => {
@@ -131,7 +131,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
 }
 
 pub fn end(context: &mut Context, number: u32) -> Result<ib_uverbs_destroy_srq_resp> {
-    context.note(format_args!("srq={number}"));
+    context.note(format_args!("srq=#{number}"));
     let srq = context.objects.srq(number)?;
     context.objects.check_unused(number)?;
     context.command(&Command::DestroySrq { srq })?;
