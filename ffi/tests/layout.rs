@@ -218,6 +218,14 @@ fn verbs_h() {
         ibv_srq { context, srq_context, pd, handle, mutex, cond, events_completed }
         ibv_ah { context, pd, handle }
         ibv_srq_attr { max_wr, max_sge, srq_limit }
+        ibv_td { context }
+        ibv_td_init_attr { comp_mask }
+        ibv_parent_domain_init_attr { pd, td, comp_mask, alloc, free, pd_context }
+        ibv_data_buf { addr, length }
+        ibv_poll_cq_attr { comp_mask }
+        ibv_cq_init_attr_ex { cqe, cq_context, channel, comp_vector, wc_flags, comp_mask, flags, parent_domain }
+        ibv_cq_ex { comp_mask, status, wr_id, start_poll, next_poll, end_poll, read_opcode, read_vendor_err, read_byte_len, read_imm_data, read_qp_num, read_src_qp, read_wc_flags, read_slid, read_sl, read_dlid_path_bits }
+        ibv_qp_init_attr_ex { qp_context, send_cq, recv_cq, srq, cap, qp_type, sq_sig_all, comp_mask, pd, xrcd, create_flags, max_tso_header, rwq_ind_tbl, rx_hash_conf, source_qpn, send_ops_flags }
         ibv_srq_init_attr { srq_context, attr }
         ibv_sge { addr, length, lkey }
         ibv_send_wr { wr_id, next, sg_list, num_sge, opcode, send_flags, imm_data, wr, remote_srqn = "qp_type.xrc.remote_srqn", bind_mw_or_tso = "bind_mw" }
@@ -241,6 +249,43 @@ fn verbs_h() {
         size_of::<ibv_device>(),
         size_of::<ibv_send_wr_union>(),
     );
+    compile(&source);
+}
+
+/// Later releases have more behind the part that is here.
+#[test]
+fn verbs_h_extended_qp() {
+    let layouts = layouts![ibv_qp_ex {
+        qp_base,
+        comp_mask,
+        wr_id,
+        wr_flags,
+        wr_atomic_cmp_swp,
+        wr_atomic_fetch_add,
+        wr_bind_mw,
+        wr_local_inv,
+        wr_rdma_read,
+        wr_rdma_write,
+        wr_rdma_write_imm,
+        wr_send,
+        wr_send_imm,
+        wr_send_inv,
+        wr_send_tso,
+        wr_set_ud_addr,
+        wr_set_xrc_srqn,
+        wr_set_inline_data,
+        wr_set_inline_data_list,
+        wr_set_sge,
+        wr_set_sge_list,
+        wr_start,
+        wr_complete,
+        wr_abort
+    }];
+    let mut source = String::from("#include <stddef.h>\n#include <infiniband/verbs.h>\n");
+    for field in layouts.iter().flat_map(|layout| &layout.fields) {
+        let (member, offset) = (field.name, field.offset);
+        writeln!(source, "_Static_assert(offsetof(struct ibv_qp_ex, {member}) == {offset}, \"{member}\");").unwrap();
+    }
     compile(&source);
 }
 

@@ -6,7 +6,9 @@
 //! a while ([`Neighbours`]).
 
 use crate::context::{Context, Port, libibverbs};
+use crate::domain::Stake;
 use crate::error::Errno;
+use crate::log::refuse;
 use crate::pd::Pd;
 use core::ffi::c_int;
 use core::ptr;
@@ -22,6 +24,7 @@ use zerocopy::transmute;
 pub struct Ah {
     verbs: ibv_ah,
     av: AvWords,
+    _stake: Stake,
 }
 
 /// A [`pvrdma_av`] as it is copied.
@@ -37,9 +40,9 @@ impl Ah {
     }
 
     /// An AH that libibverbs has not seen.
-    pub fn new(av: pvrdma_av) -> Box<Self> {
+    pub fn new(av: pvrdma_av, stake: Stake) -> Box<Self> {
         let verbs = ibv_ah { context: ptr::null_mut(), pd: ptr::null_mut(), handle: 0 };
-        Box::new(Self { verbs, av: transmute!(av) })
+        Box::new(Self { verbs, av: transmute!(av), _stake: stake })
     }
 
     /// What goes into a request.
@@ -67,16 +70,21 @@ type Gid = [u8; 16];
 /// `pd` must be a live PD of ours, `attr` valid.
 pub unsafe fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> Result<*mut ibv_ah, Errno> {
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
-    let (mut attr, pdn, context) = unsafe { (attr.read(), Pd::of(pd).pdn, (*pd).context) };
+    let (mut attr, domain, context) = unsafe { (attr.read(), Pd::of(pd), (*pd).context) };
     // SAFETY: the context of a live PD.
     let own = unsafe { Context::of(context) }?;
     // SAFETY: as above.
     let port = unsafe { own.port(context, attr.port_num) }?;
-    check(&attr, &port)?;
+    check(&attr, &port).map_err(|errno| {
+        refuse(errno, format_args!("create_ah: no GRH, no such GID index, or no such SL: {attr:?}"))
+    })?;
     let gid = gid_of(&attr);
     let dmac = match mac_in(&gid) {
         Told::Mac(mac) => mac,
-        Told::Nothing if !port.ip_based_gids => return Err(Errno::EINVAL),
+        Told::Nothing if !port.ip_based_gids => {
+            let why = format_args!("create_ah: the port has no IP based GIDs, and no MAC is in {}", show(&gid));
+            return Err(refuse(Errno::EINVAL, why));
+        }
         Told::LinkLocal(mac) if !port.ip_based_gids => mac,
         told => {
             // SAFETY: as above; a copy of the attributes, for libibverbs to write to.
@@ -85,11 +93,14 @@ pub unsafe fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> Result<*mut 
                 (Ok(mac), _) => mac,
                 // Nobody answers, but such an address usually has the MAC inside.
                 (Err(_), Told::LinkLocal(mac)) => mac,
-                (Err(errno), _) => return Err(errno),
+                (Err(errno), _) => {
+                    let why = format_args!("create_ah: no neighbour at {}: errno {}", show(&gid), errno.0);
+                    return Err(refuse(errno, why));
+                }
             }
         }
     };
-    Ok(Ah::new(address_vector(&attr, pdn, dmac)).into_verbs())
+    Ok(Ah::new(address_vector(&attr, domain.pdn, dmac), Stake::of(domain)).into_verbs())
 }
 
 /// `destroy_ah`.
@@ -108,6 +119,11 @@ fn check(attr: &ibv_ah_attr, port: &Port) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     }
     Ok(())
+}
+
+/// As `ibv_devinfo` shows it.
+fn show(gid: &Gid) -> std::net::Ipv6Addr {
+    (*gid).into()
 }
 
 fn gid_of(attr: &ibv_ah_attr) -> Gid {

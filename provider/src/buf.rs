@@ -1,18 +1,30 @@
-//! Memory that is shared with the device: whole zeroed pages, unmapped when dropped.
+//! Memory that is shared with the device: whole zeroed pages, given back when dropped. Mapped here,
+//! or by the application, if a parent domain says so.
 
+use crate::domain::{Allocator, Resource};
 use crate::error::Errno;
 use core::ptr::{self, NonNull};
 use pvrdma_ffi::pabi::Functions;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
 
-/// Anonymous pages. The kernel pins them at object creation; once the application has called
-/// `ibv_fork_init` they are kept out of forked children, so that a copy-on-write fault cannot move
-/// them away from under the device.
+/// Pages. The kernel pins them at object creation; once the application has called `ibv_fork_init`
+/// they are kept out of forked children, so that a copy-on-write fault cannot move them away from
+/// under the device.
 #[derive(Debug)]
 pub struct Buf {
     start: NonNull<u8>,
     len: usize,
     fork: Option<&'static Functions>,
+    owner: Owner,
+}
+
+/// Who gets the pages back.
+#[derive(Debug)]
+enum Owner {
+    /// The kernel: they are mapped.
+    Kernel,
+    /// The application.
+    Application(Allocator, Resource),
 }
 
 // SAFETY: a Buf owns plain memory; access goes through raw pointers whose users synchronise.
@@ -20,13 +32,25 @@ unsafe impl Send for Buf {}
 // SAFETY: as above.
 unsafe impl Sync for Buf {}
 
+/// Where buffers come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// For the fork bookkeeping.
+    pub libibverbs: &'static Functions,
+    /// The application's, if it has one.
+    pub allocator: Option<Allocator>,
+}
+
 impl Buf {
     /// At least `len` zeroed bytes, rounded up to whole pages. `len` must not be 0.
-    pub fn new(len: usize, libibverbs: &'static Functions) -> Result<Self, Errno> {
-        let mut buf = Self::map(len)?;
-        // SAFETY: the range is the mapping just made.
-        Errno::check(unsafe { (libibverbs.dontfork_range)(buf.start.as_ptr().cast(), buf.len) })?;
-        buf.fork = Some(libibverbs);
+    pub fn new(len: usize, source: Source, resource: Resource) -> Result<Self, Errno> {
+        let mut buf = match source.allocator {
+            None => Self::map(len)?,
+            Some(allocator) => Self::ask(len, allocator, resource)?,
+        };
+        // SAFETY: the range is the memory just got.
+        Errno::check(unsafe { (source.libibverbs.dontfork_range)(buf.start.as_ptr().cast(), buf.len) })?;
+        buf.fork = Some(source.libibverbs);
         Ok(buf)
     }
 
@@ -48,7 +72,23 @@ impl Buf {
             return Err(Errno::last());
         }
         let start = NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(Self { start, len, fork: None })
+        Ok(Self { start, len, fork: None, owner: Owner::Kernel })
+    }
+
+    /// From the application, unless it leaves it to us.
+    fn ask(len: usize, allocator: Allocator, resource: Resource) -> Result<Self, Errno> {
+        let len = len.checked_next_multiple_of(PVRDMA_PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+        let Some(start) = allocator.alloc(len, PVRDMA_PAGE_SIZE, resource)? else {
+            return Self::map(len);
+        };
+        let buf = Self { start, len, fork: None, owner: Owner::Application(allocator, resource) };
+        if start.addr().get() % PVRDMA_PAGE_SIZE != 0 {
+            // Dropping gives it back.
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: `len` bytes that the application has just given us.
+        unsafe { start.write_bytes(0, len) };
+        Ok(buf)
     }
 
     /// First byte, page-aligned.
@@ -64,7 +104,7 @@ impl Buf {
     /// The byte at `offset`, which must be inside.
     pub fn at(&self, offset: usize) -> NonNull<u8> {
         debug_assert!(offset < self.len);
-        // SAFETY: inside the mapping.
+        // SAFETY: inside the memory.
         unsafe { self.start.add(offset) }
     }
 }
@@ -77,7 +117,12 @@ impl Drop for Buf {
             // and cannot be acted on.
             unsafe { (libibverbs.dofork_range)(start, self.len) };
         }
-        // SAFETY: exactly the mapping `map` made, which nobody else owns.
-        unsafe { libc::munmap(start, self.len) };
+        match self.owner {
+            Owner::Kernel => {
+                // SAFETY: exactly the mapping `map` made, which nobody else owns.
+                unsafe { libc::munmap(start, self.len) };
+            }
+            Owner::Application(allocator, resource) => allocator.free(self.start, resource),
+        }
     }
 }

@@ -108,6 +108,10 @@ fn power_of_two_below(limit: c_int) -> u32 {
 #[derive(Debug)]
 pub struct QpNums(Box<QpNumTable>);
 
+/// Set in the slot of a QP whose completions are found by a [`crate::send_log`]. QP numbers have 24
+/// bits.
+pub const LOGGED: u32 = 1 << 31;
+
 /// As many slots as a completion's 16 bits of handle can name, so that none can be out of range.
 pub type QpNumTable = [AtomicU32; 1 << 16];
 

@@ -1,11 +1,15 @@
 //! Completion queues: create, destroy, arm. Polling is in [`crate::poll_cq`].
 
-use crate::buf::Buf;
+use crate::buf::{Buf, Source};
 use crate::context::{Context, QpNums, libibverbs};
+use crate::cq_ex::Current;
 use crate::cqe::{Cqe, CqeHandle};
+use crate::domain::{Resource, Stake};
 use crate::error::Errno;
 use crate::lock::SpinLock;
+use crate::log::refuse;
 use crate::ring::{Consumer, Entries, Size};
+use crate::send_log::SendLog;
 use crate::uar::{Arm, Uar};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
@@ -31,6 +35,7 @@ pub struct Cq {
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
     _buf: Buf,
+    _stake: Stake,
 }
 
 /// What the lock of a CQ protects.
@@ -40,11 +45,24 @@ pub struct CqRing {
     pub consumer: Consumer,
     /// Entries.
     pub entries: Entries,
+    /// Of the send queues with inline data that complete here, by handle.
+    pub logs: Vec<(CqeHandle, Arc<SendLog>)>,
+    /// Where `start_poll` and `next_poll` are.
+    pub at: Option<Current>,
 }
 
 impl Cq {
     /// A CQ of `size` entries, not yet known to the kernel. `buf` must be [`buf_len`] long.
-    pub fn new(size: Size, buf: Buf, uar: Uar, qp_nums: Arc<QpNums>) -> Box<Self> {
+    ///
+    /// # Safety
+    /// With `alone` no two threads may use the CQ at the same time.
+    pub unsafe fn new(
+        size: Size,
+        buf: Buf,
+        uar: Uar,
+        qp_nums: Arc<QpNums>,
+        (alone, stake): (bool, Stake),
+    ) -> Box<Self> {
         // SAFETY: the buffer begins with a state page, whose words it keeps mapped as long as the
         // CQ lives, and holds `size` entries after it.
         let ring = unsafe {
@@ -52,15 +70,19 @@ impl Cq {
             CqRing {
                 consumer: Consumer::new(ptr::NonNull::from(&mut (*state).rx), size),
                 entries: Entries::new(buf.at(PVRDMA_PAGE_SIZE)),
+                logs: Vec::new(),
+                at: None,
             }
         };
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_CQ_ROOM / 8]),
-            ring: SpinLock::new(ring),
+            // SAFETY: promise of the caller.
+            ring: unsafe { SpinLock::alone(ring, alone) },
             uar,
             cqn: 0,
             qp_nums,
             _buf: buf,
+            _stake: stake,
         })
     }
 
@@ -70,6 +92,16 @@ impl Cq {
     pub unsafe fn of<'a>(cq: *mut ibv_cq) -> &'a Self {
         // SAFETY: the ibv_cq is at the front of the Cq.
         unsafe { &*cq.cast() }
+    }
+
+    /// A send queue with inline data completes here from now on.
+    pub fn add_log(&self, handle: CqeHandle, log: Arc<SendLog>) {
+        self.ring.lock().logs.push((handle, log));
+    }
+
+    /// It does so no more. Nobody uses its log when this returns.
+    pub fn remove_log(&self, handle: CqeHandle) {
+        self.ring.lock().logs.retain(|(of, _)| *of != handle);
     }
 
     /// Remove all completions of a QP, keeping the order of the others: the QP is gone or starts
@@ -106,6 +138,22 @@ pub fn buf_len(size: Size) -> usize {
     PVRDMA_PAGE_SIZE + size.get() as usize * size_of::<pvrdma_cqe>()
 }
 
+/// What `create_cq` and `create_cq_ex` ask for.
+pub struct Request {
+    /// Least entries.
+    pub cqe: u32,
+    /// NULL or a channel of the context.
+    pub channel: *mut ibv_comp_channel,
+    /// Which completion vector.
+    pub comp_vector: c_int,
+    /// Used by one thread at a time?
+    pub alone: bool,
+    /// Where its memory comes from.
+    pub source: Source,
+    /// In the domain it is made in.
+    pub stake: Stake,
+}
+
 /// `create_cq`.
 ///
 /// # Safety
@@ -116,16 +164,27 @@ pub unsafe fn create_cq(
     channel: *mut ibv_comp_channel,
     comp_vector: c_int,
 ) -> Result<*mut ibv_cq, Errno> {
+    let source = Source { libibverbs: libibverbs()?, allocator: None };
+    let cqe = u32::try_from(cqe).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: passed on from the caller.
+    unsafe { create(context, Request { cqe, channel, comp_vector, alone: false, source, stake: Stake::NONE }) }
+}
+
+/// Create a CQ of either interface.
+///
+/// # Safety
+/// As [`create_cq`]; with `alone` no two threads may use the CQ at the same time.
+pub unsafe fn create(context: *mut ibv_context, request: Request) -> Result<*mut ibv_cq, Errno> {
+    let Request { cqe, channel, comp_vector, alone, source, stake } = request;
     // SAFETY: promise of the caller.
     let own = unsafe { Context::of(context) }?;
-    let libibverbs = libibverbs()?;
+    let libibverbs = source.libibverbs;
     // The limit is a power of two, so what passes here is within it after rounding up too.
-    let size = u32::try_from(cqe)
-        .ok()
+    let size = Some(cqe)
         .filter(|cqe| (1..=own.limits.max_cqe).contains(cqe))
         .and_then(Size::at_least)
-        .ok_or(Errno::EINVAL)?;
-    let buf = Buf::new(buf_len(size), libibverbs)?;
+        .ok_or_else(|| refuse(Errno::EINVAL, format_args!("create_cq: {cqe} entries: 1 to {}", own.limits.max_cqe)))?;
+    let buf = Buf::new(buf_len(size), source, Resource::Cq)?;
     let mut cmd = Cmd::<ib_uverbs_create_cq, _>::new(pvrdma_create_cq {
         buf_addr: buf.start().as_ptr() as u64,
         buf_size: u32::try_from(buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
@@ -135,7 +194,9 @@ pub unsafe fn create_cq(
     let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
 
     // From here on raw: libibverbs and the kernel keep the address for events.
-    let cq = Box::into_raw(Cq::new(size, buf, own.uar, own.qp_nums.clone()));
+    //
+    // SAFETY: promise of the caller.
+    let cq = Box::into_raw(unsafe { Cq::new(size, buf, own.uar, own.qp_nums.clone(), (alone, stake)) });
     // SAFETY: the CQ has room for libibverbs's part; complete request and answer structs.
     let ret = unsafe {
         (libibverbs.create_cq)(
@@ -153,7 +214,7 @@ pub unsafe fn create_cq(
     if let Err(errno) = Errno::check(ret) {
         // SAFETY: the kernel knows nothing of it.
         drop(unsafe { Box::from_raw(cq) });
-        return Err(errno.device_refusal());
+        return Err(refuse(errno.device_refusal(), format_args!("create_cq: the kernel says errno {}", errno.0)));
     }
     // SAFETY: nobody else has the CQ yet.
     unsafe { (*cq).cqn = resp.driver.cqn };
@@ -170,7 +231,8 @@ pub unsafe fn create_cq(
                 drop(Box::from_raw(cq));
             }
         }
-        return Err(Errno::EIO);
+        let asked = size.get();
+        return Err(refuse(Errno::EIO, format_args!("create_cq: {answered} entries for {asked}, {:?}", resp.driver)));
     }
     Ok(cq.cast())
 }

@@ -48,6 +48,26 @@ impl Cqe {
         unsafe { field!(self, qp as CqeHandle) }
     }
 
+    /// The `wr_id` the device was given.
+    #[inline(always)]
+    pub fn wr_id(self) -> u64 {
+        // SAFETY: as in `handle`.
+        unsafe { field!(self, wr_id as u64) }
+    }
+
+    /// Is it for a receive? True is certain; a failed receive need not say so.
+    #[inline(always)]
+    pub fn is_receive(self) -> bool {
+        // SAFETY: as in `handle`.
+        unsafe { field!(self, opcode as u8) & PVRDMA_WC_RECV as u8 != 0 }
+    }
+
+    /// Did it succeed?
+    #[inline(always)]
+    pub fn is_success(self) -> bool {
+        self.status() == PVRDMA_WC_SUCCESS
+    }
+
     /// Translate into `wc`, with the number of the QP it is for.
     ///
     /// # Safety
@@ -69,6 +89,47 @@ impl Cqe {
             (&raw mut (*wc).sl).cast::<u16>().write(field!(self, sl as u16));
         }
     }
+}
+
+/// One field after the other, for extended CQs: translated like [`Cqe::write_to`] does it.
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident: $ty:ty = $field:ident as $raw:ty $(=> $translate:path)?;)*) => {
+        impl Cqe {
+            $(
+                $(#[$doc])*
+                #[inline(always)]
+                pub fn $name(self) -> $ty {
+                    // SAFETY: as in `handle`.
+                    let raw = unsafe { field!(self, $field as $raw) };
+                    $(let raw = $translate(raw);)?
+                    raw.into()
+                }
+            )*
+        }
+    };
+}
+
+fields! {
+    /// `ibv_wc.status`.
+    status: u32 = status as u32;
+    /// `ibv_wc.opcode`.
+    opcode: u32 = opcode as u8 => opcode;
+    /// `ibv_wc.vendor_err`.
+    vendor_err: u32 = vendor_err as u32;
+    /// `ibv_wc.byte_len`.
+    byte_len: u32 = byte_len as u32;
+    /// `ibv_wc.imm_data` or `invalidated_rkey`.
+    imm_data: u32 = imm_data as u32;
+    /// `ibv_wc.src_qp`.
+    src_qp: u32 = src_qp as u32;
+    /// `ibv_wc.wc_flags`.
+    wc_flags: u32 = wc_flags as u32 => flags;
+    /// `ibv_wc.slid`.
+    slid: u32 = slid as u16;
+    /// `ibv_wc.sl`.
+    sl: u8 = sl as u8;
+    /// `ibv_wc.dlid_path_bits`.
+    dlid_path_bits: u8 = dlid_path_bits as u8;
 }
 
 /// The device's numbers translated; one object, so that the hot loop needs one address.

@@ -14,6 +14,10 @@ impl Errno {
     pub const ENOMEM: Self = Self(libc::ENOMEM);
     /// The device or this provider does not do that.
     pub const EOPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
+    /// Something else still uses it.
+    pub const EBUSY: Self = Self(libc::EBUSY);
+    /// There is none.
+    pub const ENOENT: Self = Self(libc::ENOENT);
     /// No way to an address.
     pub const EHOSTUNREACH: Self = Self(libc::EHOSTUNREACH);
     /// The device, or memory shared with it, is in a state it must not be in.

@@ -4,10 +4,12 @@
 //! constructor ([`register`]) looks at the libibverbs that is loaded and registers with it; from
 //! then on libibverbs and applications call the functions of [`ops`]. Start reading there.
 //!
-//! The objects and their slow verbs are in [`context`], [`pd`], [`mr`], [`ah`], [`cq`], [`qp`] and
-//! [`srq`], the hot verbs in [`post_send`], [`post_recv`] and [`poll_cq`]. Below them: [`wqe`] and
-//! [`cqe`] know the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what
-//! orders them. [`switches`] is what the environment can turn on.
+//! The objects and their slow verbs are in [`context`], [`pd`], [`domain`], [`mr`], [`ah`], [`cq`],
+//! [`qp`] and [`srq`], the hot verbs in [`post_send`], [`post_recv`] and [`poll_cq`], their extended
+//! forms in [`qp_ex`] (`ibv_wr_*`) and [`cq_ex`] (`ibv_start_poll`). Below them: [`wqe`] and [`cqe`]
+//! know the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what orders
+//! them; [`inline`] and [`send_log`] are inline data, which the device does not have. [`switches`]
+//! is what the environment can turn on, [`log`] tells why something was refused.
 //!
 //! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the
 //! "Contract" section of `provider/README.md`.
@@ -19,9 +21,13 @@ pub mod boundary;
 pub mod buf;
 pub mod context;
 pub mod cq;
+pub mod cq_ex;
 pub mod cqe;
+pub mod domain;
 pub mod error;
+pub mod inline;
 pub mod lock;
+pub mod log;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;
 pub mod mr;
@@ -31,8 +37,10 @@ pub mod poll_cq;
 pub mod post_recv;
 pub mod post_send;
 pub mod qp;
+pub mod qp_ex;
 pub mod register;
 pub mod ring;
+pub mod send_log;
 pub mod srq;
 pub mod switches;
 pub mod uar;

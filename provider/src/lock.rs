@@ -3,6 +3,9 @@
 //! Critical sections are a few dozen instructions, so spinning beats sleeping, and an uncontended
 //! pair costs one locked instruction with no call into libc. A waiter yields after a while: with
 //! more threads than cores the holder may have lost its core.
+//!
+//! An object that its application keeps to one thread (a thread domain, a single-threaded CQ) has
+//! a lock that nobody takes: [`SpinLock::alone`].
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -14,8 +17,10 @@ const SPINS_BEFORE_YIELD: u32 = 1000;
 /// A spin lock around `T`.
 #[derive(Debug, Default)]
 pub struct SpinLock<T> {
-    locked: AtomicBool,
     data: UnsafeCell<T>,
+    locked: AtomicBool,
+    /// Is there but one thread? Then the atomic instruction is saved.
+    alone: bool,
 }
 
 // SAFETY: the lock hands out the data to one thread at a time.
@@ -28,17 +33,53 @@ pub struct Guard<'a, T>(&'a SpinLock<T>);
 impl<T> SpinLock<T> {
     /// An open lock.
     pub const fn new(data: T) -> Self {
-        Self { locked: AtomicBool::new(false), data: UnsafeCell::new(data) }
+        Self { data: UnsafeCell::new(data), locked: AtomicBool::new(false), alone: false }
+    }
+
+    /// A lock for one thread at a time: taking it costs a comparison.
+    ///
+    /// # Safety
+    /// With `alone`, no two threads may hold it at the same time.
+    pub const unsafe fn alone(data: T, alone: bool) -> Self {
+        Self { data: UnsafeCell::new(data), locked: AtomicBool::new(false), alone }
     }
 
     /// Wait for the lock and take it.
     #[inline(always)]
     pub fn lock(&self) -> Guard<'_, T> {
         // Acquire: see everything the previous holder wrote before its Release.
-        if self.locked.swap(true, Ordering::Acquire) {
+        if !self.alone && self.locked.swap(true, Ordering::Acquire) {
             self.wait();
         }
         Guard(self)
+    }
+
+    /// Take the lock and keep it when this call returns: for what begins in one call of the
+    /// application and ends in another.
+    ///
+    /// # Safety
+    /// A call of [`SpinLock::unlock`] must follow.
+    #[inline(always)]
+    pub unsafe fn lock_on(&self) {
+        core::mem::forget(self.lock());
+    }
+
+    /// The data, for the holder of [`SpinLock::lock_on`].
+    ///
+    /// # Safety
+    /// The caller must hold the lock and use one guard at a time.
+    #[inline(always)]
+    pub unsafe fn held(&self) -> Held<'_, T> {
+        Held(self)
+    }
+
+    /// End what [`SpinLock::lock_on`] began.
+    ///
+    /// # Safety
+    /// The caller must hold the lock.
+    #[inline(always)]
+    pub unsafe fn unlock(&self) {
+        drop(Guard(self));
     }
 
     #[cold]
@@ -62,6 +103,28 @@ impl<T> SpinLock<T> {
                 return;
             }
         }
+    }
+}
+
+/// As [`Guard`], without opening the lock when dropped.
+#[derive(Debug)]
+pub struct Held<'a, T>(&'a SpinLock<T>);
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: the lock is held (promise of `held`).
+        unsafe { &*self.0.data.get() }
+    }
+}
+
+impl<T> DerefMut for Held<'_, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and there is one such guard at a time.
+        unsafe { &mut *self.0.data.get() }
     }
 }
 
@@ -104,6 +167,28 @@ mod tests {
             }
         });
         assert_eq!(*lock.lock(), 40_000);
+    }
+
+    #[test]
+    fn a_lock_held_over_calls_keeps_others_out_until_it_is_opened() {
+        let lock = SpinLock::new(0);
+        // SAFETY: one thread; opened below.
+        unsafe {
+            lock.lock_on();
+            *lock.held() += 1;
+            assert!(lock.locked.load(Ordering::Relaxed));
+            lock.unlock();
+        }
+        assert_eq!(*lock.lock(), 1);
+    }
+
+    #[test]
+    fn a_lone_thread_takes_no_lock() {
+        // SAFETY: one thread.
+        let lock = unsafe { SpinLock::alone(0, true) };
+        let mut guard = lock.lock();
+        *guard += 1;
+        assert!(!lock.locked.load(Ordering::Relaxed));
     }
 
     #[test]

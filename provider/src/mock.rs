@@ -6,7 +6,9 @@
 use crate::buf::Buf;
 use crate::context::{Limits, QpNums};
 use crate::cq::{self, Cq};
-use crate::qp::{Qp, Shape};
+use crate::domain::Stake;
+use crate::inline::Inline;
+use crate::qp::{Parts, Qp, Shape};
 use crate::ring::Size;
 use crate::srq::{self, Srq};
 use crate::switches::Switches;
@@ -72,6 +74,7 @@ struct Kind {
     srq: bool,
     all: bool,
     switches: Switches,
+    inline: u32,
 }
 
 /// Bytes of a slot.
@@ -140,6 +143,8 @@ impl Mock {
 
     /// Number of the SRQ.
     pub const SRQN: u32 = 0x55;
+    /// Key of the inline memory.
+    pub const INLINE_LKEY: u32 = 0x66;
     /// Length of the SRQ.
     pub const SRQ_WR: u32 = 4;
 
@@ -172,6 +177,16 @@ impl Mock {
         Self::build(8, 1, 8, Kind { all: true, ..Kind::default() })
     }
 
+    /// A QP with places for `inline` bytes of inline data.
+    pub fn inline(wr: u32, inline: u32) -> Self {
+        Self::build(wr, 2, 2 * wr, Kind { inline, ..Kind::default() })
+    }
+
+    /// The same with a UD QP.
+    pub fn inline_ud(wr: u32, inline: u32) -> Self {
+        Self::build(wr, 2, 2 * wr, Kind { inline, ud: true, ..Kind::default() })
+    }
+
     fn build(wr: u32, sge: u32, cqe: u32, kind: Kind) -> Self {
         let uar_page = Box::new(UarPage([const { AtomicU32::new(0) }; PVRDMA_PAGE_SIZE / 4]));
         // SAFETY: the page lives in this Mock, as long as the objects do.
@@ -181,18 +196,25 @@ impl Mock {
         let size = Size::at_least(cqe).unwrap();
         let buf = Buf::map(cq::buf_len(size)).unwrap();
         let cq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, size.get(), size_of::<pvrdma_cqe>());
-        let mut cq = Cq::new(size, buf, uar, qp_nums.clone());
+        // SAFETY: nobody is promised to be alone.
+        let mut cq = unsafe { Cq::new(size, buf, uar, qp_nums.clone(), (false, Stake::NONE)) };
         cq.cqn = Self::CQN;
 
         let attr = ibv_srq_attr { max_wr: Self::SRQ_WR, max_sge: sge, srq_limit: 0 };
         let shape = srq::shape(&attr, &Self::LIMITS).unwrap();
         let buf = Buf::map(srq::buf_len(shape).unwrap()).unwrap();
         let srq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, Self::SRQ_WR, stride(16, sge));
-        let srq = Srq::new(shape, buf, uar);
+        // SAFETY: as above.
+        let srq = unsafe { Srq::new(shape, buf, uar, (false, Stake::NONE)) };
         srq.queue.lock().srqn = Self::SRQN;
 
-        let cap =
-            ibv_qp_cap { max_send_wr: wr, max_recv_wr: wr, max_send_sge: sge, max_recv_sge: sge, max_inline_data: 0 };
+        let cap = ibv_qp_cap {
+            max_send_wr: wr,
+            max_recv_wr: wr,
+            max_send_sge: sge,
+            max_recv_sge: sge,
+            max_inline_data: kind.inline,
+        };
         let shape = Shape::new(&cap, &Self::LIMITS, kind.srq).unwrap();
         let (sq_len, rq_len) = shape.buf_lens().unwrap();
         let (sq_buf, rq_buf) = (Buf::map(sq_len).unwrap(), rq_len.map(|len| Buf::map(len).unwrap()));
@@ -215,7 +237,24 @@ impl Mock {
             qp_type: if kind.ud { IBV_QPT_UD } else { IBV_QPT_RC },
             sq_sig_all: kind.all.into(),
         };
-        let mut qp = Qp::new(&shape, sq_buf, rq_buf, uar, &init, (kind.switches, qp_nums));
+        let inline = (cap.max_inline_data > 0).then(|| {
+            let buf = Buf::map(cap.max_send_wr as usize * cap.max_inline_data as usize).unwrap();
+            Inline::of_parts(buf, cap.max_send_wr, cap.max_inline_data, Self::INLINE_LKEY)
+        });
+        let parts = Parts {
+            shape: &shape,
+            sq_buf,
+            rq_buf,
+            uar,
+            init: &init,
+            switches: kind.switches,
+            inline,
+            qp_nums,
+            alone: false,
+            stake: Stake::NONE,
+        };
+        // SAFETY: as above.
+        let mut qp = unsafe { Qp::new(parts) };
         qp.enter(Self::HANDLE, Self::QPN);
         qp.set_state(IBV_QPS_RTS);
         Self { cq, qp, srq, cq_ring, srq_ring, sq_ring, rq_ring, uar_page }

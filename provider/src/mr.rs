@@ -1,11 +1,21 @@
 //! Memory regions.
 
 use crate::context::libibverbs;
+use crate::domain::Stake;
 use crate::error::Errno;
+use crate::pd::Pd;
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{Cmd, Resp, verbs_mr};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::verbs::*;
+
+/// A memory region; the `verbs_mr` in front is what libibverbs holds, the `ibv_mr` in front of that
+/// what applications hold.
+#[repr(C)]
+struct Mr {
+    verbs: verbs_mr,
+    _stake: Stake,
+}
 
 /// `reg_mr`. The device addresses a region by its virtual address only: the kernel driver never
 /// tells it another one, so registering with a different iova or zero-based would succeed and then
@@ -23,8 +33,23 @@ pub unsafe fn reg_mr(
     if iova != addr as u64 || access as u32 & IBV_ACCESS_ZERO_BASED != 0 {
         return Err(Errno::EOPNOTSUPP);
     }
-    // SAFETY: integers and pointers only; libibverbs fills it.
-    let mut mr: Box<verbs_mr> = Box::new(unsafe { core::mem::zeroed() });
+    // SAFETY: passed on from the caller.
+    Ok(unsafe { register(pd, addr, length, iova, access) }?.cast())
+}
+
+/// Register without judging.
+///
+/// # Safety
+/// As [`reg_mr`].
+pub unsafe fn register(
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: c_int,
+) -> Result<*mut verbs_mr, Errno> {
+    // SAFETY: integers and pointers only; libibverbs fills it. The PD is the caller's promise.
+    let mut mr = unsafe { Box::new(Mr { verbs: core::mem::zeroed(), _stake: Stake::of(Pd::of(pd)) }) };
     let mut cmd = Cmd::<ib_uverbs_reg_mr>::new(());
     let mut resp = Resp::<ib_uverbs_reg_mr_resp>::default();
     let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
@@ -37,7 +62,7 @@ pub unsafe fn reg_mr(
             length,
             iova,
             access,
-            &mut *mr,
+            &mut mr.verbs,
             (&raw mut cmd).cast(),
             cmd_len,
             (&raw mut resp).cast(),
@@ -50,12 +75,12 @@ pub unsafe fn reg_mr(
 /// `dereg_mr`.
 ///
 /// # Safety
-/// `mr` must come from [`reg_mr`]; on success it is gone.
+/// `mr` must come from [`reg_mr`] or [`register`]; on success it is gone.
 pub unsafe fn dereg_mr(mr: *mut verbs_mr) -> Result<(), Errno> {
     // SAFETY: a live MR; after success nobody else has it.
     unsafe {
         Errno::check((libibverbs()?.dereg_mr)(mr))?;
-        drop(Box::from_raw(mr));
+        drop(Box::from_raw(mr.cast::<Mr>()));
     }
     Ok(())
 }

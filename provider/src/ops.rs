@@ -6,19 +6,24 @@
 //! are valid, output parameters can be written. Each shim passes exactly that on, to a function that
 //! asks for it.
 
-use crate::{ah, boundary, context, cq, mr, pd, poll_cq, post_recv, post_send, qp, srq};
+use crate::{ah, boundary, context, cq, cq_ex, domain, mr, pd, poll_cq, post_recv, post_send, qp, qp_ex, srq};
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{verbs_context_ops, verbs_mr};
 use pvrdma_ffi::verbs::*;
 
 /// Every verb this provider serves. libibverbs answers the others with EOPNOTSUPP.
 pub static OPS: verbs_context_ops = verbs_context_ops {
+    alloc_parent_domain: Some(alloc_parent_domain),
     alloc_pd: Some(alloc_pd),
+    alloc_td: Some(alloc_td),
     create_ah: Some(create_ah),
     create_cq: Some(create_cq),
+    create_cq_ex: Some(create_cq_ex),
     create_qp: Some(create_qp),
+    create_qp_ex: Some(create_qp_ex),
     create_srq: Some(create_srq),
     dealloc_pd: Some(dealloc_pd),
+    dealloc_td: Some(dealloc_td),
     dereg_mr: Some(dereg_mr),
     destroy_ah: Some(destroy_ah),
     destroy_cq: Some(destroy_cq),
@@ -78,6 +83,24 @@ unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
     boundary::errno(|| unsafe { pd::dealloc_pd(pd) })
 }
 
+unsafe extern "C" fn alloc_td(context: *mut ibv_context, attr: *mut ibv_td_init_attr) -> *mut ibv_td {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { domain::alloc_td(context, attr) })
+}
+
+unsafe extern "C" fn dealloc_td(td: *mut ibv_td) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    boundary::errno(|| unsafe { domain::dealloc_td(td) })
+}
+
+unsafe extern "C" fn alloc_parent_domain(
+    context: *mut ibv_context,
+    attr: *mut ibv_parent_domain_init_attr,
+) -> *mut ibv_pd {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { domain::alloc_parent_domain(context, attr) })
+}
+
 unsafe extern "C" fn reg_mr(
     pd: *mut ibv_pd,
     addr: *mut c_void,
@@ -104,6 +127,11 @@ unsafe extern "C" fn create_cq(
     boundary::pointer(|| unsafe { cq::create_cq(context, cqe, channel, comp_vector) })
 }
 
+unsafe extern "C" fn create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { cq_ex::create_cq_ex(context, attr) })
+}
+
 unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
     // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { cq::destroy_cq(cq) })
@@ -125,6 +153,11 @@ unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_w
 unsafe extern "C" fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp {
     // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { qp::create_qp(pd, attr) })
+}
+
+unsafe extern "C" fn create_qp_ex(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
+    // SAFETY: the promise at the top of this file.
+    boundary::pointer(|| unsafe { qp_ex::create_qp_ex(context, attr) })
 }
 
 unsafe extern "C" fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, attr_mask: c_int) -> c_int {

@@ -1,12 +1,14 @@
 //! `ibv_poll_cq`.
 
 use crate::barrier::from_device;
-use crate::context::{self, QpNumTable};
+use crate::context::{self, LOGGED, QpNumTable};
 use crate::cq::{Cq, CqRing};
-use crate::cqe::Cqe;
+use crate::cqe::{Cqe, CqeHandle};
 use crate::ring::BadCounter;
+use crate::send_log::{Logged, SendLog};
 use core::ffi::c_int;
 use pvrdma_ffi::verbs::ibv_wc;
+use std::sync::Arc;
 
 /// Take up to `num_entries` completions. Returns how many, or a negative errno. Fewer than asked
 /// for means that the CQ is empty.
@@ -59,20 +61,66 @@ unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut
         // SAFETY: ready and not yet released.
         let cqe = unsafe { Cqe::new(entries.at(slot)) };
         let qp_num = context::qp_num(qp_nums, cqe.handle());
-        if qp_num == 0 {
-            // No such QP: it is being destroyed, or the device erred. Skipping the entry costs
-            // nobody anything; stopping at it would block every QP of this CQ for ever.
-            strays += 1;
-            continue;
-        }
-        // SAFETY: no more than `count` are written (promise of the caller).
-        unsafe {
-            cqe.write_to(wc, qp_num);
-            wc = wc.add(1);
+        // 1..LOGGED in one comparison: a plain QP.
+        if qp_num.wrapping_sub(1) < LOGGED - 1 {
+            // SAFETY: no more than `count` are written (promise of the caller).
+            unsafe {
+                cqe.write_to(wc, qp_num);
+                wc = wc.add(1);
+            }
+        } else {
+            // SAFETY: as above.
+            match unsafe { take_logged(&ring.logs, cqe, qp_num, wc) } {
+                // SAFETY: as above.
+                true => wc = unsafe { wc.add(1) },
+                false => strays += 1,
+            }
         }
     }
     ring.consumer.release(count);
     (strays, wc)
+}
+
+/// Translate an entry of a QP with a log, or of none. False: nothing was written.
+///
+/// # Safety
+/// `wc` must be valid for a write, `cqe` ready and not yet released.
+#[cold]
+#[inline(never)]
+unsafe fn take_logged(logs: &[(CqeHandle, Arc<SendLog>)], cqe: Cqe, qp_num: u32, wc: *mut ibv_wc) -> bool {
+    let Some((qp_num, wr_id)) = judge(logs, cqe, qp_num) else {
+        return false;
+    };
+    // SAFETY: promise of the caller.
+    unsafe {
+        cqe.write_to(wc, qp_num);
+        (*wc).wr_id = wr_id;
+    }
+    true
+}
+
+/// Number of the QP and `wr_id` of an entry, `qp_num` being what the table has for it. `None`: it is
+/// not for the application. An entry without a QP is that of one being destroyed, or the device
+/// erred: skipping it costs nobody anything, stopping at it would block every QP of this CQ for
+/// ever.
+#[inline(always)]
+pub fn judge(logs: &[(CqeHandle, Arc<SendLog>)], cqe: Cqe, qp_num: u32) -> Option<(u32, u64)> {
+    if qp_num == 0 {
+        return None;
+    }
+    let wr_id = cqe.wr_id();
+    if qp_num & LOGGED == 0 || cqe.is_receive() {
+        return Some((qp_num & !LOGGED, wr_id));
+    }
+    // No log: a receive that failed, whose opcode need not be set, in a CQ other than that of the
+    // sends. No such request on its way: the same in one CQ.
+    let logged = logs.iter().find(|(handle, _)| *handle == cqe.handle()).and_then(|(_, log)| log.completed(wr_id));
+    match logged {
+        None => Some((qp_num & !LOGGED, wr_id)),
+        // Some devices complete what nobody asked to hear of.
+        Some(Logged { signaled: false, .. }) if cqe.is_success() => None,
+        Some(Logged { wr_id, .. }) => Some((qp_num & !LOGGED, wr_id)),
+    }
 }
 
 /// Some entries were strays: fill their places with later ones, as long as there are any. Returns

@@ -39,7 +39,7 @@ pub unsafe fn post_send_special(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), 
         match qp.kind {
             Kind::Ud => post_list(qp, first, |slot, wr, max_sge, always| fill_ud(slot, wr, max_sge, always)),
             Kind::Rc | Kind::Special => {
-                post_list(qp, first, |slot, wr, max_sge, always| fill_special(slot, wr, max_sge, always, qp.switches))
+                post_list(qp, first, |slot, wr, max_sge, always| fill_special(slot, wr, max_sge, always, &qp.special))
             }
         }
     }
@@ -96,7 +96,8 @@ fn push(batch: &mut Batch<'_>, slots: Slots, fill: impl FnOnce(NonNull<u8>) -> R
 mod tests {
     use super::*;
     use crate::ah::Ah;
-    use crate::mock::Mock;
+    use crate::domain::Stake;
+    use crate::mock::{Mock, send_cqe};
     use crate::switches::Switches;
     use pvrdma_ffi::uapi::vmw_pvrdma::*;
     use pvrdma_ffi::verbs::*;
@@ -194,8 +195,8 @@ mod tests {
     }
 
     fn ah() -> *mut ibv_ah {
-        Ah::new(pvrdma_av { port_pd: 0x0100_0007, hop_limit: 9, dmac: [1, 2, 3, 4, 5, 6], ..Default::default() })
-            .into_verbs()
+        let av = pvrdma_av { port_pd: 0x0100_0007, hop_limit: 9, dmac: [1, 2, 3, 4, 5, 6], ..Default::default() };
+        Ah::new(av, Stake::NONE).into_verbs()
     }
 
     #[test]
@@ -268,6 +269,125 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(mock.take_send().unwrap().hdr.send_flags, PVRDMA_SEND_SIGNALED);
         }
+    }
+
+    fn bytes(sge: &pvrdma_sge) -> Vec<u8> {
+        // SAFETY: inline memory of the mock.
+        unsafe { core::slice::from_raw_parts(sge.addr as *const u8, sge.length as usize) }.to_vec()
+    }
+
+    fn sge_of(data: &[u8]) -> ibv_sge {
+        // A key nobody has: inline data needs none.
+        ibv_sge { addr: data.as_ptr() as u64, length: data.len() as u32, lkey: 0xdead }
+    }
+
+    #[test]
+    fn inline_data_is_copied_and_the_source_is_free_at_once() {
+        for mock in [Mock::inline(4, 64), Mock::inline_ud(4, 64)] {
+            let mut data = *b"0123456789";
+            let mut sges = [sge_of(&data[..4]), sge_of(&data[4..])];
+            let ah = ah();
+            let mut wr = ibv_send_wr { num_sge: 2, send_flags: IBV_SEND_INLINE, ..list(1, &mut sges[0])[0] };
+            if mock.qp.special.ud {
+                wr.wr.ud = ibv_send_wr_ud { ah, remote_qpn: 1, remote_qkey: 2 };
+            }
+            assert_eq!(post(&mock, &mut [wr]), Ok(()));
+            data.fill(0);
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.num_sge, wqe.hdr.send_flags), (1, 0));
+            assert_eq!(wqe.sges[0].lkey, Mock::INLINE_LKEY);
+            assert_eq!(bytes(&wqe.sges[0]), b"0123456789");
+            // SAFETY: made above.
+            unsafe { crate::ah::destroy_ah(ah) };
+        }
+    }
+
+    #[test]
+    fn inline_places_are_free_when_the_send_has_completed_and_not_before() {
+        let mock = Mock::inline(2, 64);
+        let data = [7; 64];
+        let mut sge = sge_of(&data);
+        let mut one = |wr_id, signaled: bool| {
+            let send_flags = IBV_SEND_INLINE | (u32::from(signaled) * IBV_SEND_SIGNALED);
+            post(&mock, &mut [ibv_send_wr { wr_id, send_flags, ..list(1, &mut sge)[0] }])
+        };
+        assert_eq!(one(10, false), Ok(()));
+        assert_eq!(one(11, true), Ok(()));
+        let cookies = [mock.take_send().unwrap().hdr.wr_id, mock.take_send().unwrap().hdr.wr_id];
+        // The ring has room, the inline memory has not.
+        assert_eq!(one(12, true), Err((Errno::ENOMEM, 12)));
+        mock.put(send_cqe(cookies[1]));
+        assert_eq!(one(12, true), Err((Errno::ENOMEM, 12)));
+        assert_eq!(poll(&mock), [11]);
+        // Both, although only the second was signaled.
+        assert_eq!(one(12, true), Ok(()));
+        assert_eq!(one(13, true), Ok(()));
+        assert_eq!(one(14, true), Err((Errno::ENOMEM, 14)));
+    }
+
+    #[test]
+    fn a_device_that_completes_what_was_not_signaled_frees_places_and_tells_nobody() {
+        let mock = Mock::inline(2, 64);
+        let mut sge = sge_of(&[1; 8]);
+        for round in 0..10 {
+            let mut wrs = list(2, &mut sge);
+            wrs[0].send_flags = IBV_SEND_INLINE;
+            wrs[1].send_flags = IBV_SEND_INLINE | IBV_SEND_SIGNALED;
+            wrs[1].wr_id = round;
+            assert_eq!(post(&mock, &mut wrs), Ok(()));
+            for _ in 0..2 {
+                mock.put(send_cqe(mock.take_send().unwrap().hdr.wr_id));
+            }
+            assert_eq!(poll(&mock), [round]);
+        }
+    }
+
+    #[test]
+    fn a_failed_send_completes_whether_signaled_or_not() {
+        let mock = Mock::inline(2, 64);
+        let mut sge = sge_of(&[1; 8]);
+        assert_eq!(post(&mock, &mut list(1, &mut sge)), Ok(()));
+        let cookie = mock.take_send().unwrap().hdr.wr_id;
+        mock.put(pvrdma_cqe { status: PVRDMA_WC_WR_FLUSH_ERR, ..send_cqe(cookie) });
+        assert_eq!(poll(&mock), [0]);
+    }
+
+    #[test]
+    fn receives_of_such_a_qp_keep_their_wr_id() {
+        let mock = Mock::inline(2, 64);
+        mock.put(pvrdma_cqe { opcode: PVRDMA_WC_RECV, ..send_cqe(5) });
+        // A failed one need not have its opcode set.
+        mock.put(pvrdma_cqe { status: PVRDMA_WC_WR_FLUSH_ERR, ..send_cqe(u64::MAX) });
+        assert_eq!(poll(&mock), [5, u64::MAX]);
+    }
+
+    #[test]
+    fn inline_data_that_does_not_fit_or_cannot_be_is_refused() {
+        let mock = Mock::inline(4, 64);
+        let data = [1; 65];
+        let mut sge = sge_of(&data);
+        let mut wrs = list(1, &mut sge);
+        wrs[0].send_flags = IBV_SEND_INLINE;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
+        wrs[0].opcode = IBV_WR_RDMA_READ;
+        let mut short = sge_of(&data[..8]);
+        wrs[0].sg_list = &mut short;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
+        wrs[0].opcode = IBV_WR_RDMA_WRITE;
+        assert_eq!(post(&mock, &mut wrs), Ok(()));
+        // Nothing at all is fine too.
+        wrs[0].num_sge = 0;
+        assert_eq!(post(&mock, &mut wrs), Ok(()));
+        mock.take_send().unwrap();
+        assert_eq!(mock.take_send().unwrap().hdr.num_sge, 0);
+    }
+
+    fn poll(mock: &Mock) -> Vec<u64> {
+        let mut wc = [ibv_wc::default(); 8];
+        // SAFETY: room for eight.
+        let polled = unsafe { crate::poll_cq::poll_cq(&mock.cq, 8, wc.as_mut_ptr()) };
+        assert!(polled >= 0 && wc[..polled as usize].iter().all(|wc| wc.qp_num == Mock::QPN), "{polled} {wc:?}");
+        wc[..polled as usize].iter().map(|wc| wc.wr_id).collect()
     }
 
     #[test]

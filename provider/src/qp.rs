@@ -2,11 +2,16 @@
 //! [`crate::post_recv`].
 
 use crate::buf::Buf;
-use crate::context::{Context, Limits, QpNums, libibverbs};
+use crate::context::{Context, LOGGED, Limits, QpNums, libibverbs};
 use crate::cq::Cq;
 use crate::cqe::CqeHandle;
+use crate::domain::{Resource, Stake};
 use crate::error::Errno;
+use crate::inline::{self, Inline, MAX_INLINE};
 use crate::lock::SpinLock;
+use crate::log::refuse;
+use crate::pd::Pd;
+use crate::qp_ex::Building;
 use crate::ring::{Producer, Size, Slots};
 use crate::switches::Switches;
 use crate::uar::Uar;
@@ -33,8 +38,10 @@ pub struct Qp {
     handle: CqeHandle,
     /// What the send queue takes.
     pub kind: Kind,
-    /// Which opcodes a [`Kind::Special`] queue takes besides the plain ones.
-    pub switches: Switches,
+    /// For [`Kind::Special`] and for `ibv_wr_*`.
+    pub special: Special,
+    /// What `ibv_wr_start` began. Under the lock of the send queue.
+    pub building: UnsafeCell<Building>,
     has_srq: bool,
     cap: ibv_qp_cap,
     sq_sig_all: bool,
@@ -43,18 +50,54 @@ pub struct Qp {
     qp_nums: Arc<QpNums>,
     _sq_buf: Buf,
     _rq_buf: Option<Buf>,
+    _stake: Stake,
 }
 
-/// Which work requests a send queue takes. Known before its lock is taken, so that the other kinds
+/// What a QP is made from.
+pub struct Parts<'a> {
+    /// Its rings.
+    pub shape: &'a Shape,
+    /// The send buffer, as long as [`Shape::buf_lens`] says.
+    pub sq_buf: Buf,
+    /// The receive buffer, unless there is an SRQ.
+    pub rq_buf: Option<Buf>,
+    /// Doorbells.
+    pub uar: Uar,
+    /// What was asked for. The CQs must live as long as the QP, which the kernel sees to.
+    pub init: &'a ibv_qp_init_attr,
+    /// Which opcodes are on.
+    pub switches: Switches,
+    /// Inline data.
+    pub inline: Option<Inline>,
+    /// Where completions are translated.
+    pub qp_nums: Arc<QpNums>,
+    /// Used by one thread at a time?
+    pub alone: bool,
+    /// In the domain it was made in.
+    pub stake: Stake,
+}
+
+/// How requests of a send queue are filled. Known before its lock is taken, so that the other kinds
 /// cost a plain RC queue one comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Those of a reliable connection.
+    /// Of a reliable connection.
     Rc,
     /// Datagrams.
     Ud,
-    /// Those of a reliable connection and those that [`Qp::switches`] allow.
+    /// Either, and more: [`Special`].
     Special,
+}
+
+/// What a send queue may have besides the plain things.
+#[derive(Debug)]
+pub struct Special {
+    /// Datagrams?
+    pub ud: bool,
+    /// Which opcodes are on.
+    pub switches: Switches,
+    /// Inline data.
+    pub inline: Option<Inline>,
 }
 
 /// What the lock of a send queue protects: all that posting needs, in one cache line.
@@ -101,6 +144,8 @@ pub struct Shape {
     sq: QueueShape,
     /// `None`: an SRQ takes its place.
     rq: Option<QueueShape>,
+    /// Bytes of a place for inline data.
+    max_inline: u32,
 }
 
 /// Shape of one ring of work requests.
@@ -150,6 +195,7 @@ impl Shape {
                 true => None,
                 false => Some(QueueShape::new((cap.max_recv_wr, cap.max_recv_sge), most, wqe::recv_stride)?),
             },
+            max_inline: inline::place_len(cap.max_inline_data)?,
         };
         // The device counts the pages of a QP in 16 bits.
         let (sq_len, rq_len) = shape.buf_lens()?;
@@ -159,14 +205,14 @@ impl Shape {
         Ok(shape)
     }
 
-    /// What the application gets. The device has no inline data.
+    /// What the application gets.
     pub fn cap(&self) -> ibv_qp_cap {
         ibv_qp_cap {
             max_send_wr: self.sq.size.get(),
             max_recv_wr: self.rq.map_or(0, |rq| rq.size.get()),
             max_send_sge: self.sq.max_sge.into(),
             max_recv_sge: self.rq.map_or(0, |rq| rq.max_sge.into()),
-            max_inline_data: 0,
+            max_inline_data: self.max_inline,
         }
     }
 
@@ -178,16 +224,13 @@ impl Shape {
 }
 
 impl Qp {
-    /// A QP in RESET, not yet known to the kernel. The buffers must have the lengths of
-    /// [`Shape::buf_lens`]; the CQs must live as long as the QP, which the kernel sees to.
-    pub fn new(
-        shape: &Shape,
-        sq_buf: Buf,
-        rq_buf: Option<Buf>,
-        uar: Uar,
-        init: &ibv_qp_init_attr,
-        (switches, qp_nums): (Switches, Arc<QpNums>),
-    ) -> Box<Self> {
+    /// A QP in RESET, not yet known to the kernel.
+    ///
+    /// # Safety
+    /// With `parts.alone` no two threads may use the QP at the same time.
+    pub unsafe fn new(parts: Parts<'_>) -> Box<Self> {
+        let Parts { shape, sq_buf, rq_buf, uar, init, switches, inline, qp_nums, alone, stake } = parts;
+        let ud = init.qp_type == IBV_QPT_UD;
         let state = sq_buf.start().cast::<pvrdma_ring_state>().as_ptr();
         // SAFETY: the send buffer begins with a state page, whose words it keeps mapped as long as
         // the QP lives.
@@ -216,15 +259,19 @@ impl Qp {
         let rq = RecvQueue { producer, slots, uar, qp_handle: 0, max_sge, open: false };
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_QP_ROOM / 8]),
-            sq: SpinLock::new(sq),
-            rq: SpinLock::new(rq),
+            // SAFETY: promise of the caller.
+            sq: unsafe { SpinLock::alone(sq, alone) },
+            // SAFETY: as above.
+            rq: unsafe { SpinLock::alone(rq, alone) },
             handle: 0,
-            kind: match init.qp_type {
-                IBV_QPT_UD => Kind::Ud,
-                _ if switches.any() => Kind::Special,
-                _ => Kind::Rc,
+            kind: match ud {
+                _ if inline.is_some() => Kind::Special,
+                true => Kind::Ud,
+                false if switches.any() => Kind::Special,
+                false => Kind::Rc,
             },
-            switches,
+            special: Special { ud, switches, inline },
+            building: UnsafeCell::default(),
             has_srq: shape.rq.is_none(),
             cap: shape.cap(),
             sq_sig_all: init.sq_sig_all != 0,
@@ -233,6 +280,7 @@ impl Qp {
             qp_nums,
             _sq_buf: sq_buf,
             _rq_buf: rq_buf,
+            _stake: stake,
         })
     }
 
@@ -249,7 +297,28 @@ impl Qp {
         self.handle = handle;
         self.sq.lock().qp_handle = handle;
         self.rq.lock().qp_handle = handle;
-        self.qp_nums.set(handle, qp_num);
+        self.announce(qp_num);
+    }
+
+    /// From now on completions of the QP are known by its number.
+    fn announce(&self, qp_num: u32) {
+        match &self.special.inline {
+            None => self.qp_nums.set(self.handle, qp_num),
+            Some(inline) => {
+                // SAFETY: a QP's CQs outlive it, see `remove_completions`.
+                unsafe { Cq::of(self.send_cq) }.add_log(self.handle, inline.log.clone());
+                self.qp_nums.set(self.handle, qp_num | LOGGED);
+            }
+        }
+    }
+
+    /// From now on completions of the QP are strays.
+    fn withdraw(&self) {
+        self.qp_nums.set(self.handle, 0);
+        if self.special.inline.is_some() {
+            // SAFETY: as above.
+            unsafe { Cq::of(self.send_cq) }.remove_log(self.handle);
+        }
     }
 
     /// Open and close the queues for a state: sends from RTS on, receives from INIT on. In the
@@ -267,6 +336,9 @@ impl Qp {
         self.remove_completions();
         sq.producer.reset();
         rq.producer.reset();
+        if let Some(inline) = &self.special.inline {
+            inline.log.forget();
+        }
     }
 
     /// Those of receives from an SRQ too. Nothing goes back to the SRQ with them: the device gave
@@ -286,22 +358,41 @@ impl Qp {
 /// # Safety
 /// `pd` must be a live PD of ours, `attr` valid, with live CQs and SRQ of the same context.
 pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
-    // A copy for libibverbs to write to.
-    //
+    // SAFETY: promise of the caller; a copy for libibverbs to write to.
+    unsafe {
+        let mut init = attr.read();
+        let qp = create(pd, &mut init)?;
+        (*attr).cap = init.cap;
+        Ok(qp)
+    }
+}
+
+/// Create a QP of either interface. `init.cap` becomes what the QP has.
+///
+/// # Safety
+/// As [`create_qp`].
+pub unsafe fn create(pd: *mut ibv_pd, init: &mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
-    let (mut init, own) = unsafe { (attr.read(), Context::of((*pd).context)?) };
+    let (domain, own) = unsafe { (Pd::of(pd), Context::of((*pd).context)?) };
     if !matches!(init.qp_type, IBV_QPT_RC | IBV_QPT_UD) {
-        return Err(Errno::EOPNOTSUPP);
+        return Err(refuse(Errno::EOPNOTSUPP, format_args!("create_qp: type {}: only RC and UD", init.qp_type)));
     }
     if init.send_cq.is_null() || init.recv_cq.is_null() {
-        return Err(Errno::EINVAL);
+        return Err(refuse(Errno::EINVAL, format_args!("create_qp: needs a CQ for sends and one for receives")));
     }
-    let shape = Shape::new(&init.cap, &own.limits, !init.srq.is_null())?;
-    init.cap = shape.cap();
-    let libibverbs = libibverbs()?;
+    let shape = Shape::new(&init.cap, &own.limits, !init.srq.is_null()).map_err(|errno| {
+        refuse(errno, format_args!("create_qp: {:?}: at most {:?}, {MAX_INLINE} bytes inline", init.cap, own.limits))
+    })?;
+    let source = domain.source()?;
+    let libibverbs = source.libibverbs;
     let (sq_len, rq_len) = shape.buf_lens()?;
-    let sq_buf = Buf::new(sq_len, libibverbs)?;
-    let rq_buf = rq_len.map(|len| Buf::new(len, libibverbs)).transpose()?;
+    let sq_buf = Buf::new(sq_len, source, Resource::SendQueue)?;
+    let rq_buf = rq_len.map(|len| Buf::new(len, source, Resource::RecvQueue)).transpose()?;
+    let inline = match shape.max_inline {
+        0 => None,
+        // SAFETY: promise of the caller: the kernel keeps a PD that has a QP.
+        max => Some(unsafe { Inline::new(pd, shape.sq.size.get(), max, source) }?),
+    };
     let (rbuf_addr, rbuf_size) = rq_buf.as_ref().map_or((0, 0), |buf| (buf.start().as_ptr() as u64, buf.len_bytes()));
     let mut cmd = Cmd::<ib_uverbs_create_qp, _>::new(pvrdma_create_qp {
         rbuf_addr,
@@ -312,38 +403,44 @@ pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<
     });
     let mut resp = Resp::<ib_uverbs_create_qp_resp, pvrdma_create_qp_resp>::default();
     let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
+    // The device has no inline data and is not asked for any.
+    init.cap = ibv_qp_cap { max_inline_data: 0, ..shape.cap() };
+    let parts = Parts {
+        shape: &shape,
+        sq_buf,
+        rq_buf,
+        uar: own.uar,
+        init,
+        switches: own.switches,
+        inline,
+        qp_nums: own.qp_nums.clone(),
+        alone: domain.alone(),
+        stake: Stake::of(domain),
+    };
 
     // From here on raw: libibverbs and the kernel keep the address for events.
-    let qp = Box::into_raw(Qp::new(&shape, sq_buf, rq_buf, own.uar, &init, (own.switches, own.qp_nums.clone())));
+    //
+    // SAFETY: what a thread domain means.
+    let qp = Box::into_raw(unsafe { Qp::new(parts) });
     // SAFETY: the QP has room for libibverbs's part; complete request and answer structs.
     let ret = unsafe {
-        (libibverbs.create_qp)(
-            pd,
-            qp.cast(),
-            &mut init,
-            (&raw mut cmd).cast(),
-            cmd_len,
-            (&raw mut resp).cast(),
-            resp_len,
-        )
+        (libibverbs.create_qp)(pd, qp.cast(), init, (&raw mut cmd).cast(), cmd_len, (&raw mut resp).cast(), resp_len)
     };
     if let Err(errno) = Errno::check(ret) {
         // SAFETY: the kernel knows nothing of it.
         drop(unsafe { Box::from_raw(qp) });
-        return Err(errno.device_refusal());
+        return Err(refuse(errno.device_refusal(), format_args!("create_qp: the kernel says errno {}", errno.0)));
     }
     // SAFETY: libibverbs has filled the ibv_qp at the front.
     let qp_num = unsafe { (*qp.cast::<ibv_qp>()).qp_num };
     let Ok(handle) = handle_of(&resp.driver, qp_num) else {
         // SAFETY: created above, unknown to the application.
         unsafe { abandon(libibverbs, qp) };
-        return Err(Errno::EIO);
+        return Err(refuse(Errno::EIO, format_args!("create_qp: the device gave handle {:?}", resp.driver)));
     };
-    // SAFETY: nobody else has the QP yet; `attr` as above.
-    unsafe {
-        (*qp).enter(handle, qp_num);
-        (*attr).cap = shape.cap();
-    }
+    // SAFETY: nobody else has the QP yet.
+    unsafe { (*qp).enter(handle, qp_num) };
+    init.cap = shape.cap();
     Ok(qp.cast())
 }
 
@@ -449,10 +546,10 @@ pub unsafe fn destroy_qp(qp: *mut ibv_qp) -> Result<(), Errno> {
     let libibverbs = libibverbs()?;
     // Before the kernel frees the handle: from then on another thread may create a QP with the
     // same handle, and its entry must not be ours to clear.
-    own.qp_nums.set(own.handle, 0);
+    own.withdraw();
     // SAFETY: a live QP.
     if let Err(errno) = Errno::check(unsafe { (libibverbs.destroy_qp)(qp) }) {
-        own.qp_nums.set(own.handle, qp_num);
+        own.announce(qp_num);
         return Err(errno);
     }
     own.remove_completions();

@@ -175,6 +175,37 @@ impl Producer {
         Batch { words: self.words, size: self.size, tail: self.tail, free: self.free, producer: self }
     }
 
+    /// Start filling slots over several calls.
+    pub fn pend(&self) -> Pending {
+        Pending { tail: self.tail, free: self.free }
+    }
+
+    /// The next free slot, taken at once; `None`: the ring is full.
+    pub fn reserve_in(&self, pending: &mut Pending) -> Result<Option<Slot>, BadCounter> {
+        if pending.free == 0 {
+            pending.free = look(self.words, self.size, pending.tail)?;
+            if pending.free == 0 {
+                return Ok(None);
+            }
+        }
+        let slot = self.size.slot(pending.tail);
+        pending.tail = self.size.wrap(pending.tail.wrapping_add(1));
+        pending.free -= 1;
+        Ok(Some(slot))
+    }
+
+    /// Hand the slots taken to the device. False: there were none.
+    pub fn publish_pending(&mut self, pending: Pending) -> bool {
+        self.free = pending.free;
+        let any = self.tail != pending.tail;
+        if any {
+            self.tail = pending.tail;
+            // Release: as in [`Batch::publish`].
+            self.words.prod_tail().store(self.tail, Ordering::Release);
+        }
+        any
+    }
+
     /// Forget everything that was posted: both counters back to 0. The device must be done with
     /// the ring, that is, the QP is in RESET.
     pub fn reset(&mut self) {
@@ -183,6 +214,14 @@ impl Producer {
         self.words.prod_tail().store(0, Ordering::Relaxed);
         self.words.cons_head().store(0, Ordering::Relaxed);
     }
+}
+
+/// Slots being filled over several calls: a [`Batch`] that can be kept. Dropping it unpublished
+/// gives all of them back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pending {
+    tail: u32,
+    free: u32,
 }
 
 /// Slots being filled: reserve, write, commit, again; then publish once.
@@ -393,6 +432,34 @@ mod tests {
         batch.commit();
         assert_eq!(word(tail), 0);
         assert!(batch.publish());
+        assert_eq!(word(tail), 1);
+    }
+
+    #[test]
+    fn what_pends_is_all_or_nothing() {
+        let mut ring = pvrdma_ring::default();
+        let (tail, head) = (&raw mut ring.prod_tail, &raw mut ring.cons_head);
+        let mut sq = producer(&mut ring, 2);
+        let mut pending = sq.pend();
+        assert_eq!(sq.reserve_in(&mut pending), Ok(Some(Slot(0))));
+        assert_eq!(sq.reserve_in(&mut pending), Ok(Some(Slot(1))));
+        assert_eq!(sq.reserve_in(&mut pending), Ok(None));
+        assert_eq!(word(tail), 0);
+
+        let mut pending = sq.pend();
+        assert_eq!(sq.reserve_in(&mut pending), Ok(Some(Slot(0))));
+        assert!(sq.publish_pending(pending));
+        assert_eq!(word(tail), 1);
+        let pending = sq.pend();
+        assert!(!sq.publish_pending(pending));
+
+        set(head, 1);
+        let mut pending = sq.pend();
+        assert_eq!(sq.reserve_in(&mut pending), Ok(Some(Slot(1))));
+        assert_eq!(sq.reserve_in(&mut pending), Ok(Some(Slot(0))));
+        set(head, 9);
+        assert_eq!(sq.reserve_in(&mut pending), Err(BadCounter));
+        // The counter is what it was when those two were taken.
         assert_eq!(word(tail), 1);
     }
 

@@ -2,8 +2,11 @@
 
 use crate::buf::Buf;
 use crate::context::{Context, Limits, libibverbs};
+use crate::domain::{Resource, Stake};
 use crate::error::Errno;
 use crate::lock::SpinLock;
+use crate::log::refuse;
+use crate::pd::Pd;
 use crate::qp::QueueShape;
 use crate::ring::{Producer, Slots};
 use crate::uar::Uar;
@@ -27,6 +30,7 @@ pub struct Srq {
     max_wr: u32,
     max_sge: u32,
     _buf: Buf,
+    _stake: Stake,
 }
 
 /// What the lock of an SRQ protects.
@@ -46,7 +50,10 @@ pub struct SrqQueue {
 
 impl Srq {
     /// An SRQ that the kernel does not know yet. `buf` must be [`buf_len`] long.
-    pub fn new(shape: QueueShape, buf: Buf, uar: Uar) -> Box<Self> {
+    ///
+    /// # Safety
+    /// With `alone` no two threads may use the SRQ at the same time.
+    pub unsafe fn new(shape: QueueShape, buf: Buf, uar: Uar, (alone, stake): (bool, Stake)) -> Box<Self> {
         // SAFETY: the buffer begins with a state page, whose words it keeps mapped as long as the
         // SRQ lives, and holds `size` strides after it.
         let queue = unsafe {
@@ -61,10 +68,12 @@ impl Srq {
         };
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_SRQ_ROOM / 8]),
-            queue: SpinLock::new(queue),
+            // SAFETY: promise of the caller.
+            queue: unsafe { SpinLock::alone(queue, alone) },
             max_wr: shape.size.get(),
             max_sge: shape.max_sge.into(),
             _buf: buf,
+            _stake: stake,
         })
     }
 
@@ -99,13 +108,15 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     // A copy for libibverbs to write to.
     //
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
-    let (mut init, own) = unsafe { (attr.read(), Context::of((*pd).context)?) };
+    let (mut init, domain, own) = unsafe { (attr.read(), Pd::of(pd), Context::of((*pd).context)?) };
     if own.limits.max_srq_wr == 0 {
-        return Err(Errno::EOPNOTSUPP);
+        return Err(refuse(Errno::EOPNOTSUPP, format_args!("create_srq: the device has none")));
     }
-    let libibverbs = libibverbs()?;
-    let shape = shape(&init.attr, &own.limits)?;
-    let buf = Buf::new(buf_len(shape)?, libibverbs)?;
+    let source = domain.source()?;
+    let libibverbs = source.libibverbs;
+    let shape = shape(&init.attr, &own.limits)
+        .map_err(|errno| refuse(errno, format_args!("create_srq: {:?}: at most {:?}", init.attr, own.limits)))?;
+    let buf = Buf::new(buf_len(shape)?, source, Resource::Srq)?;
     let mut cmd = Cmd::<ib_uverbs_create_srq, _>::new(pvrdma_create_srq {
         buf_addr: buf.start().as_ptr() as u64,
         buf_size: u32::try_from(buf.len_bytes()).map_err(|_| Errno::EINVAL)?,
@@ -115,7 +126,9 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     let (cmd_len, resp_len) = (size_of_val(&cmd), size_of_val(&resp));
 
     // From here on raw: libibverbs and the kernel keep the address for events.
-    let srq = Box::into_raw(Srq::new(shape, buf, own.uar));
+    //
+    // SAFETY: what a thread domain means.
+    let srq = Box::into_raw(unsafe { Srq::new(shape, buf, own.uar, (domain.alone(), Stake::of(domain))) });
     // SAFETY: the SRQ is ours alone.
     let real = unsafe { ibv_srq_attr { max_wr: (*srq).max_wr, max_sge: (*srq).max_sge, ..init.attr } };
     init.attr = real;
@@ -134,7 +147,7 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     if let Err(errno) = Errno::check(ret) {
         // SAFETY: the kernel knows nothing of it.
         drop(unsafe { Box::from_raw(srq) });
-        return Err(errno.device_refusal());
+        return Err(refuse(errno.device_refusal(), format_args!("create_srq: the kernel says errno {}", errno.0)));
     }
     if resp.driver.srqn > PVRDMA_UAR_HANDLE_MASK {
         // SAFETY: created above, unknown to the application. If the kernel will not let go of it

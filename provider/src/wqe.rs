@@ -2,8 +2,10 @@
 
 use crate::ah::Ah;
 use crate::error::Errno;
+use crate::qp::Special;
+use crate::send_log::Logged;
 use crate::switches::Switches;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 
@@ -23,10 +25,10 @@ fn stride(header: usize, max_sge: u32) -> Option<usize> {
 }
 
 /// What the device is told; inline data is refused, further bits mean nothing to it.
-const FLAGS: u32 = IBV_SEND_FENCE | IBV_SEND_SIGNALED | IBV_SEND_SOLICITED | IBV_SEND_IP_CSUM;
+pub const FLAGS: u32 = IBV_SEND_FENCE | IBV_SEND_SIGNALED | IBV_SEND_SOLICITED | IBV_SEND_IP_CSUM;
 
 /// A send WQE header as ten words: `pvrdma_sq_wqe_hdr` with its union spelled out.
-type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
+pub type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
 
 /// Judge `wr`, a request of a reliable connection, and write it to `slot`. `always` are flags every
 /// request gets.
@@ -40,51 +42,9 @@ type SendHeader = [u64; size_of::<pvrdma_sq_wqe_hdr>() / 8];
 #[inline(always)]
 pub unsafe fn fill_rc(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32, always: u32) -> Result<(), Errno> {
     let num_sge = judge(wr, max_sge)?;
-    // Opcodes 0..=6 have the same number on both sides. From 7 on they do not (libibverbs's
-    // LOCAL_INV is the device's LSO).
-    //
-    // SAFETY: each member is plain integers, and the opcode says which the caller filled.
-    let [w4, w5, w6, w7] = unsafe {
-        match wr.opcode {
-            IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => [0; 4],
-            IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
-                [wr.wr.rdma.remote_addr, wr.wr.rdma.rkey.into(), 0, 0]
-            }
-            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD => {
-                let atomic = wr.wr.atomic;
-                [atomic.remote_addr, atomic.compare_add, atomic.swap, atomic.rkey.into()]
-            }
-            _ => return Err(Errno::EINVAL),
-        }
-    };
-    let [w0, w1, w2, w3] = common(wr, wr.opcode, num_sge, always);
+    let form = rc_form(wr)?;
     // SAFETY: promise of the caller.
-    unsafe { write(slot, [w0, w1, w2, w3, w4, w5, w6, w7, 0, 0], wr.sg_list, num_sge) };
-    Ok(())
-}
-
-/// As [`fill_rc`], and the invalidating requests that `switches` allow.
-///
-/// # Safety
-/// As [`fill_rc`].
-pub unsafe fn fill_special(
-    slot: NonNull<u8>,
-    wr: &ibv_send_wr,
-    max_sge: u32,
-    always: u32,
-    switches: Switches,
-) -> Result<(), Errno> {
-    let opcode = match wr.opcode {
-        IBV_WR_SEND_WITH_INV if switches.has(Switches::SEND_WITH_INV) => PVRDMA_WR_SEND_WITH_INV,
-        IBV_WR_LOCAL_INV if switches.has(Switches::LOCAL_INV) => PVRDMA_WR_LOCAL_INV,
-        // SAFETY: passed on from the caller.
-        _ => return unsafe { fill_rc(slot, wr, max_sge, always) },
-    };
-    let num_sge = judge(wr, max_sge)?;
-    // The key to invalidate is where other opcodes have their immediate data, on both sides.
-    let [w0, w1, w2, w3] = common(wr, opcode, num_sge, always);
-    // SAFETY: promise of the caller.
-    unsafe { write(slot, [w0, w1, w2, w3, 0, 0, 0, 0, 0, 0], wr.sg_list, num_sge) };
+    unsafe { write(slot, header(wr, wr.wr_id, wr.opcode, num_sge, always, form), wr.sg_list, num_sge) };
     Ok(())
 }
 
@@ -95,18 +55,146 @@ pub unsafe fn fill_special(
 #[inline(always)]
 pub unsafe fn fill_ud(slot: NonNull<u8>, wr: &ibv_send_wr, max_sge: u32, always: u32) -> Result<(), Errno> {
     let num_sge = judge(wr, max_sge)?;
+    // SAFETY: promise of the caller.
+    let form = unsafe { ud_form(wr) }?;
+    // SAFETY: promise of the caller.
+    unsafe { write(slot, header(wr, wr.wr_id, wr.opcode, num_sge, always, form), wr.sg_list, num_sge) };
+    Ok(())
+}
+
+/// Judge `wr`, with all that `special` allows, and write it to `slot`. ENOMEM: too many requests
+/// with inline memory are on their way.
+///
+/// # Safety
+/// As [`fill_rc`] or [`fill_ud`]. Inline data must be readable. The caller holds the lock of the
+/// send queue, and posts the slot, whatever comes after it.
+pub unsafe fn fill_special(
+    slot: NonNull<u8>,
+    wr: &ibv_send_wr,
+    max_sge: u32,
+    always: u32,
+    special: &Special,
+) -> Result<(), Errno> {
+    // Also refuses a negative count.
+    let num_sge = wr.num_sge as u32;
+    if num_sge > max_sge {
+        return Err(Errno::EINVAL);
+    }
+    let (opcode, form) = match wr.opcode {
+        // SAFETY: promise of the caller.
+        _ if special.ud => (wr.opcode, unsafe { ud_form(wr) }?),
+        IBV_WR_SEND_WITH_INV if special.switches.has(Switches::SEND_WITH_INV) => (PVRDMA_WR_SEND_WITH_INV, [0; 6]),
+        IBV_WR_LOCAL_INV if special.switches.has(Switches::LOCAL_INV) => (PVRDMA_WR_LOCAL_INV, [0; 6]),
+        _ => (wr.opcode, rc_form(wr)?),
+    };
+    let wants_inline = wr.send_flags & IBV_SEND_INLINE != 0;
+    let Some(inline) = &special.inline else {
+        if wants_inline {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: promise of the caller.
+        unsafe { write(slot, header(wr, wr.wr_id, opcode, num_sge, always, form), wr.sg_list, num_sge) };
+        return Ok(());
+    };
+    let position = inline.log.next().ok_or(Errno::ENOMEM)?;
+    let gathered = match wants_inline {
+        false => None,
+        true if !takes_inline(opcode) => return Err(Errno::EINVAL),
+        // SAFETY: promise of the caller.
+        true => Some(unsafe {
+            inline.gather(
+                position,
+                (0..num_sge as usize).map(|i| {
+                    let sge = wr.sg_list.add(i).read();
+                    (sge.addr as *const u8, sge.length as usize)
+                }),
+            )
+        }?),
+    };
+    let signaled = (wr.send_flags | always) & IBV_SEND_SIGNALED != 0;
+    let wr_id = inline.log.note(position, Logged { wr_id: wr.wr_id, signaled });
+    let (sg_list, num_sge) = match &gathered {
+        None => (wr.sg_list.cast_const(), num_sge),
+        Some(sge) => (ptr::from_ref(sge), u32::from(sge.length != 0)),
+    };
+    // SAFETY: promise of the caller; the one entry of inline data fits too, as there is room for
+    // one at least.
+    unsafe { write(slot, header(wr, wr_id, opcode, num_sge, always, form), sg_list, num_sge) };
+    Ok(())
+}
+
+/// May the payload of this device opcode be given inline?
+#[inline(always)]
+pub fn takes_inline(opcode: u32) -> bool {
+    matches!(
+        opcode,
+        PVRDMA_WR_SEND
+            | PVRDMA_WR_SEND_WITH_IMM
+            | PVRDMA_WR_SEND_WITH_INV
+            | PVRDMA_WR_RDMA_WRITE
+            | PVRDMA_WR_RDMA_WRITE_WITH_IMM
+    )
+}
+
+/// The union of a header, by opcode.
+pub type Form = [u64; 6];
+
+/// The union of a request of a reliable connection. Opcodes 0..=6 have the same number on both
+/// sides; from 7 on they do not (libibverbs's LOCAL_INV is the device's LSO).
+#[inline(always)]
+fn rc_form(wr: &ibv_send_wr) -> Result<Form, Errno> {
+    // SAFETY: each member is plain integers, and the opcode says which the caller filled.
+    unsafe {
+        match wr.opcode {
+            IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => Ok([0; 6]),
+            IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => {
+                Ok(rdma_form(wr.wr.rdma.remote_addr, wr.wr.rdma.rkey))
+            }
+            IBV_WR_ATOMIC_CMP_AND_SWP | IBV_WR_ATOMIC_FETCH_AND_ADD => {
+                let atomic = wr.wr.atomic;
+                Ok(atomic_form(atomic.remote_addr, atomic.rkey, atomic.compare_add, atomic.swap))
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// Of an RDMA request.
+#[inline(always)]
+pub fn rdma_form(remote_addr: u64, rkey: u32) -> Form {
+    [remote_addr, rkey.into(), 0, 0, 0, 0]
+}
+
+/// Of an atomic.
+#[inline(always)]
+pub fn atomic_form(remote_addr: u64, rkey: u32, compare_add: u64, swap: u64) -> Form {
+    [remote_addr, compare_add, swap, rkey.into(), 0, 0]
+}
+
+/// Of a datagram.
+///
+/// # Safety
+/// `ah` must be a live AH of ours.
+#[inline(always)]
+pub unsafe fn datagram_form(ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32) -> Form {
+    // SAFETY: promise of the caller.
+    let [w0, w1, w2, w3, w4] = unsafe { Ah::of(ah) }.av();
+    [u64::from(remote_qpn) | u64::from(remote_qkey) << 32, w0, w1, w2, w3, w4]
+}
+
+/// The union of a datagram.
+///
+/// # Safety
+/// `wr.wr.ud.ah` must be NULL or a live AH of ours.
+#[inline(always)]
+unsafe fn ud_form(wr: &ibv_send_wr) -> Result<Form, Errno> {
     // SAFETY: plain integers and a pointer, filled by the caller in a request for a UD QP.
     let ud = unsafe { wr.wr.ud };
     if !matches!(wr.opcode, IBV_WR_SEND | IBV_WR_SEND_WITH_IMM) || ud.ah.is_null() {
         return Err(Errno::EINVAL);
     }
     // SAFETY: promise of the caller.
-    let [w5, w6, w7, w8, w9] = unsafe { Ah::of(ud.ah) }.av();
-    let [w0, w1, w2, w3] = common(wr, wr.opcode, num_sge, always);
-    let w4 = u64::from(ud.remote_qpn) | u64::from(ud.remote_qkey) << 32;
-    // SAFETY: promise of the caller.
-    unsafe { write(slot, [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9], wr.sg_list, num_sge) };
-    Ok(())
+    Ok(unsafe { datagram_form(ud.ah, ud.remote_qpn, ud.remote_qkey) })
 }
 
 /// How many entries the SGL has, if that can be, and nothing is asked for that the device lacks.
@@ -120,11 +208,13 @@ fn judge(wr: &ibv_send_wr, max_sge: u32) -> Result<u32, Errno> {
     Ok(num_sge)
 }
 
-/// The words before the union.
+/// The whole header.
 #[inline(always)]
-fn common(wr: &ibv_send_wr, opcode: u32, num_sge: u32, always: u32) -> [u64; 4] {
+fn header(wr: &ibv_send_wr, wr_id: u64, opcode: u32, num_sge: u32, always: u32, form: Form) -> SendHeader {
     let flags = wr.send_flags & FLAGS | always;
-    [wr.wr_id, num_sge.into(), u64::from(opcode) | u64::from(flags) << 32, wr.imm_data.into()]
+    let [w4, w5, w6, w7, w8, w9] = form;
+    // What is immediate data for some opcodes is the key to invalidate for others, on both sides.
+    [wr_id, num_sge.into(), u64::from(opcode) | u64::from(flags) << 32, wr.imm_data.into(), w4, w5, w6, w7, w8, w9]
 }
 
 /// # Safety
@@ -159,10 +249,12 @@ pub unsafe fn fill_recv(slot: NonNull<u8>, wr: &ibv_recv_wr, max_sge: u32) -> Re
     Ok(())
 }
 
+/// Copy an SGL into a slot.
+///
 /// # Safety
 /// `to` and `from` must each hold `count` entries; `to` must be 8-aligned.
 #[inline(always)]
-unsafe fn copy_sges(to: NonNull<u8>, from: *const ibv_sge, count: u32) {
+pub unsafe fn copy_sges(to: NonNull<u8>, from: *const ibv_sge, count: u32) {
     // Both kinds of entry are {u64 address, u32 length, u32 lkey}: two words.
     let (to, from) = (to.cast::<[u64; 2]>().as_ptr(), from.cast::<[u64; 2]>());
     for i in 0..count as usize {

@@ -11,7 +11,7 @@ use super::layout::{Layout, Unsupported};
 use super::library::Handle;
 use crate::uapi::ib_user_verbs::*;
 use crate::verbs::*;
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_char, c_int, c_void};
 
 /// A request: `struct ibv_<verb>` of libibverbs's `kern-abi.h` plus the driver part `D`.
 #[repr(C)]
@@ -86,6 +86,14 @@ pub type QueryDeviceEx = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
+/// `__verbs_log` (v37 on): context, level, printf format, arguments. Prints nothing unless the
+/// user asks with `VERBS_LOG_LEVEL`.
+pub type VerbsLog = unsafe extern "C" fn(*mut verbs_context, u32, *const c_char, ...);
+/// Levels of `__verbs_log`.
+pub const VERBS_LOG_ERR: u32 = 1;
+/// As above.
+pub const VERBS_LOG_WARN: u32 = 2;
+
 #[derive(Clone, Copy, Debug)]
 enum GetContextForm {
     Plain(GetContext),
@@ -106,6 +114,8 @@ macro_rules! functions {
             $($(#[$doc])* pub $field: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
             /// `verbs_register_driver_<PABI>`.
             pub register_driver: unsafe extern "C" fn(*const c_void),
+            /// `__verbs_log` (v37 on).
+            pub verbs_log: Option<VerbsLog>,
             get_context: GetContextForm,
             query_device: QueryDeviceForm,
         }
@@ -125,6 +135,10 @@ macro_rules! functions {
                         // SAFETY: as above; the number in the name is the only difference.
                         unsafe { core::mem::transmute::<core::ptr::NonNull<c_void>, unsafe extern "C" fn(*const c_void)>(symbol) }
                     },
+                    verbs_log: lib.symbol(c"__verbs_log").map(|symbol| {
+                        // SAFETY: the symbol has this type in every release that exports it.
+                        unsafe { core::mem::transmute::<core::ptr::NonNull<c_void>, VerbsLog>(symbol) }
+                    }),
                     get_context: GetContextForm::resolve(lib, layout)?,
                     query_device: QueryDeviceForm::resolve(lib)?,
                 })

@@ -158,12 +158,17 @@ macro_rules! typed_ops {
 }
 
 typed_ops! {
+    alloc_parent_domain: fn(*mut ibv_context, *mut ibv_parent_domain_init_attr) -> *mut ibv_pd,
     alloc_pd: fn(*mut ibv_context) -> *mut ibv_pd,
+    alloc_td: fn(*mut ibv_context, *mut ibv_td_init_attr) -> *mut ibv_td,
     create_ah: fn(*mut ibv_pd, *mut ibv_ah_attr) -> *mut ibv_ah,
     create_cq: fn(*mut ibv_context, c_int, *mut ibv_comp_channel, c_int) -> *mut ibv_cq,
+    create_cq_ex: fn(*mut ibv_context, *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex,
     create_qp: fn(*mut ibv_pd, *mut ibv_qp_init_attr) -> *mut ibv_qp,
+    create_qp_ex: fn(*mut ibv_context, *mut ibv_qp_init_attr_ex) -> *mut ibv_qp,
     create_srq: fn(*mut ibv_pd, *mut ibv_srq_init_attr) -> *mut ibv_srq,
     dealloc_pd: fn(*mut ibv_pd) -> c_int,
+    dealloc_td: fn(*mut ibv_td) -> c_int,
     dereg_mr: fn(*mut verbs_mr) -> c_int,
     destroy_ah: fn(*mut ibv_ah) -> c_int,
     destroy_cq: fn(*mut ibv_cq) -> c_int,

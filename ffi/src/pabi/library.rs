@@ -18,6 +18,8 @@ pub struct Libibverbs {
     pub layout: Layout,
     /// Its functions.
     pub functions: Functions,
+    /// Bytes from a QP object to `verbs_qp.comp_mask`; what `ibv_qp_ex` has grown by lies before it.
+    pub qp_comp_mask: usize,
 }
 
 /// Handle of a loaded shared object.
@@ -61,6 +63,7 @@ impl Libibverbs {
         // SAFETY: both functions come from the same loaded libibverbs.
         let measured = unsafe { Measured::take(set_ops, qp_to_qp_ex) };
         layout.verify(&measured)?;
-        Ok(Self { layout, functions })
+        let qp_comp_mask = measured.qp_comp_mask.ok_or(Unsupported::Missing(c"ibv_qp_to_qp_ex"))?;
+        Ok(Self { layout, functions, qp_comp_mask })
     }
 }

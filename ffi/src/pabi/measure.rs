@@ -40,8 +40,8 @@ const LAST_OP: usize = 8 + 31 * 8;
 /// Where `verbs_qp.comp_mask` is looked for.
 const QP_WORDS: usize = 128;
 const QP_COMP_MASK_FIRST: usize = 344;
-/// `VERBS_QP_EX`, the bit `ibv_qp_to_qp_ex` tests.
-const VERBS_QP_EX: u64 = 2;
+/// `VERBS_QP_EX`, the bit `ibv_qp_to_qp_ex` tests: the QP's `ibv_qp_ex` part is filled.
+pub const VERBS_QP_EX: u32 = 2;
 
 impl Measured {
     /// Measure.
@@ -87,7 +87,7 @@ fn marker_index(word: u64) -> Option<usize> {
 unsafe fn qp_comp_mask(qp_to_qp_ex: QpToQpEx) -> Option<usize> {
     let answers = |offset: &usize| {
         let mut qp = vec![0u64; QP_WORDS];
-        qp[offset / 8] = VERBS_QP_EX;
+        qp[offset / 8] = VERBS_QP_EX.into();
         // SAFETY: 1 KiB of zeroes is a larger object than any verbs_qp; the function reads one
         // word of it (caller: it is ibv_qp_to_qp_ex).
         let qp_ex = unsafe { qp_to_qp_ex(qp.as_mut_ptr().cast()) };

@@ -12,8 +12,9 @@ pub mod layout;
 pub mod library;
 pub mod measure;
 
-pub use cmd::{Cmd, Functions, Resp};
+pub use cmd::{Cmd, Functions, Resp, VERBS_LOG_ERR, VERBS_LOG_WARN};
 pub use context_ops::{verbs_context_ops, verbs_mr};
 pub use device_ops::{verbs_context, verbs_device, verbs_sysfs_dev};
 pub use layout::{IBV_CONTEXT_SIZE, Layout, Unsupported, VERBS_CQ_ROOM, VERBS_QP_ROOM, VERBS_SRQ_ROOM};
 pub use library::Libibverbs;
+pub use measure::VERBS_QP_EX;

@@ -1,0 +1,229 @@
+//! Thread domains and parent domains. Both exist in user space alone.
+//!
+//! A parent domain is a protection domain with something added: a thread domain (objects made in it
+//! are used by one thread at a time, so they take no locks) or the application's own allocator for
+//! queue memory. Its `ibv_pd` carries the number and handle of the real one, so every verb and
+//! libibverbs itself can use it in the real one's place.
+
+use crate::error::Errno;
+use crate::pd::Pd;
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
+use pvrdma_ffi::uapi::ib_user_ioctl::RDMA_DRIVER_VMW_PVRDMA;
+use pvrdma_ffi::verbs::*;
+
+/// Who uses an object that the kernel does not count: it cannot go while there are any.
+#[derive(Debug, Default)]
+pub struct Users(AtomicU32);
+
+impl Users {
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub fn remove(&self) {
+        // Release: what that user did comes before the object's end, see `none`.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+
+    /// EBUSY while there are any.
+    pub fn none(&self) -> Result<(), Errno> {
+        match self.0.load(Ordering::Acquire) {
+            0 => Ok(()),
+            _ => Err(Errno::EBUSY),
+        }
+    }
+}
+
+/// A thread domain; the `ibv_td` in front is what applications hold.
+#[repr(C)]
+pub struct Td {
+    verbs: ibv_td,
+    users: Users,
+}
+
+/// `alloc_td`.
+///
+/// # Safety
+/// `context` must be an open context of ours, `attr` valid.
+pub unsafe fn alloc_td(context: *mut ibv_context, attr: *mut ibv_td_init_attr) -> Result<*mut ibv_td, Errno> {
+    // SAFETY: promise of the caller.
+    if unsafe { (*attr).comp_mask } != 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Box::into_raw(Box::new(Td { verbs: ibv_td { context }, users: Users::default() })).cast())
+}
+
+/// `dealloc_td`.
+///
+/// # Safety
+/// `td` must come from [`alloc_td`]; on success it is gone.
+pub unsafe fn dealloc_td(td: *mut ibv_td) -> Result<(), Errno> {
+    let td = td.cast::<Td>();
+    // SAFETY: a live TD; without users nobody else has it.
+    unsafe {
+        (*td).users.none()?;
+        drop(Box::from_raw(td));
+    }
+    Ok(())
+}
+
+/// What makes a PD a parent domain.
+#[derive(Debug)]
+pub struct Parent {
+    /// The protection domain it stands for.
+    real: NonNull<Pd>,
+    td: Option<NonNull<Td>>,
+    /// The application's memory.
+    pub allocator: Option<Allocator>,
+}
+
+impl core::fmt::Debug for Td {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Td").finish_non_exhaustive()
+    }
+}
+
+impl Parent {
+    /// Are its objects used by one thread at a time?
+    pub fn alone(&self) -> bool {
+        self.td.is_some()
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        // SAFETY: both live as long as they have users, and this was one.
+        unsafe {
+            self.real.as_ref().users.remove();
+            if let Some(td) = self.td {
+                td.as_ref().users.remove();
+            }
+        }
+    }
+}
+
+/// `alloc_parent_domain`.
+///
+/// # Safety
+/// `context` must be an open context of ours, `attr` valid with a live PD and TD of that context.
+pub unsafe fn alloc_parent_domain(
+    context: *mut ibv_context,
+    attr: *mut ibv_parent_domain_init_attr,
+) -> Result<*mut ibv_pd, Errno> {
+    // SAFETY: promise of the caller.
+    let attr = unsafe { attr.read() };
+    if attr.comp_mask & !(IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let real = NonNull::new(attr.pd.cast::<Pd>()).ok_or(Errno::EINVAL)?;
+    // SAFETY: promise of the caller.
+    let real_pd = unsafe { real.as_ref() };
+    // A domain of a domain: whose allocator would it be?
+    if real_pd.parent.is_some() {
+        return Err(Errno::EINVAL);
+    }
+    let allocator = match attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS {
+        0 => None,
+        _ => Some((attr.alloc.ok_or(Errno::EINVAL)?, attr.free.ok_or(Errno::EINVAL)?)),
+    };
+    let pd_context = match attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT {
+        0 => ptr::null_mut(),
+        _ => attr.pd_context,
+    };
+    let td = NonNull::new(attr.td.cast::<Td>());
+    real_pd.users.add();
+    if let Some(td) = td {
+        // SAFETY: promise of the caller.
+        unsafe { td.as_ref() }.users.add();
+    }
+    let mut pd = Pd::parent(context, real_pd, Parent { real, td, allocator: None });
+    let itself: *mut ibv_pd = ptr::from_mut(&mut *pd).cast();
+    if let Some(parent) = &mut pd.parent {
+        parent.allocator = allocator.map(|(alloc, free)| Allocator { alloc, free, pd: itself, pd_context });
+    }
+    Ok(Box::into_raw(pd).cast())
+}
+
+/// The application's memory for queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator {
+    alloc: ParentDomainAlloc,
+    free: ParentDomainFree,
+    pd: *mut ibv_pd,
+    pd_context: *mut c_void,
+}
+
+/// What memory is for; the application's allocator is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Send queue of a QP.
+    SendQueue = 1,
+    /// Receive queue of a QP.
+    RecvQueue = 2,
+    /// Shared receive queue.
+    Srq = 3,
+    /// Completion queue.
+    Cq = 4,
+    /// Inline data of a QP.
+    Inline = 5,
+}
+
+impl Resource {
+    /// As `resource_type`: the driver in the upper half, as other providers have it.
+    fn number(self) -> u64 {
+        u64::from(RDMA_DRIVER_VMW_PVRDMA) << 32 | self as u64
+    }
+}
+
+/// `IBV_ALLOCATOR_USE_DEFAULT`.
+const USE_DEFAULT: *mut c_void = ptr::without_provenance_mut(usize::MAX);
+
+impl Allocator {
+    /// `None`: the application leaves it to us.
+    pub fn alloc(&self, len: usize, align: usize, resource: Resource) -> Result<Option<NonNull<u8>>, Errno> {
+        // SAFETY: the application's function, with what it gave for it.
+        let start = unsafe { (self.alloc)(self.pd, self.pd_context, len, align, resource.number()) };
+        if start == USE_DEFAULT {
+            return Ok(None);
+        }
+        NonNull::new(start.cast()).map(Some).ok_or(Errno::ENOMEM)
+    }
+
+    /// Give back what [`Allocator::alloc`] gave.
+    pub fn free(&self, start: NonNull<u8>, resource: Resource) {
+        // SAFETY: as above.
+        unsafe { (self.free)(self.pd, self.pd_context, start.as_ptr().cast(), resource.number()) };
+    }
+}
+
+/// An object's stake in the parent domain it was made in, if it was made in one. (The kernel counts
+/// for real PDs.)
+#[derive(Debug)]
+pub struct Stake(Option<NonNull<Pd>>);
+
+impl Stake {
+    /// No stake in anything.
+    pub const NONE: Self = Self(None);
+
+    /// In `pd`.
+    pub fn of(pd: &Pd) -> Self {
+        if pd.parent.is_none() {
+            return Self::NONE;
+        }
+        pd.users.add();
+        Self(Some(NonNull::from(pd)))
+    }
+}
+
+impl Drop for Stake {
+    fn drop(&mut self) {
+        if let Some(pd) = self.0 {
+            // SAFETY: it lives as long as it has users, and this was one.
+            unsafe { pd.as_ref() }.users.remove();
+        }
+    }
+}
