@@ -9,4 +9,4 @@ mod line;
 
 pub use copy::bare_copy;
 pub use instructions::{Counts, instructions};
-pub use line::Line;
+pub use line::{Figure, Line};

@@ -2,20 +2,49 @@
 
 use pvrdma_tests::{Provider, Stand, figures, pair};
 
-/// What to run.
+/// What to run and which figure of it counts.
 pub struct Line {
-    /// The tool: its name ends in `_bw` or `_lat`.
+    /// The tool.
     pub tool: &'static str,
-    /// Bytes of a message.
+    /// Its options, but for size and count.
+    pub options: &'static [&'static str],
+    /// Bytes of a message. Those of atomics are always 8, and they have no option for it.
     pub size: u32,
     /// How many messages.
     pub iterations: u32,
-    /// Work requests for each doorbell. More than 1 is for bandwidth only.
-    pub list: u32,
+    /// What is measured.
+    pub figure: Figure,
+}
+
+/// A column of what perftest prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Figure {
+    /// Half a round trip, or a whole one where the other side has no part in it; the typical one, in us.
+    Latency,
+    /// The average, in MiB/s. perftest's MB are 2^20 bytes.
+    Bandwidth,
+    /// Thousand messages a second.
+    Rate,
 }
 
 impl Line {
-    /// Runs the tool and gives the average MiB/s or the typical microseconds. Panics when the tool fails.
+    /// A latency at 8 bytes.
+    pub const fn latency(tool: &'static str, options: &'static [&'static str]) -> Line {
+        Line { tool, options, size: 8, iterations: 20_000, figure: Figure::Latency }
+    }
+
+    /// A rate at 8 bytes.
+    pub const fn rate(tool: &'static str, options: &'static [&'static str]) -> Line {
+        // Lists of 16 divide it, and so does perftest's CQ moderation (100).
+        Line { tool, options, size: 8, iterations: 48_000, figure: Figure::Rate }
+    }
+
+    /// A bandwidth.
+    pub const fn bandwidth(tool: &'static str, options: &'static [&'static str], size: u32, iterations: u32) -> Line {
+        Line { tool, options, size, iterations, figure: Figure::Bandwidth }
+    }
+
+    /// Runs the tool and gives the figure. Panics when the tool fails.
     pub fn measure(&self, stand: &Stand, provider: &Provider) -> f64 {
         // On a busy machine perftest sometimes fails to measure the CPU's clock and prints 0.
         let mut tries = std::iter::repeat_with(|| self.run(stand, provider)).take(5);
@@ -23,32 +52,59 @@ impl Line {
     }
 
     fn run(&self, stand: &Stand, provider: &Provider) -> f64 {
-        let numbers = [self.size, self.iterations, self.list].map(|number| number.to_string());
-        let [size, iterations, list] = &numbers;
+        let [size, iterations] = [self.size, self.iterations].map(|number| number.to_string());
         let job = |guest| {
-            let job = stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-s", size, "-n", iterations]);
-            if self.list > 1 { job.args(["-l", list]) } else { job }
+            let job = stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-n", &iterations]);
+            let job = if self.tool.starts_with("ib_atomic") { job } else { job.args(["-s", &size]) };
+            job.args(self.options)
         };
         let (_, client) = pair(job("red"), job("blue"));
         let text = client.ok();
-        figures(&text)
-            .and_then(|figures| figures.get(if self.is_bandwidth() { "BW average" } else { "t_typical" }))
-            .unwrap_or_else(|| panic!("{} printed no result:\n{text}", self.tool))
+        let column = match self.figure {
+            Figure::Latency => "t_typical",
+            Figure::Bandwidth => "BW average",
+            Figure::Rate => "MsgRate",
+        };
+        let figure = figures(&text).and_then(|figures| figures.get(column));
+        figure.unwrap_or_else(|| panic!("{} printed no result:\n{text}", self.tool)) * self.scale()
     }
 
-    fn is_bandwidth(&self) -> bool {
-        self.tool.ends_with("_bw")
+    /// perftest prints millions of messages.
+    fn scale(&self) -> f64 {
+        if self.figure == Figure::Rate { 1000.0 } else { 1.0 }
     }
 
-    /// What the line measures, in words. perftest's MB are 2^20 bytes.
+    /// What the line measures, in words.
     pub fn title(&self) -> String {
-        let unit = if self.is_bandwidth() { "average, MiB/s" } else { "typical, us" };
-        let list = if self.list > 1 { format!(" in lists of {}", self.list) } else { String::new() };
-        format!("{}, {} bytes{list}, {unit}", self.tool, self.size)
+        let unit = match self.figure {
+            Figure::Latency => "typical, us",
+            Figure::Bandwidth => "average, MiB/s",
+            Figure::Rate => "thousand messages/s",
+        };
+        let tool = [&[self.tool], self.options].concat().join(" ");
+        format!("{tool}, {} bytes, {unit}", self.size)
     }
 
     /// A figure with as many digits as mean something.
     pub fn show(&self, figure: f64) -> String {
-        if self.is_bandwidth() { format!("{figure:.0}") } else { format!("{figure:.2}") }
+        if self.figure == Figure::Latency { format!("{figure:.2}") } else { format!("{figure:.0}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn title_tells_tool_options_size_and_unit() {
+        let line = Line::bandwidth("ib_write_bw", &["-l", "16"], 65536, 1600);
+        assert_eq!(line.title(), "ib_write_bw -l 16, 65536 bytes, average, MiB/s");
+        assert_eq!(Line::rate("ib_send_bw", &[]).title(), "ib_send_bw, 8 bytes, thousand messages/s");
+    }
+
+    #[test]
+    fn latencies_have_fractions() {
+        assert_eq!(Line::latency("ib_send_lat", &[]).show(4.321), "4.32");
+        assert_eq!(Line::rate("ib_send_bw", &[]).show(432.1), "432");
     }
 }

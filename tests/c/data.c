@@ -5,8 +5,8 @@
  *   data [OPTIONS] -p PORT [ADDRESS]   one side of two processes; the other is started with the same options
  *
  *   -s SEED      what all choices come from; printed, and taken from the clock if not given
- *   -k KIND      what to do: short (a sample of everything), rings, sizes, powers, on (sessions until told to stop),
- *                or wrong (spoil a byte and find it)
+ *   -k KIND      what to do: short (a sample of everything), few (less), rings, sizes, powers, on (sessions until
+ *                told to stop), or wrong (spoil a byte and find it)
  *   -u FILE      with -k on: stop when FILE is there; either side may have it
  *   -m           the other side may die at any moment: then the exit status is 3, and no data were wrong until then
  *
@@ -1035,6 +1035,8 @@ int main(int argc, char **argv)
     CHECK(!ibv_query_device(device.context, &limits));
     if (!strcmp(what, "short"))
         run_short();
+    else if (!strcmp(what, "few"))
+        sample(10);
     else if (!strcmp(what, "rings"))
         rings((uint32_t)limits.max_qp_wr);
     else if (!strcmp(what, "sizes"))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # First process of the guest: loads the drivers, puts a writable layer over the host's files and runs the job.
-# `cargo xtask vm` packs it into the initramfs. The job is a folder shared with the host: run.sh comes in,
-# results go out.
+# `cargo xtask vm` packs it into the initramfs. The jobs of all guests of a run are in one folder shared with the
+# host: run.sh comes in, results go out.
 
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -15,6 +15,11 @@ end() {
 while read -r module; do
     insmod "/modules/$module.ko" || { echo "init: cannot load $module"; end; }
 done </modules/order
+
+number=1
+for word in $(cat /proc/cmdline); do
+    case $word in pvrdma.guest=*) number=${word#*=} ;; esac
+done
 
 # The host's files, read-only, below a layer in memory: the guest may install and the host never sees it.
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose root /host || end
@@ -32,16 +37,13 @@ mkdir -p /newroot/dev/shm
 mount -t tmpfs tmp /newroot/tmp
 mount -t tmpfs run /newroot/run
 mount -t tmpfs shm /newroot/dev/shm
-mkdir -p /newroot/run/job /newroot/run/modules
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none job /newroot/run/job || end
+mkdir -p /newroot/run/jobs /newroot/run/job /newroot/run/modules
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none jobs /newroot/run/jobs || end
+mount -o bind "/newroot/run/jobs/guest$number" /newroot/run/job || end
 mount -o bind /modules /newroot/run/modules
 cat /bin/busybox >/newroot/run/busybox
 
 # The net device comes first: the PVRDMA driver looks for it and does not wait.
-number=1
-for word in $(cat /proc/cmdline); do
-    case $word in pvrdma.guest=*) number=${word#*=} ;; esac
-done
 ip link set lo up
 ip addr add "192.168.77.$number/24" dev eth0
 ip link set eth0 up

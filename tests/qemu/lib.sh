@@ -55,7 +55,7 @@ connect() {
     for _ in $(seq 100); do
         "$@" $first >/tmp/client.log 2>&1
         code=$?
-        grep -qiE "couldn't connect|unable to (init|open)|connection refused" /tmp/client.log || break
+        grep -qiE "couldn't connect|unable to (init|open)|connection refused|nobody is there" /tmp/client.log || break
         sleep 0.1
     done
     cat /tmp/client.log
@@ -64,10 +64,20 @@ connect() {
         /tmp/client.log | grep -v bytes | head -n 1
 }
 
-# serve PROGRAM ARGS...: starts a server whose clients come by rdma_cm; `served` waits for its end.
+# serve PROGRAM ARGS...: starts a server whose clients come by rdma_cm, and says so when it listens.
+# `served` waits for its end.
 serve() {
     "$@" >/tmp/first.log 2>&1 &
     server=$!
+    for _ in $(seq 200); do
+        if rdma resource show cm_id | grep -q LISTEN; then
+            : >/run/job/listens.$STEP
+            return 0
+        fi
+        sleep 0.05
+    done
+    cat /tmp/first.log
+    fail "it does not listen: $*"
 }
 
 served() {
@@ -78,17 +88,13 @@ served() {
     [ $code = 0 ] || fail "exit code $code of the server"
 }
 
-# again PROGRAM ARGS...: the program, tried again as long as nobody listens. What listens by rdma_cm is in no table that a
-# script could look at.
-again() {
-    for _ in $(seq 100); do
-        "$@" >/tmp/client.log 2>&1
-        code=$?
-        [ $code != 0 ] && grep -qiE 'reject|unreachable|connect' /tmp/client.log || break
-        sleep 0.1
+# client PROGRAM ARGS...: the program, when the server of this step listens in the first guest, which may be this one.
+client() {
+    for _ in $(seq 400); do
+        [ -e /run/jobs/guest1/listens.$STEP ] && break
+        sleep 0.05
     done
-    cat /tmp/client.log
-    [ $code = 0 ] || fail "exit code $code"
+    "$@" || fail "exit code $?: $*"
 }
 
 # Puts the last line of a file into the table.

@@ -10,6 +10,14 @@ now_ms() {
     echo "${up%.*}${up#*.}0"
 }
 
+# Steps with the same number begin together in all guests: a server must not find the client of another step.
+meet() {
+    : >$job/reached.$1
+    for guest in /run/jobs/guest*; do
+        until [ -e "$guest/reached.$1" ]; do sleep 0.05; done
+    done
+}
+
 # As an administrator would install it: the file into the providers' folder, and its line for libibverbs.
 if [ -f $job/provider.so ]; then
     folder=$(dirname "$(ls /usr/lib/*/libibverbs/libvmw_pvrdma-rdmav*.so | head -n 1)")
@@ -23,8 +31,9 @@ fi
 
 now_ms >$job/boot.ms
 while read -r index limit; do
+    meet "$index"
     start=$(now_ms)
-    timeout -k 2 "$limit" sh $job/step$index.sh >$job/step$index.log 2>&1 </dev/null
+    STEP=$index timeout -k 2 "$limit" sh $job/step$index.sh >$job/step$index.log 2>&1 </dev/null
     code=$?
     echo $(($(now_ms) - start)) >$job/step$index.ms
     echo $code >$job/step$index.code

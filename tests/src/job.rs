@@ -236,7 +236,8 @@ impl Running {
 
     /// The processes of this job that are alive now, `pvrdma` first, with their names (15 bytes at most).
     pub fn programs(&self) -> Vec<(u32, String)> {
-        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        let name =
+            |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
         descendants(self.pid()).into_iter().map(|pid| (pid, name(&pid))).collect()
     }
 

@@ -28,7 +28,8 @@ fn writes_and_atomics_survive_too() {
     let stand = Stand::new(User::Me);
     for program in ["ib_write_bw", "ib_read_bw", "ib_atomic_bw"] {
         let job = |guest| {
-            let job = stand.job(program).guest(guest).option("--fault", "drop=0.002,drop-ack=0.002,duplicate=0.2,seed=3");
+            let job =
+                stand.job(program).guest(guest).option("--fault", "drop=0.002,drop-ack=0.002,duplicate=0.2,seed=3");
             job.args(["-n", "1000"])
         };
         let (server, client) = pair(job("a"), job("b"));

@@ -10,15 +10,30 @@ use crate::{no_arguments, packages, shell};
 const RUNS: usize = 5;
 
 const LATENCIES: &[Line] = &[
-    Line { tool: "ib_send_lat", size: 8, iterations: 20_000, list: 1 },
-    Line { tool: "ib_write_lat", size: 8, iterations: 20_000, list: 1 },
-    Line { tool: "ib_read_lat", size: 8, iterations: 20_000, list: 1 },
+    Line::latency("ib_send_lat", &[]),
+    Line::latency("ib_send_lat", &["-c", "UD"]),
+    Line::latency("ib_write_lat", &[]),
+    Line::latency("ib_read_lat", &[]),
+    Line::latency("ib_atomic_lat", &["-A", "FETCH_AND_ADD"]),
+    Line::latency("ib_atomic_lat", &["-A", "CMP_AND_SWAP"]),
+];
+
+const RATES: &[Line] = &[
+    Line::rate("ib_send_bw", &[]),
+    Line::rate("ib_send_bw", &["-c", "UD"]),
+    Line::rate("ib_send_bw", &["--use-srq"]),
+    Line::rate("ib_write_bw", &[]),
+    Line::rate("ib_write_bw", &["-l", "16"]),
+    Line::rate("ib_read_bw", &[]),
+    Line::rate("ib_atomic_bw", &["-A", "FETCH_AND_ADD"]),
 ];
 
 const BANDWIDTHS: &[Line] = &[
-    Line { tool: "ib_write_bw", size: 65536, iterations: 20_000, list: 1 },
-    Line { tool: "ib_write_bw", size: 65536, iterations: 19_200, list: 16 },
-    Line { tool: "ib_write_bw", size: 1 << 20, iterations: 2_000, list: 1 },
+    Line::bandwidth("ib_send_bw", &[], 65536, 20_000),
+    Line::bandwidth("ib_write_bw", &[], 65536, 20_000),
+    Line::bandwidth("ib_write_bw", &["-l", "16"], 65536, 19_200),
+    Line::bandwidth("ib_write_bw", &[], 1 << 20, 2_000),
+    Line::bandwidth("ib_read_bw", &[], 65536, 20_000),
 ];
 
 /// Measures and prints.
@@ -31,7 +46,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
     println!("{cores} cores; two guests on the stand-in; median of {RUNS} runs\n");
 
     println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
-    for line in LATENCIES {
+    for line in LATENCIES.iter().chain(RATES) {
         let mut runs = [Vec::new(), Vec::new()];
         for _ in 0..RUNS {
             for (runs, provider) in runs.iter_mut().zip(&Provider::BOTH) {

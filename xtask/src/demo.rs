@@ -6,10 +6,8 @@ use pvrdma_tests::{Provider, Stand, User};
 
 use crate::{no_arguments, packages, shell};
 
-const LINES: &[Line] = &[
-    Line { tool: "ib_write_bw", size: 65536, iterations: 5000, list: 1 },
-    Line { tool: "ib_send_lat", size: 8, iterations: 5000, list: 1 },
-];
+const LINES: &[Line] =
+    &[Line::bandwidth("ib_write_bw", &[], 65536, 5000), Line { iterations: 5000, ..Line::latency("ib_send_lat", &[]) }];
 
 /// Installs what is missing, builds, runs, prints a table.
 pub fn main(arguments: &[String]) -> Result<()> {

@@ -6,10 +6,12 @@ mod bench;
 mod checks;
 mod debs;
 mod demo;
+mod fuzz;
 mod headers;
 mod matrix;
 mod packages;
 mod shell;
+mod stress;
 mod test;
 mod vm;
 
@@ -24,6 +26,8 @@ usage: cargo xtask COMMAND
   test      every check there is; `cargo xtask test --list` names them, names as arguments pick some
   matrix    stock programs over providers, places, users and more, in one table (`cargo xtask matrix --help`)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
+  fuzz      libFuzzer on a guest that is out of its mind (`cargo xtask fuzz --help`)
+  stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
   debs      fetch Debian forky's libibverbs and tools below target/debs, print the folder
@@ -50,6 +54,8 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
             packages::install(packages::VM)?;
             vm::main(arguments)
         }
+        "fuzz" => fuzz::main(&arguments),
+        "stress" => stress::main(&arguments),
         "bench" => bench::main(&arguments),
         "headers" => headers::main(&arguments),
         "debs" => debs::main(&arguments),

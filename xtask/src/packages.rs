@@ -30,6 +30,9 @@ pub const TEST: &[&str] = &[
     "valgrind",
 ];
 
+/// To build libFuzzer, which the crate libfuzzer-sys carries as C++.
+pub const FUZZ: &[&str] = &["g++"];
+
 /// To boot a QEMU guest. The kernel, QEMU and the tools to build the driver are fetched, not installed.
 pub const VM: &[&str] = &[
     "binutils",
@@ -37,6 +40,7 @@ pub const VM: &[&str] = &[
     "gcc",
     "ibverbs-providers",
     "ibverbs-utils",
+    "iproute2",
     "libc6-dev",
     "libibverbs-dev",
     "perftest",

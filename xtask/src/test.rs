@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::shell::{cargo, run};
-use crate::{checks, debs, headers, matrix, packages, shell, vm};
+use crate::{checks, debs, fuzz, headers, matrix, packages, shell, vm};
 
 /// A check: its name on the command line, what it shows, what it runs.
 struct Check {
@@ -17,7 +17,7 @@ struct Check {
 
 /// In this order: quick ones first, so that a slip is seen early.
 const CHECKS: &[Check] = &[
-    Check { name: "fmt", shows: "formatting", run: || run(&mut cargo(&["fmt", "--all", "--check"])) },
+    Check { name: "fmt", shows: "formatting", run: fmt },
     Check {
         name: "clippy",
         shows: "lints, warnings are errors",
@@ -52,6 +52,7 @@ const CHECKS: &[Check] = &[
     Check { name: "debug", shows: "the core of that with Rust's own checks on", run: system_debug },
     Check { name: "matrix", shows: "stock programs in every pair of circumstances", run: || matrix::main(&[]) },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
+    Check { name: "fuzz", shows: "a minute of hostile guests", run: || fuzz::main(&[]) },
     Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },
 ];
 
@@ -91,6 +92,14 @@ fn report(results: &[(&Check, bool, Duration)]) -> Result<()> {
     let failed = results.iter().filter(|(_, passed, _)| !passed).count();
     if failed > 0 {
         bail!("{failed} of {} checks failed", results.len());
+    }
+    Ok(())
+}
+
+fn fmt() -> Result<()> {
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    for folder in fuzz::crates() {
+        run(cargo(&["fmt", "--check"]).current_dir(folder))?;
     }
     Ok(())
 }

@@ -132,6 +132,7 @@ pub const ROWS: &[Row] = &[
     row(Cases, "ud_loop"),
     row(Cases, "srq_loop"),
     row(Cases, "inv_loop"),
+    row(Cases, "errors"),
 ];
 
 #[cfg(test)]

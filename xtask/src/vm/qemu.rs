@@ -41,7 +41,7 @@ pub struct Guest<'a> {
     pub number: u8,
     /// Socket of the Ethernet between two guests, relative to `run`; the guest with number 1 listens.
     pub wire: Option<&'a str>,
-    /// Folder the guest reads its job from and writes its results to.
+    /// Folder the guest reads its job from and writes its results to, below that of all guests of the run.
     pub job: &'a Path,
     /// Where sockets live: QEMU runs here, so their names stay short.
     pub run: &'a Path,
@@ -56,6 +56,7 @@ impl Guest<'_> {
     pub fn start(&self) -> Result<Child> {
         let root = self.qemu.join("usr");
         let lib = root.join("lib/x86_64-linux-gnu");
+        let jobs = self.job.parent().context("the job lies in the folder of all jobs")?;
         let console = File::create(self.job.join("console.log"))?;
         let mut command = Command::new(root.join("lib64/ld-linux-x86-64.so.2"));
         command.arg("--library-path").arg(&lib).arg(root.join("bin/qemu-system-x86_64"));
@@ -77,8 +78,8 @@ impl Guest<'_> {
             // The host's files, for the programs and libraries the guest runs; never written.
             .args(["-fsdev", "local,id=r,path=/,security_model=none,readonly=on,multidevs=remap"])
             .args(["-device", "virtio-9p-pci,fsdev=r,mount_tag=root"])
-            .args(["-fsdev", &format!("local,id=j,path={},security_model=none", comma_safe(self.job)?)])
-            .args(["-device", "virtio-9p-pci,fsdev=j,mount_tag=job"])
+            .args(["-fsdev", &format!("local,id=j,path={},security_model=none", comma_safe(jobs)?)])
+            .args(["-device", "virtio-9p-pci,fsdev=j,mount_tag=jobs"])
             // The driver wants a vmxnet3 as function 0 of its own slot.
             .args(["-netdev", &self.netdev()])
             .args([

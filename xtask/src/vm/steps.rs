@@ -39,7 +39,7 @@ pub fn one_guest(full: bool) -> Vec<Step> {
         step(
             "rdma_cm (GSI): rping",
             "serve rping -s -a $address -C 5
-             again rping -c -a $address -C 5
+             client rping -c -a $address -C 5
              served",
         ),
     ];
@@ -55,19 +55,19 @@ pub fn one_guest(full: bool) -> Vec<Step> {
             step(
                 "rdma_cm: ucmatose, 10 connections",
                 "serve ucmatose -b $address -c 10
-                 again ucmatose -s $address -c 10
+                 client ucmatose -s $address -c 10
                  served",
             ),
             step(
                 "rdma_cm: udaddy, datagrams",
                 "serve udaddy -b $address
-                 again udaddy -s $address
+                 client udaddy -s $address
                  served",
             ),
             step(
                 "rdma_cm: ib_send_lat -R",
                 "serve ib_send_lat -R -F -s 8 -n 300
-                 again ib_send_lat -R -F -s 8 -n 300 $address
+                 client ib_send_lat -R -F -s 8 -n 300 $address
                  served",
             ),
             step(
@@ -192,7 +192,7 @@ pub fn two_guests() -> [Vec<Step>; 2] {
         both(what, [command.to_owned(), format!("connect {command}")]);
     }
     for (what, server, client) in by_rdma_cm {
-        both(what, [server.to_owned(), format!("again {client}")]);
+        both(what, [format!("serve {server}; served"), format!("client {client}")]);
     }
     sides
 }

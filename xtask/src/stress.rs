@@ -1,0 +1,38 @@
+//! `cargo xtask stress`: the long forms of tests that have one.
+//!
+//! Their short forms are part of `cargo xtask test`. `PVRDMA_SEED` repeats a run.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{no_arguments, packages, shell};
+
+/// Tests of the whole system whose amount of work grows with `PVRDMA_STRESS`.
+const STORIES: &[&str] = &["data", "crowd", "churn", "sigkill"];
+
+/// Steps of the model test of the device.
+const STEPS: &str = "1000000";
+
+/// Runs all of them, one after the other.
+pub fn main(arguments: &[String]) -> Result<()> {
+    no_arguments(arguments)?;
+    packages::install(packages::TEST)?;
+    let built = shell::build_release()?;
+    let start = Instant::now();
+    println!("# the device against a model of it, {STEPS} steps");
+    shell::run(
+        shell::cargo(&["test", "--release", "-p", "pvrdma-device", "--all-features", "--test", "model"])
+            .env("PVRDMA_STEPS", STEPS),
+    )?;
+    for story in STORIES {
+        println!("# {story}");
+        shell::run(
+            shell::cargo(&["test", "-p", "pvrdma-tests", "--test", story, "--", "--nocapture"])
+                .env("PVRDMA_STRESS", "1")
+                .env("PVRDMA_BUILT", &built),
+        )?;
+    }
+    println!("{} minutes", start.elapsed().as_secs() / 60);
+    Ok(())
+}
