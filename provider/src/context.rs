@@ -112,6 +112,10 @@ pub struct QpNums(Box<QpNumTable>);
 /// bits.
 pub const LOGGED: u32 = 1 << 31;
 
+/// In the slot of a QP that is being destroyed: a stray to whoever polls, and not free yet. Not a
+/// plain number and not 0, so that the hot loop needs no further comparison.
+pub const LEAVING: u32 = LOGGED;
+
 /// As many slots as a completion's 16 bits of handle can name, so that none can be out of range.
 pub type QpNumTable = [AtomicU32; 1 << 16];
 
@@ -146,7 +150,28 @@ impl QpNums {
     /// Enter or, with 0, remove a QP.
     #[allow(clippy::indexing_slicing, reason = "a u16 is below 2^16")]
     pub fn set(&self, handle: u16, qp_num: u32) {
-        self.0[handle as usize].store(qp_num, Ordering::Relaxed);
+        // Release: what was done for the QP that had this handle comes before its next one, see
+        // `claim`.
+        self.0[handle as usize].store(qp_num, Ordering::Release);
+    }
+
+    /// Enter a QP that the kernel has just given this handle. EIO: another one has it, which no
+    /// device may do.
+    ///
+    /// Waits for a thread that is about to end its destroy of the former owner: the kernel has
+    /// freed the handle, that thread still has to remove completions by it, and would remove those
+    /// of the new QP.
+    #[allow(clippy::indexing_slicing, reason = "a u16 is below 2^16")]
+    pub fn claim(&self, handle: u16, qp_num: u32) -> Result<(), Errno> {
+        let place = &self.0[handle as usize];
+        loop {
+            // Acquire: see `set`.
+            match place.compare_exchange(0, qp_num, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(LEAVING) => std::thread::yield_now(),
+                Err(_) => return Err(Errno::EIO),
+            }
+        }
     }
 }
 
@@ -190,6 +215,46 @@ impl Context {
         let back = Loaded::get()?.libibverbs.layout.context_offset + OWN_SIZE;
         // SAFETY: `open` laid the block out so; the caller says this is such a block.
         Ok(unsafe { &*context.byte_sub(back).cast::<Self>() })
+    }
+
+    /// A context without a device file, for [`crate::mock`].
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn by_hand(uar: Uar, limits: Limits) -> Result<*mut ibv_context, Errno> {
+        let context_at = OWN_SIZE + Loaded::get()?.libibverbs.layout.context_offset;
+        let own = Self {
+            uar,
+            limits,
+            qp_nums: Arc::new(QpNums::new()?),
+            switches: Switches::default(),
+            neighbours: Neighbours::default(),
+            ports: Box::default(),
+        };
+        // SAFETY: zeroed memory, long enough and aligned for both; all-zero bytes are an
+        // ibv_context.
+        unsafe {
+            let block = libc::calloc(1, context_at + IBV_CONTEXT_SIZE);
+            if block.is_null() {
+                return Err(Errno::ENOMEM);
+            }
+            block.cast::<Self>().write(own);
+            Ok(block.byte_add(context_at).cast())
+        }
+    }
+
+    /// Free what [`Context::by_hand`] made.
+    ///
+    /// # Safety
+    /// Nothing may use it or its objects afterwards.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub unsafe fn free_by_hand(context: *mut ibv_context) {
+        // SAFETY: the context is at the front of its block, and read out before that is freed.
+        unsafe {
+            if let Ok(own) = Self::of(context) {
+                let block = ptr::from_ref(own).cast_mut();
+                drop(block.read());
+                libc::free(block.cast());
+            }
+        }
     }
 
     /// Facts about a port; EINVAL if there is none of that number.

@@ -1,5 +1,6 @@
 //! Completion queues: create, destroy, arm. Polling is in [`crate::poll_cq`].
 
+use crate::barrier::from_device;
 use crate::buf::{Buf, Source};
 use crate::context::{Context, QpNums, libibverbs};
 use crate::cq_ex::Current;
@@ -19,6 +20,7 @@ use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A completion queue. The room in front is libibverbs's `verbs_cq`; its `ibv_cq` is what
 /// applications hold.
@@ -32,6 +34,8 @@ pub struct Cq {
     pub uar: Uar,
     /// The device's number, at most 24 bits.
     pub cqn: u32,
+    /// When POLL was rung last, in the processor's cycles; 0: never, or not since the CQ was armed.
+    asked: AtomicU64,
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
     _buf: Buf,
@@ -80,6 +84,7 @@ impl Cq {
             ring: unsafe { SpinLock::alone(ring, alone) },
             uar,
             cqn: 0,
+            asked: AtomicU64::new(0),
             qp_nums,
             _buf: buf,
             _stake: stake,
@@ -92,6 +97,21 @@ impl Cq {
     pub unsafe fn of<'a>(cq: *mut ibv_cq) -> &'a Self {
         // SAFETY: the ibv_cq is at the front of the Cq.
         unsafe { &*cq.cast() }
+    }
+
+    /// Have the device put completions that it holds back. Whether it was asked: not again within a microsecond or so.
+    /// The store may cost an exit of the virtual machine, and a loop that finds nothing would do little else.
+    pub fn ask(&self) -> bool {
+        /// Between half a microsecond and one, on the processors there are.
+        const PAUSE: u64 = 2048;
+        // Relaxed: a hint, of this thread or of one that had the CQ's lock before.
+        if cycles().wrapping_sub(self.asked.load(Ordering::Relaxed)) < PAUSE {
+            return false;
+        }
+        self.uar.ring_poll(self.cqn);
+        from_device();
+        self.asked.store(cycles(), Ordering::Relaxed);
+        true
     }
 
     /// A send queue with inline data completes here from now on.
@@ -123,14 +143,21 @@ impl Cq {
                 removed += 1;
             } else if removed > 0 {
                 let to = entries.at(ring.consumer.slot(nth + removed));
-                // SAFETY: two different slots, both ours until released.
-                unsafe { to.write(from.read()) };
+                // SAFETY: two different slots, both ours until released. Volatile: a device that
+                // breaks the rules may write meanwhile.
+                unsafe { to.write_volatile(from.read_volatile()) };
             }
         }
         if removed > 0 {
             ring.consumer.release(removed);
         }
     }
+}
+
+/// The processor's clock.
+fn cycles() -> u64 {
+    // SAFETY: every x86-64 processor has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// Bytes of the buffer of a CQ: the ring state has a page of its own.
@@ -255,6 +282,8 @@ pub unsafe fn destroy_cq(cq: *mut ibv_cq) -> Result<(), Errno> {
 pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
     let arm = if solicited_only { Arm::Solicited } else { Arm::Any };
     cq.uar.ring_arm(cq.cqn, arm);
+    // Who arms polls once more before going to sleep: that poll asks.
+    cq.asked.store(0, Ordering::Relaxed);
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! The lock of the CQ is taken by `start_poll` and held until `end_poll`, or until `start_poll`
 //! fails. Entries are given back at the end, all at once.
 
-use crate::barrier::from_device;
 use crate::boundary;
 use crate::buf::Source;
 use crate::context;
@@ -115,10 +114,8 @@ unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr)
             (own, own.ring.held())
         };
         let mut found = look(own, &mut ring, cq, 0);
-        if found == Err((Errno::ENOENT, 0)) {
-            // The device may hold completions back until asked.
-            own.uar.ring_poll(own.cqn);
-            from_device();
+        // The device may hold completions back until asked.
+        if found == Err((Errno::ENOENT, 0)) && own.ask() {
             found = look(own, &mut ring, cq, 0);
         }
         found.map_err(|(errno, passed)| {

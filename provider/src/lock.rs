@@ -23,7 +23,8 @@ pub struct SpinLock<T> {
     alone: bool,
 }
 
-// SAFETY: the lock hands out the data to one thread at a time.
+// SAFETY: the lock hands out the data to one thread at a time; where it does not, there is but one
+// (promise of `alone`).
 unsafe impl<T: Send> Sync for SpinLock<T> {}
 
 /// Holds the lock until dropped, also when a panic unwinds.

@@ -1,6 +1,7 @@
 //! Diagnosis without a debugger: why a create failed, which limit, why an address could not be
-//! resolved. It goes to libibverbs's own log, which is silent unless the user sets
-//! `VERBS_LOG_LEVEL` (1: errors, 2: warnings), and which releases before v37 do not have.
+//! resolved. It goes to libibverbs's own log, which is silent unless the user sets both
+//! `VERBS_LOG_FILE` and `VERBS_LOG_LEVEL` (1: errors, 2: warnings), and which releases before v37 do
+//! not have.
 //!
 //! Never called on the data path.
 

@@ -1,7 +1,13 @@
 //! The device's side of the rings, played by hand: takes WQEs, puts CQEs, looks at doorbells. For
 //! unit tests here and for benches; needs neither libibverbs nor a device. Its index arithmetic is
 //! its own, so that a mistake in [`crate::ring`] does not cancel out.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+pub mod kernel;
+#[cfg(test)]
+mod model;
+pub mod rng;
+pub mod wild;
 
 use crate::buf::Buf;
 use crate::context::{Limits, QpNums};
@@ -255,7 +261,7 @@ impl Mock {
         };
         // SAFETY: as above.
         let mut qp = unsafe { Qp::new(parts) };
-        qp.enter(Self::HANDLE, Self::QPN);
+        qp.enter(Self::HANDLE, Self::QPN).unwrap();
         qp.set_state(IBV_QPS_RTS);
         Self { cq, qp, srq, cq_ring, srq_ring, sq_ring, rq_ring, uar_page }
     }

@@ -2,7 +2,7 @@
 //! [`crate::post_recv`].
 
 use crate::buf::Buf;
-use crate::context::{Context, LOGGED, Limits, QpNums, libibverbs};
+use crate::context::{Context, LEAVING, LOGGED, Limits, QpNums, libibverbs};
 use crate::cq::Cq;
 use crate::cqe::CqeHandle;
 use crate::domain::{Resource, Stake};
@@ -76,6 +76,9 @@ pub struct Parts<'a> {
     /// In the domain it was made in.
     pub stake: Stake,
 }
+
+/// QP numbers have 24 bits.
+const MAX_QPN: u32 = 0xff_ffff;
 
 /// How requests of a send queue are filled. Known before its lock is taken, so that the other kinds
 /// cost a plain RC queue one comparison.
@@ -292,15 +295,22 @@ impl Qp {
         unsafe { &*qp.cast() }
     }
 
-    /// The kernel has made the QP: its handle is known and its completions can be told apart.
-    pub fn enter(&mut self, handle: CqeHandle, qp_num: u32) {
+    /// The kernel has made the QP: its handle is known and its completions can be told apart. EIO:
+    /// the handle or the number cannot be.
+    pub fn enter(&mut self, handle: CqeHandle, qp_num: u32) -> Result<(), Errno> {
+        if qp_num == 0 || qp_num > MAX_QPN {
+            return Err(Errno::EIO);
+        }
+        // Until the log is there the QP has no completions: nothing was posted.
+        self.qp_nums.claim(handle, qp_num)?;
         self.handle = handle;
         self.sq.lock().qp_handle = handle;
         self.rq.lock().qp_handle = handle;
         self.announce(qp_num);
+        Ok(())
     }
 
-    /// From now on completions of the QP are known by its number.
+    /// From now on completions of the QP, which has its handle, are known by its number.
     fn announce(&self, qp_num: u32) {
         match &self.special.inline {
             None => self.qp_nums.set(self.handle, qp_num),
@@ -312,13 +322,21 @@ impl Qp {
         }
     }
 
-    /// From now on completions of the QP are strays.
+    /// From now on completions of the QP are strays. Its handle stays taken until
+    /// [`Qp::leave`].
     fn withdraw(&self) {
-        self.qp_nums.set(self.handle, 0);
+        self.qp_nums.set(self.handle, LEAVING);
         if self.special.inline.is_some() {
             // SAFETY: as above.
             unsafe { Cq::of(self.send_cq) }.remove_log(self.handle);
         }
+    }
+
+    /// The kernel has destroyed the QP. Only when its completions are gone may another QP have its
+    /// handle.
+    fn leave(&self) {
+        self.remove_completions();
+        self.qp_nums.set(self.handle, 0);
     }
 
     /// Open and close the queues for a state: sends from RTS on, receives from INIT on. In the
@@ -381,7 +399,21 @@ pub unsafe fn create(pd: *mut ibv_pd, init: &mut ibv_qp_init_attr) -> Result<*mu
         return Err(refuse(Errno::EINVAL, format_args!("create_qp: needs a CQ for sends and one for receives")));
     }
     let shape = Shape::new(&init.cap, &own.limits, !init.srq.is_null()).map_err(|errno| {
-        refuse(errno, format_args!("create_qp: {:?}: at most {:?}, {MAX_INLINE} bytes inline", init.cap, own.limits))
+        let (cap, most) = (&init.cap, &own.limits);
+        refuse(
+            errno,
+            format_args!(
+                "create_qp: {} sends of {} SGEs, {} receives of {}, {} bytes inline: \
+                 at most {} of {} each way (and 256 MiB), {MAX_INLINE} bytes",
+                cap.max_send_wr,
+                cap.max_send_sge,
+                cap.max_recv_wr,
+                cap.max_recv_sge,
+                cap.max_inline_data,
+                most.max_qp_wr,
+                most.max_sge
+            ),
+        )
     })?;
     let source = domain.source()?;
     let libibverbs = source.libibverbs;
@@ -439,7 +471,11 @@ pub unsafe fn create(pd: *mut ibv_pd, init: &mut ibv_qp_init_attr) -> Result<*mu
         return Err(refuse(Errno::EIO, format_args!("create_qp: the device gave handle {:?}", resp.driver)));
     };
     // SAFETY: nobody else has the QP yet.
-    unsafe { (*qp).enter(handle, qp_num) };
+    if let Err(errno) = unsafe { (*qp).enter(handle, qp_num) } {
+        // SAFETY: as above.
+        unsafe { abandon(libibverbs, qp) };
+        return Err(refuse(errno, format_args!("create_qp: the device gave number {qp_num}, handle {handle} again")));
+    }
     init.cap = shape.cap();
     Ok(qp.cast())
 }
@@ -544,15 +580,15 @@ pub unsafe fn destroy_qp(qp: *mut ibv_qp) -> Result<(), Errno> {
     // SAFETY: promise of the caller.
     let (own, qp_num) = unsafe { (Qp::of(qp), (*qp).qp_num) };
     let libibverbs = libibverbs()?;
-    // Before the kernel frees the handle: from then on another thread may create a QP with the
-    // same handle, and its entry must not be ours to clear.
+    // Before the kernel frees the handle. From then on another thread may be given it, and waits
+    // until this one is done with it.
     own.withdraw();
     // SAFETY: a live QP.
     if let Err(errno) = Errno::check(unsafe { (libibverbs.destroy_qp)(qp) }) {
         own.announce(qp_num);
         return Err(errno);
     }
-    own.remove_completions();
+    own.leave();
     // SAFETY: neither kernel nor application has it any more.
     drop(unsafe { Box::from_raw(qp.cast::<Qp>()) });
     Ok(())

@@ -302,6 +302,11 @@ impl Consumer {
         Self { words: Words(words), size, head: 0 }
     }
 
+    /// Number of slots.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
     /// Number of entries the device has put.
     #[inline(always)]
     pub fn ready(&self) -> Result<u32, BadCounter> {

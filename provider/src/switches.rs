@@ -1,7 +1,8 @@
 //! What is off by default because nobody could try it on VMware's own device, and how it is switched
 //! on: the environment variable [`VARIABLE`], read once when a context is opened. The table for
-//! users is in `provider/README.md`; a new switch is one row there and one in [`Switches::WORDS`].
+//! users is in `provider/README.md`; a new switch is one row there and one in `Switches::WORDS`.
 
+use crate::log::warn;
 use core::ffi::{CStr, c_char};
 
 /// A list of words, separated by commas.
@@ -39,10 +40,17 @@ impl Switches {
         }
     }
 
-    /// Words that are no switch are passed over: an environment may be older or newer than we are.
+    /// Words that are no switch are passed over, with a warning: an environment may be older or
+    /// newer than we are, or mistyped.
     fn of_words(text: &str) -> Self {
-        let known = text.split(',').filter_map(|word| Self::WORDS.iter().find(|(name, _)| *name == word.trim()));
-        Self(known.fold(0, |sum, (_, switch)| sum | switch.0))
+        let mut sum = Self::default();
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match Self::WORDS.iter().find(|(name, _)| *name == word) {
+                Some((_, switch)) => sum.0 |= switch.0,
+                None => warn(format_args!("PVRDMA_ENABLE: there is no switch {word:?}")),
+            }
+        }
+        sum
     }
 
     /// Is any switch on?

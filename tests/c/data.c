@@ -20,6 +20,11 @@
 #include "meet.h"
 
 #define MAX_SGES 16
+/* The index of the GID that the kernel can resolve to an address. */
+#define GID 1
+/* Bytes in front of every datagram, for its GRH. */
+#define GRH 40
+#define QKEY 0x11223344
 #define COUNT(list) (sizeof(list) / sizeof((list)[0]))
 /* Longest wait for anything; a hang is what it is there for. */
 #define PATIENCE_MS 60000
@@ -99,7 +104,7 @@ struct session {
     uint32_t stream;    /* messages each way after the batches, back to back */
     uint32_t longest;   /* bytes of the longest message */
     unsigned kinds;     /* bit n: kind n may be chosen */
-    int srq, one_cq, events;
+    int srq, one_cq, events, ud;
     enum ibv_mtu mtu;
     uint32_t (*length)(uint32_t number, uint32_t longest);
 };
@@ -135,6 +140,7 @@ struct side {
     struct ibv_comp_channel *channel;
     struct ibv_srq *srq;
     struct ibv_qp *qp;
+    struct ibv_ah *ah;
     struct ibv_mr *mrs[4];
     uint8_t *mapped, *buffer, *model;
     struct address address;
@@ -152,7 +158,7 @@ static size_t length, arena_length, arenas[2], used[2][2];
 static int peer = -1; /* the socket; -1: both sides are here */
 static int mortal, spoil;
 static const char *until;
-static uint64_t done[KINDS], bytes_done;
+static uint64_t done[KINDS], datagrams, bytes_done;
 
 /* Every byte of the buffer that is in no arena is never touched. */
 #define EDGE 61
@@ -160,7 +166,7 @@ static uint64_t done[KINDS], bytes_done;
 /* Bytes of an arena that a plan can use up. */
 static size_t arena_of(const struct session *s)
 {
-    return (size_t)s->most * (s->longest + 64 + 24 * (MAX_SGES + 1)) + 256;
+    return (size_t)s->most * (s->longest + GRH + 64 + 24 * (MAX_SGES + 1)) + 256;
 }
 
 /* Takes `length` bytes of arena `direction` of side `number`, behind a few that stay as they are. */
@@ -208,7 +214,8 @@ static void plan_one(int direction, uint32_t number, struct op *op, const struct
         for (int i = 0; i < op->local_count; i++)
             noise(sides[direction].model + op->local[i].offset, op->local[i].length);
     if (op->kind == SEND || op->kind == SEND_IMM) {
-        op->receive_count = cut(to, direction, op->length + (one_in(2) ? below(64) : 0), op->receive);
+        uint32_t room = op->length + (one_in(2) ? below(64) : 0);
+        op->receive_count = cut(to, direction, room + (session.ud ? GRH : 0), op->receive);
         return;
     }
     op->remote_key = direction * 2 + (int)below(2);
@@ -243,6 +250,18 @@ static void make_plan(int direction)
     plan->ops[plan->count - 1].signaled = 1;
 }
 
+/* What stands in a GRH is the device's business: the model takes it as it came. */
+static void accept_grh(struct side *side, const struct op *op)
+{
+    uint32_t left = GRH;
+    for (int i = 0; left && i < op->receive_count; i++) {
+        uint32_t part = op->receive[i].length < left ? op->receive[i].length : left;
+        memcpy(side->model + op->receive[i].offset, side->buffer + op->receive[i].offset, part);
+        left -= part;
+    }
+    CHECK(left == 0);
+}
+
 /* Bytes between memory in one piece and SGEs. */
 static void gather(const uint8_t *buffer, const struct piece *pieces, int count, uint8_t *out)
 {
@@ -266,8 +285,8 @@ static void carry_out_in_model(int direction)
     static uint8_t *message;
     static size_t room;
     uint8_t *from = sides[direction].model, *to = sides[!direction].model;
-    if (room < session.longest + 8) {
-        room = session.longest + 8;
+    if (room < session.longest + GRH + 64) {
+        room = session.longest + GRH + 64;
         message = realloc(message, room);
         CHECK(message);
     }
@@ -279,6 +298,15 @@ static void carry_out_in_model(int direction)
         switch (op->kind) {
         case SEND:
         case SEND_IMM:
+            if (session.ud) {
+                if (sides[!direction].here)
+                    accept_grh(&sides[!direction], op);
+                gather(to, op->receive, op->receive_count, message);
+                gather(from, op->local, op->local_count, message + GRH);
+                scatter(to, op->receive, op->receive_count, message, op->length + GRH);
+                datagrams++;
+                break;
+            }
             gather(from, op->local, op->local_count, message);
             scatter(to, op->receive, op->receive_count, message, op->length);
             break;
@@ -332,8 +360,10 @@ static void post_sends(int number)
     uint32_t list = 1 + (uint32_t)(seed + plan->count) % LIST;
     side->signaled_count = 0;
     for (uint32_t first = 0; first < plan->count; first += list) {
-        struct ibv_send_wr wrs[LIST], *bad = NULL;
-        struct ibv_sge sges[LIST][MAX_SGES];
+        /* Not on the stack: valgrind cannot deliver the doorbell's signal far below what was touched of it. */
+        static struct ibv_send_wr wrs[LIST];
+        static struct ibv_sge sges[LIST][MAX_SGES];
+        struct ibv_send_wr *bad = NULL;
         uint32_t count = plan->count - first < list ? plan->count - first : list;
         for (uint32_t i = 0; i < count; i++) {
             const struct op *op = &plan->ops[first + i];
@@ -350,7 +380,11 @@ static void post_sends(int number)
                 .send_flags = (op->signaled ? IBV_SEND_SIGNALED : 0) | (op->fence ? IBV_SEND_FENCE : 0),
                 .imm_data = has_imm(op->kind) ? htonl(op->imm) : 0,
             };
-            if (is_atomic(op->kind)) {
+            if (session.ud) {
+                wrs[i].wr.ud.ah = side->ah;
+                wrs[i].wr.ud.remote_qpn = there->qp_num;
+                wrs[i].wr.ud.remote_qkey = QKEY;
+            } else if (is_atomic(op->kind)) {
                 wrs[i].wr.atomic.remote_addr = place;
                 wrs[i].wr.atomic.rkey = rkey;
                 wrs[i].wr.atomic.compare_add = op->kind == FADD ? op->operand : op->compare;
@@ -392,7 +426,9 @@ static void check_received(int direction, const struct ibv_wc *wc)
     const struct op *op = &plan->ops[i];
     CHECK(wc->wr_id == side->received, "wr_id %llu, not %u", (unsigned long long)wc->wr_id, side->received);
     CHECK(wc->opcode == (op->kind == WRITE_IMM ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV));
-    CHECK(wc->byte_len == op->length, "%u bytes, not %u", wc->byte_len, op->length);
+    uint32_t expected = op->length + (session.ud ? GRH : 0);
+    CHECK(wc->byte_len == expected, "%u bytes, not %u", wc->byte_len, expected);
+    CHECK(!session.ud || (wc->wc_flags & IBV_WC_GRH && wc->src_qp == sides[direction].address.qp_num));
     CHECK(!!(wc->wc_flags & IBV_WC_WITH_IMM) == has_imm(op->kind));
     CHECK(!has_imm(op->kind) || wc->imm_data == htonl(op->imm), "imm %x, not %x", ntohl(wc->imm_data), op->imm);
     side->received++;
@@ -555,7 +591,7 @@ static void on_sides_here(void (*act)(int number))
 static void batch(void)
 {
     uint32_t sent[2], received[2];
-    int late = one_in(8);
+    int late = one_in(8) && !session.ud;
     make_plan(0);
     make_plan(1);
     on_sides_here(write_fresh);
@@ -714,7 +750,7 @@ static void open_side(int number)
         .send_cq = side->send_cq,
         .recv_cq = side->recv_cq,
         .srq = side->srq,
-        .qp_type = IBV_QPT_RC,
+        .qp_type = session.ud ? IBV_QPT_UD : IBV_QPT_RC,
         .cap = {.max_send_wr = depth, .max_recv_wr = depth, .max_send_sge = session.sges, .max_recv_sge = session.sges},
     };
     side->qp = ibv_create_qp(device.pd, &init);
@@ -737,11 +773,32 @@ static void open_side(int number)
     memcpy(side->buffer, side->model, length);
     side->address.qp_num = side->qp->qp_num;
     side->address.buffer = (uintptr_t)side->buffer;
-    side->address.gid = device.gid;
+    CHECK(!ibv_query_gid(device.context, 1, GID, &side->address.gid));
+}
+
+static void connect_datagrams(int number)
+{
+    struct side *side = &sides[number];
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1, .qkey = QKEY};
+    CHECK(!ibv_modify_qp(side->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY));
+    attr.qp_state = IBV_QPS_RTR;
+    CHECK(!ibv_modify_qp(side->qp, &attr, IBV_QP_STATE));
+    attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS, .sq_psn = side->address.psn};
+    CHECK(!ibv_modify_qp(side->qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN));
+    struct ibv_ah_attr address = {
+        .is_global = 1,
+        .port_num = 1,
+        .grh = {.dgid = sides[!number].address.gid, .sgid_index = GID, .hop_limit = 1}};
+    side->ah = ibv_create_ah(device.pd, &address);
+    CHECK(side->ah);
 }
 
 static void connect_side(int number)
 {
+    if (session.ud) {
+        connect_datagrams(number);
+        return;
+    }
     struct side *side = &sides[number];
     const struct address *there = &sides[!number].address;
     struct ibv_qp_attr attr = {
@@ -759,7 +816,7 @@ static void connect_side(int number)
         .min_rnr_timer = 1,
         .ah_attr = {.is_global = 1,
                     .port_num = 1,
-                    .grh = {.dgid = there->gid, .sgid_index = GID_INDEX, .hop_limit = 1}},
+                    .grh = {.dgid = there->gid, .sgid_index = GID, .hop_limit = 1}},
     };
     CHECK(!ibv_modify_qp(side->qp, &attr,
                          IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
@@ -781,6 +838,9 @@ static void close_side(int number)
 {
     struct side *side = &sides[number];
     CHECK(!ibv_destroy_qp(side->qp));
+    if (side->ah)
+        CHECK(!ibv_destroy_ah(side->ah));
+    side->ah = NULL;
     if (side->srq)
         CHECK(!ibv_destroy_srq(side->srq));
     for (int i = 0; i < 4; i++)
@@ -951,6 +1011,21 @@ static void powers(uint32_t largest)
             one_length(power + (uint32_t)around[i], power <= 1 << 16 ? 6 : 4);
 }
 
+/* Datagrams: nothing is repeated, so every receive is there before. */
+static void sample_datagrams(uint32_t sessions)
+{
+    for (uint32_t i = 0; i < sessions; i++) {
+        struct session s = any();
+        s.ud = 1;
+        s.kinds = 1u << SEND | 1u << SEND_IMM;
+        s.most = s.depth > 32 ? 32 : s.depth;
+        s.longest = one_in(2) ? 4096 : 1 + below(300);
+        s.length = small_length;
+        s.batches = 8;
+        run_session(s);
+    }
+}
+
 static void sample(uint32_t sessions)
 {
     for (uint32_t i = 0; i < sessions; i++) {
@@ -967,6 +1042,7 @@ static void sample(uint32_t sessions)
 static void run_short(void)
 {
     sample(40);
+    sample_datagrams(20);
     rings(1024);
     for (int i = 0; i < 12; i++) {
         uint32_t power = 1u << (4 + below(18));
@@ -984,7 +1060,10 @@ static void run_on(void)
             close_device(&device);
             device = open_device();
         }
-        sample(1);
+        if (one_in(4))
+            sample_datagrams(1);
+        else
+            sample(1);
         if (!told) {
             puts("running");
             fflush(stdout);
@@ -1036,7 +1115,7 @@ int main(int argc, char **argv)
     if (!strcmp(what, "short"))
         run_short();
     else if (!strcmp(what, "few"))
-        sample(10);
+        sample(10), sample_datagrams(3);
     else if (!strcmp(what, "rings"))
         rings((uint32_t)limits.max_qp_wr);
     else if (!strcmp(what, "sizes"))
@@ -1053,6 +1132,8 @@ int main(int argc, char **argv)
     for (int kind = 0; kind < KINDS; kind++)
         if (done[kind])
             printf("%s %llu, ", NAMES[kind], (unsigned long long)done[kind]);
+    if (datagrams)
+        printf("%llu of them datagrams, ", (unsigned long long)datagrams);
     printf("%llu MiB exact\n", (unsigned long long)(bytes_done >> 20));
     return 0;
 }

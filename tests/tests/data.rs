@@ -19,7 +19,7 @@ fn work<'a>(job: Job<'a>, provider: &Provider, kind: &str, seed: u64) -> Job<'a>
 
 /// What the program says it has done must have every opcode in it: none may be left out unnoticed.
 fn expect_all_opcodes(text: &str) {
-    for name in ["SEND ", "SEND_IMM ", "WRITE ", "WRITE_IMM ", "READ ", "CAS ", "FADD "] {
+    for name in ["SEND ", "SEND_IMM ", "WRITE ", "WRITE_IMM ", "READ ", "CAS ", "FADD ", "datagrams"] {
         assert!(text.contains(name), "no {name}: {text}");
     }
     assert!(text.contains("MiB exact"), "{text}");

@@ -46,7 +46,9 @@ fn table_and_tests_name_each_other() {
     assert_eq!(cases.len(), ERRORS.cases, "{cases:?}");
     let core: String = fs::read_dir(workspace.join("device/core/tests"))
         .expect("a folder")
-        .map(|entry| read(&entry.expect("an entry").path()))
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| read(&path))
         .collect();
     for name in &named {
         let there = cases.contains(name) || core.contains(&format!("#[test]\nfn {name}()"));

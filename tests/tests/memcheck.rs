@@ -68,7 +68,8 @@ fn every_case_of_rc_loop() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let cases = stand.job(stand.copy(&c_program("tests/c/rc_loop.c", &[]))).ok();
-    own("tests/c/rc_loop.c", &cases.lines().collect::<Vec<_>>());
+    // One gives the device memory that is not there any more, which is for memcheck to find.
+    own("tests/c/rc_loop.c", &cases.lines().filter(|case| *case != "unmapped").collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the figures of perftest/README.md.
+//! `cargo xtask bench`: the figures of perftest/README.md. They mean something on a machine that does nothing else.
 
 use anyhow::Result;
 use pvrdma_perftest::{Line, bare_copy, instructions};

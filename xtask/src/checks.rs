@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shell;
+use crate::{fuzz, shell};
 
 /// The provider exports nothing and asks libibverbs for nothing at link time; the stand-in exports libc names only.
 ///
@@ -48,11 +48,17 @@ fn names(nm: &mut Command) -> Result<Vec<String>> {
 /// Licences, bans and sources of the dependencies. The advisories need a database from elsewhere: not part of this.
 pub fn deny() -> Result<()> {
     let cargo_deny = cargo_deny()?;
-    shell::run(
-        Command::new(cargo_deny)
-            .args(["--log-level", "error", "check", "licenses", "bans", "sources"])
-            .current_dir(shell::workspace()),
-    )
+    let workspaces = std::iter::once(shell::workspace().to_owned()).chain(fuzz::crates());
+    for workspace in workspaces {
+        shell::run(
+            Command::new(&cargo_deny)
+                .arg("--config")
+                .arg(shell::workspace().join("deny.toml"))
+                .args(["--log-level", "error", "check", "licenses", "bans", "sources"])
+                .current_dir(workspace),
+        )?;
+    }
+    Ok(())
 }
 
 /// `cargo-deny` of the machine, or one built below `target/tools`.

@@ -17,7 +17,7 @@ pub const MATRIX: &[&str] =
 pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];
 
-/// To run every test. The JDK runs a JVM beside the doorbell trap.
+/// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests.
 pub const TEST: &[&str] = &[
     "binutils",
     "default-jdk-headless",
@@ -27,6 +27,7 @@ pub const TEST: &[&str] = &[
     "libc6-dev",
     "libibverbs-dev",
     "perftest",
+    "python3-pyverbs",
     "valgrind",
 ];
 

@@ -150,11 +150,20 @@ fn in_guest(
         Some(drivers) => command.env("IBV_DRIVERS", drivers),
         None => command.env_remove("IBV_DRIVERS"),
     };
+    command.env("VALGRIND_OPTS", for_valgrind(std::env::var_os("VALGRIND_OPTS").unwrap_or_default()));
     command.env("LD_PRELOAD", preload(std::env::var_os("LD_PRELOAD").as_deref(), standin)?);
 
     let holds = [child::out_of_the_way(run_dir.hold()?)?, child::out_of_the_way(seat.hold()?)?];
     command.env("PVRDMA_HOLDS", holds.each_ref().map(|hold| hold.as_raw_fd().to_string()).join(","));
     child::run(command, holds.into())
+}
+
+/// If the program is valgrind: a doorbell's value is in a register of the thread that faulted, and without this option
+/// those that a signal handler sees are out of date.
+fn for_valgrind(existing: OsString) -> OsString {
+    let mut options = OsString::from("--vex-iropt-register-updates=allregs-at-mem-access ");
+    options.push(existing);
+    options
 }
 
 /// Appends our library to what is preloaded already.

@@ -13,7 +13,7 @@ use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{Buffer, MAX_PDIR_PAGES, Memory, PageTable};
 use crate::mr::Mr;
 use crate::qp::{MAX_RD_ATOMIC, Qp, QpKind, check_create, judge_modify, merge};
-use crate::srq::Srq;
+use crate::srq::{SRQ_EXTRA, Srq};
 use crate::table::Table;
 use crate::transport::{Endpoint, Transport};
 use crate::wqe::MAX_SGE;
@@ -487,7 +487,7 @@ impl Device {
         let mut rq = rq;
         if to == PVRDMA_QPS_RESET {
             qp.set_state(PVRDMA_QPS_RESET);
-            rq.reset();
+            rq.reset(qp.srq.as_deref());
         } else {
             qp.set_state(to);
         }
@@ -520,8 +520,9 @@ impl Device {
         let mut sq = qp.lock_sq();
         {
             // Waits for a responder that is copying, and turns away later ones.
-            let _rq = qp.lock_rq();
+            let mut rq = qp.lock_rq();
             qp.set_state(PVRDMA_QPS_RESET);
+            rq.reset(qp.srq.as_deref());
         }
         self.transport.qp_changed(&qp.view());
         self.drop_sends(&qp, &mut sq);
@@ -545,7 +546,7 @@ impl Device {
         if limit > max_wr {
             return Err(CommandError::Invalid("srq_limit above max_wr"));
         }
-        let claim = self.claim::<Srq>("SRQ", 0, buffer.page_entries())?;
+        let claim = self.claim::<Srq>("SRQ", SRQ_EXTRA, buffer.page_entries())?;
         let pages = ring_pages(buffer, &*self.memory)?;
         let make = |handle| Srq::new(SrqHandle(handle), ctx, pd, (max_wr, max_sge, limit), pages);
         let srq = made(self.srqs.insert(claim, make), "SRQ")?;

@@ -7,7 +7,13 @@ use crate::memory::{Memory, PageTable};
 use crate::ring::{BrokenRing, Consumer, Geometry, state};
 use crate::wqe::{Receive, rq_stride};
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Most WQEs that wait to be given out a second time.
+const RETURNED: usize = 64;
+/// Bytes that hang on an SRQ beside its page list.
+pub(crate) const SRQ_EXTRA: u64 = (RETURNED * size_of::<Receive>()) as u64;
 
 /// A shared receive queue.
 #[derive(Debug)]
@@ -29,6 +35,8 @@ pub struct Srq {
 #[derive(Debug)]
 struct Inner {
     ring: Consumer,
+    /// Taken by QPs that were reset or destroyed before a message came: next in turn. Each of them had one.
+    returned: VecDeque<Receive>,
     /// 0: not armed.
     limit: u32,
     /// SRQ_ERR was raised.
@@ -54,7 +62,7 @@ impl Srq {
         if pages.len() < geometry.base + geometry.bytes() {
             return Err(CommandError::Invalid("SRQ buffer shorter than its WQEs"));
         }
-        let inner = Inner { ring: Consumer::new(geometry), limit, broken: false };
+        let inner = Inner { ring: Consumer::new(geometry), returned: VecDeque::new(), limit, broken: false };
         Ok(Srq { handle, ctx, pd, max_wr, max_sge, pages, inner: Mutex::new(inner) })
     }
 
@@ -86,8 +94,21 @@ impl Srq {
         taken.map(|taken| taken.map(|(receive, _)| receive))
     }
 
+    /// A WQE that was taken and not used. More than [`RETURNED`] of them are lost: a guest that brings that about is up to
+    /// something.
+    pub fn put_back(&self, receive: Receive) {
+        let mut inner = self.lock();
+        if inner.returned.len() < RETURNED {
+            inner.returned.push_back(receive);
+        }
+    }
+
     /// The oldest WQE and how many are left.
     fn take_from(&self, inner: &mut Inner, memory: &dyn Memory) -> Result<Option<(Receive, u32)>, BrokenRing> {
+        if let Some(receive) = inner.returned.pop_front() {
+            let left = inner.ring.posted(&self.pages, memory)? + inner.returned.len() as u32;
+            return Ok(Some((receive, left)));
+        }
         let Some(at) = inner.ring.peek(&self.pages, memory)? else { return Ok(None) };
         let receive = Receive::read(at, self.max_sge, &self.pages, memory)?;
         inner.ring.take();

@@ -35,7 +35,7 @@ fn bench() -> Bench {
         end(&driver, ctx, driver.pd(ctx))
     });
     let (local, inbox) = (a.region(16384), b.region(16384));
-    local.set(0, &(0..16384u32).map(|n| (n * 7 >> 3) as u8).collect::<Vec<_>>());
+    local.set(0, &(0..16384u32).map(|n| ((n * 7) >> 3) as u8).collect::<Vec<_>>());
     Bench { a, b, local, inbox }
 }
 

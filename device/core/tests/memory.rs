@@ -3,7 +3,7 @@
 
 use pvrdma_device::command::{Command, CommandError, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::handle::{MrHandle, QpHandle};
+use pvrdma_device::handle::{MrHandle, QpHandle, SrqHandle};
 use pvrdma_device::memory::{Buffer, DmaAddr};
 use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, Layout, PAGE};
 use pvrdma_device::mock::end::{End, Path, connect, nowhere, pump};
@@ -168,6 +168,24 @@ fn queues_stop_at_the_limit() {
     bench.fill("CQs of one entry and 262144 pages", wide);
     bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
     bench.empty("wide CQs");
+
+    let ctx = bench.greedy.context();
+    let pd = bench.greedy.pd(ctx);
+    for nchunks in [2, 262_144] {
+        let small = |driver: &Driver| {
+            let buffer = Buffer::Pdir { pdir, nchunks };
+            driver.command(Command::CreateSrq { pd, max_wr: 1, max_sge: 1, srq_limit: 0, srq_type: 0, buffer })
+        };
+        bench.fill("SRQs", small);
+        (1..20_000).for_each(|srq| drop(bench.greedy.command(Command::DestroySrq { srq: SrqHandle(srq) })));
+    }
+    let fast = |driver: &Driver| {
+        let kind = MrKind::FastReg { max_pages: 128 };
+        driver.command(Command::CreateMr { pd, start: 0, length: 0, access_flags: 0, kind })
+    };
+    bench.fill("fast-register regions", fast);
+    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
+    bench.empty("SRQs and fast-register regions");
 
     let ctx = bench.greedy.context();
     let small =

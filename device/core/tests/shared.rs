@@ -249,3 +249,29 @@ fn reset_gives_a_qp_a_new_life_on_the_same_srq() {
     bench.to[0].modify_state(PVRDMA_QPS_ERR).unwrap();
     assert_eq!(bench.to[0].recv_cq.ends(), [], "{FLUSH} is for receives of one's own");
 }
+
+#[test]
+fn a_receive_that_was_taken_for_nothing_is_not_lost() {
+    // A message whose payload turns out to be gone at the sender has found its receive before that is known.
+    for destroy in [false, true] {
+        let bench = bench(Layout::Pdir, 8, 0);
+        (0..3).for_each(|n| assert!(bench.srq.post_recv(&RecvWr::new(n, &[sge(&bench.inbox, 0, 64)]))));
+        let gone = bench.from[0].region(4096);
+        bench.from[0].driver.ram.unmap(gone.page_of(0), PAGE);
+        bench.from[0].send(&SendWr::send(1, &[sge(&gone, 0, 8)]));
+        bench.pump();
+        assert_eq!(bench.from[0].send_cq.ends(), [(1, PVRDMA_WC_LOC_PROT_ERR)]);
+        assert_eq!(bench.to[0].query().qp_state, PVRDMA_QPS_RTS, "not the receiver's fault");
+        match destroy {
+            true => bench.to[0].destroy(),
+            false => bench.to[0].reset(),
+        }
+        let mut seen = Vec::new();
+        for n in [1, 2, 1] {
+            bench.from[n].send(&SendWr::send(1, &[]));
+            seen.extend(bench.to[n].recv_cq.ends());
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, [(0, 0), (1, 0), (2, 0)], "destroyed: {destroy}");
+    }
+}

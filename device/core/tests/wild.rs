@@ -25,3 +25,16 @@ fn random_bytes_harm_nobody() {
     let enough = runs * 5;
     assert!(all.commands > enough && all.refused > enough && all.completions > runs, "{all:?} in {runs} runs");
 }
+
+#[test]
+fn inputs_that_a_fuzzer_kept_harm_nobody() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/guest");
+    let mut count = 0;
+    for entry in std::fs::read_dir(&folder).expect("the seeds of the fuzz target") {
+        let path = entry.expect("an entry").path();
+        println!("{}", path.display());
+        run(&std::fs::read(&path).expect("a seed"));
+        count += 1;
+    }
+    assert!(count > 100, "{count} seeds");
+}

@@ -7,6 +7,7 @@
 //! | `PVRDMA_NODE` | `pvrdma run` | path of the device node, `/dev/infiniband/uverbsN` |
 //! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
 //! | `PVRDMA_HOLDS` | `pvrdma run` | descriptors whose locks keep the run directory and the guest in place |
+//! | `PVRDMA_HOOKS` | tests | `1`: the program may use the functions of `hooks.rs` |
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
 //!
 //! `process.rs` reads the rest (`PVRDMA_GUEST_INDEX`, `PVRDMA_ROCE`) when the device is opened.
@@ -39,6 +40,8 @@ pub struct Config {
     pub level: Level,
     /// What keeps the run directory and the guest from being removed.
     pub holds: [Option<Hold>; 2],
+    /// May the program use the functions of `hooks.rs`?
+    pub hooks: bool,
 }
 
 /// A descriptor that the program inherited without knowing it, with device and inode of its file.
@@ -118,6 +121,7 @@ fn read() -> Option<Config> {
             _ => Level::Ioctl,
         },
         holds: variable(c"PVRDMA_HOLDS").map_or([None; 2], holds),
+        hooks: variable(c"PVRDMA_HOOKS").is_some_and(|value| value.to_bytes() == b"1"),
     })
 }
 

@@ -8,7 +8,7 @@
 
 use crate::fd;
 use crate::process::Process;
-use crate::{trace, uar};
+use crate::{netdev, trace, uar};
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -30,6 +30,8 @@ pub struct Own {
     pub trace: AtomicI32,
     /// What it does not repeat.
     pub polls: trace::Polls,
+    /// Addresses of the host's guests, as told to the program.
+    pub addresses: netdev::Addresses,
     /// Where the device runs while a doorbell is carried out.
     pub stacks: uar::Stacks,
     /// Doorbell pages.
@@ -39,12 +41,13 @@ pub struct Own {
 /// See [`Own`].
 pub static OWN: Own = Own {
     process: AtomicPtr::new(null_mut()),
-    joining: Gate(AtomicU32::new(0)),
+    joining: Gate::new(),
     fds: AtomicPtr::new(null_mut()),
     fd_map: [const { AtomicU64::new(0) }; 1 << 14],
-    action: Gate(AtomicU32::new(0)),
+    action: Gate::new(),
     trace: AtomicI32::new(0),
     polls: trace::Polls::new(),
+    addresses: netdev::Addresses::new(),
     stacks: uar::Stacks::new(),
     uars: [const { uar::Page::new() }; uar::MAX_PAGES],
 };
@@ -63,6 +66,11 @@ pub fn keep<T>(memory: *mut T) {
 pub struct Gate(AtomicU32);
 
 impl Gate {
+    /// Open.
+    pub const fn new() -> Gate {
+        Gate(AtomicU32::new(0))
+    }
+
     /// Waits until it is ours. Open again when the guard is dropped.
     pub fn lock(&self) -> GateGuard<'_> {
         while self.0.compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -100,7 +108,7 @@ extern "C" fn at_load() {
 }
 
 extern "C" fn wipe() {
-    // SAFETY: all of it is atomics, for which zero is a value, and the child has no other thread yet.
+    // SAFETY: zero is a value for all of it, and the child has no other thread yet.
     unsafe { (&raw const OWN).cast_mut().write_bytes(0, 1) };
 }
 

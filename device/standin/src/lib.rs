@@ -13,6 +13,7 @@
 //! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
 //! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
 //! | `memory.rs`, `process.rs`, `host/` | the process on the host's fabric |
+//! | `hooks.rs` | what tests of providers may ask and change from inside |
 //! | `config.rs`, `trace.rs`, `raw.rs`, `memcheck.rs` | settings, the trace file, system calls that bypass every interposer, a word to valgrind |
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
@@ -25,6 +26,7 @@ mod config;
 mod events;
 mod fd;
 mod fresh;
+mod hooks;
 mod host;
 mod library;
 mod memcheck;

@@ -4,12 +4,13 @@
 //! guest's 127.0.82.N is reachable on every Linux box, but the kernel lists only 127.0.0.1. So this list names those of
 //! all guests on the host too, once the program has opened the device.
 
+use crate::fresh::{self, Gate, OWN};
 use crate::process;
 use crate::raw::{call_next, next};
 use pvrdma_device::guest::{Guest, Roce};
+use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null_mut;
-use std::sync::{Mutex, PoisonError};
 
 next! {
     GETIFADDRS = c"getifaddrs";
@@ -32,10 +33,22 @@ struct Chain {
     last: *mut Node,
 }
 
-// SAFETY: the pointers are to leaked nodes, written only with the chain locked.
-unsafe impl Send for Chain {}
+/// The chain of this process, behind its gate. All zero: empty.
+pub struct Addresses {
+    gate: Gate,
+    chain: UnsafeCell<Chain>,
+}
 
-static CHAIN: Mutex<Chain> = Mutex::new(Chain { made: [false; 256], first: null_mut(), last: null_mut() });
+// SAFETY: the chain is used only with the gate held; its pointers are to leaked nodes.
+unsafe impl Sync for Addresses {}
+
+impl Addresses {
+    /// None yet.
+    pub const fn new() -> Addresses {
+        let chain = Chain { made: [false; 256], first: null_mut(), last: null_mut() };
+        Addresses { gate: Gate::new(), chain: UnsafeCell::new(chain) }
+    }
+}
 
 fn ipv4(octets: [u8; 4]) -> libc::sockaddr_in {
     libc::sockaddr_in {
@@ -70,6 +83,7 @@ impl Chain {
         let node: *mut Node = node;
         if self.last.is_null() {
             self.first = node;
+            fresh::keep(node);
         } else {
             // SAFETY: a leaked node; readers of earlier lists see either no next node or this one, complete.
             unsafe { (&raw mut (*self.last).entry.ifa_next).write_volatile(node.cast()) };
@@ -87,7 +101,9 @@ impl Chain {
 pub unsafe extern "C" fn getifaddrs(list: *mut *mut libc::ifaddrs) -> c_int {
     let got = call_next!(GETIFADDRS, fn(*mut *mut libc::ifaddrs) -> c_int, -1, list);
     let Some(process) = process::existing().filter(|_| got == 0) else { return got };
-    let mut chain = CHAIN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _held = OWN.addresses.gate.lock();
+    // SAFETY: the gate is held.
+    let chain = unsafe { &mut *OWN.addresses.chain.get() };
     for index in process.guests_on_host() {
         if let Some(guest) = Guest::new(index, Roce::default()) {
             chain.add(guest);

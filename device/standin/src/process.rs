@@ -7,7 +7,7 @@ use crate::fresh::{self, OWN};
 use crate::host::segment::Segment;
 use crate::host::transport::HostTransport;
 use crate::memory::ProcessMemory;
-use crate::{fd, raw, signals, trace, uar};
+use crate::{fd, hooks, raw, signals, trace, uar};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
@@ -207,6 +207,9 @@ pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     let Some(process) = existing() else { return };
     if trace::enabled() {
         trace::doorbell(doorbell);
+    }
+    if hooks::doorbell(doorbell) {
+        return;
     }
     process.device.doorbell(ctx, doorbell);
     match doorbell {

@@ -241,6 +241,9 @@ fn on_device_stack(frame: &libc::ucontext_t, call: &mut Call) {
     unsafe {
         std::arch::asm!(
             "xchg rsp, r12",
+            // Not the very end: libc's `syscall` reads its last argument from the frame of its caller, whether there is
+            // one or not, and a call that ends `ring` leaves no frame between.
+            "sub rsp, 64",
             "call {ring}",
             "mov rsp, r12",
             ring = sym ring,

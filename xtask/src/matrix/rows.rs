@@ -25,8 +25,10 @@ pub struct Row {
     pub line: &'static str,
     /// How it is run.
     pub kind: Kind,
-    /// It takes 5 to 20 s. The short form gives it two columns, the full one those that have each pair.
+    /// It takes 5 to 20 s. The short form gives it one column, the full one a few that have each circumstance.
     pub long: bool,
+    /// Only the newer perftest has the option.
+    pub new: bool,
 }
 
 impl Row {
@@ -49,16 +51,21 @@ impl Row {
 
     /// Whether the row means something there: one process is in one guest.
     pub fn applies(&self, column: &Column) -> bool {
-        !matches!(self.kind, Kind::Devinfo | Kind::Cases) || column.has_one_guest()
+        let is_alone = matches!(self.kind, Kind::Devinfo | Kind::Cases);
+        (!is_alone || column.has_one_guest()) && (!self.new || column.is_forky())
     }
 }
 
 const fn row(kind: Kind, line: &'static str) -> Row {
-    Row { line, kind, long: false }
+    Row { line, kind, long: false, new: false }
 }
 
 const fn long(kind: Kind, line: &'static str) -> Row {
-    Row { line, kind, long: true }
+    Row { long: true, ..row(kind, line) }
+}
+
+const fn new(kind: Kind, line: &'static str) -> Row {
+    Row { new: true, ..row(kind, line) }
 }
 
 use Kind::{Cases, Devinfo, Exchange, Perftest, Pingpong};
@@ -70,6 +77,7 @@ pub const ROWS: &[Row] = &[
     row(Devinfo, "ibv_devinfo -v"),
     row(Pingpong, "ibv_rc_pingpong -c"),
     row(Pingpong, "ibv_rc_pingpong -c -e"),
+    row(Pingpong, "ibv_rc_pingpong -c -N"),
     row(Pingpong, "ibv_ud_pingpong -c"),
     row(Pingpong, "ibv_ud_pingpong -c -e"),
     row(Pingpong, "ibv_srq_pingpong -c"),
@@ -81,6 +89,8 @@ pub const ROWS: &[Row] = &[
     row(Perftest, "ib_write_bw -l 16"),
     row(Perftest, "ib_write_bw -t 1"),
     row(Perftest, "ib_write_bw -t 15000 -Q 1024 -n 30720"),
+    new(Perftest, "ib_write_bw --write_with_imm"),
+    new(Perftest, "ib_write_bw --no_lock"),
     row(Perftest, "ib_write_lat"),
     long(Perftest, "ib_write_lat -a"),
     row(Perftest, "ib_read_bw"),
@@ -106,6 +116,7 @@ pub const ROWS: &[Row] = &[
     row(Perftest, "ib_send_bw --use-srq"),
     row(Perftest, "ib_send_bw --use-srq -q 8"),
     row(Perftest, "ib_send_bw --use-srq -e"),
+    new(Perftest, "ib_send_bw --no_lock"),
     row(Perftest, "ib_send_bw -c UD"),
     row(Perftest, "ib_send_bw -c UD -b"),
     row(Perftest, "ib_send_bw -c UD -e"),

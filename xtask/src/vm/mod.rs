@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::shell;
 use case::Outcome;
 
 const USAGE: &str = "\
@@ -95,7 +96,7 @@ pub fn main(args: Vec<String>) -> Result<()> {
         return Ok(());
     }
 
-    let built = build(&root)?;
+    let built = shell::build_release()?;
     let house = House { server: built.join("pvrdma"), root, dir };
     guest::write_initramfs(
         &house.dir.join("kernel"),
@@ -219,23 +220,6 @@ fn prepare(dir: &Path) -> Result<()> {
     })?;
     fs::remove_dir_all(&work)?;
     Ok(())
-}
-
-/// Builds `pvrdma` and the libraries and gives the folder they are in.
-fn build(root: &Path) -> Result<PathBuf> {
-    // As for the other tests: a build that is there.
-    if let Some(built) = std::env::var_os("PVRDMA_BUILT") {
-        return Ok(root.join(built));
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--release"]).current_dir(root);
-    for package in ["pvrdma-cli", "pvrdma-standin", "vmw_pvrdma"] {
-        command.args(["--package", package]);
-    }
-    run(&mut command)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).unwrap_or_else(|| root.join("target"));
-    Ok(root.join(target).join("release"))
 }
 
 /// Prints what came of a run and gives the number of steps that failed.

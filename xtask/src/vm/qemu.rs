@@ -3,10 +3,11 @@
 //! Called by `mod.rs` (fetch) and `case.rs` (boot). The newer libc comes along and its own loader runs it, so the
 //! host's libraries do not matter and nothing is installed.
 
+use std::arch::x86_64::_rdtsc;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -116,13 +117,46 @@ impl Guest<'_> {
     fn command_line(&self) -> String {
         format!(
             "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check random.trust_cpu=on nokaslr \
-             mitigations=off cryptomgr.notests pvrdma.guest={}",
+             mitigations=off cryptomgr.notests tsc_early_khz={} pvrdma.guest={}",
+            tsc_khz(),
             self.number
         )
     }
 }
 
+/// Frequency of this machine's time stamp counter, which is the guest's too.
+///
+/// The kernel would measure it while it boots, against a timer that QEMU serves when it gets a processor: on a busy
+/// machine it comes out wrong by a factor, and then every time limit in the guest does as well.
+fn tsc_khz() -> u64 {
+    fn now() -> (u64, Instant) {
+        // Of several pairs the one whose halves are nearest to each other.
+        let pair = || {
+            // SAFETY: the instruction reads a counter; every x86-64 processor has it, and `prepare` refuses others.
+            let (before, time, after) = unsafe { (_rdtsc(), Instant::now(), _rdtsc()) };
+            (after - before, (after, time))
+        };
+        (0..20).map(|_| pair()).min_by_key(|(gap, _)| *gap).expect("twenty pairs").1
+    }
+    let (first_ticks, first) = now();
+    std::thread::sleep(Duration::from_millis(50));
+    let (ticks, time) = now();
+    (u128::from(ticks - first_ticks) * 1_000_000 / time.duration_since(first).as_nanos()) as u64
+}
+
 /// QEMU's option syntax doubles a comma inside a value.
 fn comma_safe(path: &Path) -> Result<String> {
     Ok(path.to_str().context("the path of this checkout is not UTF-8")?.replace(',', ",,"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_frequency_is_plausible_and_the_same_twice() {
+        let [one, two] = [tsc_khz(), tsc_khz()];
+        assert!((500_000..10_000_000).contains(&one), "{one} kHz");
+        assert!(one.abs_diff(two) < one / 100, "{one} and {two} kHz");
+    }
 }

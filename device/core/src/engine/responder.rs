@@ -10,6 +10,7 @@ use crate::memory::Span;
 use crate::mr::Use;
 use crate::qp::{MAX_RD_ATOMIC, Qp, QpKind};
 use crate::ring::{BrokenRing, Consumer};
+use crate::srq::Srq;
 use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Far, Nak, Op, Request};
 use crate::wqe::{AtomicOp, Ext, Receive, SgList};
 use pvrdma_ffi::dev_api::*;
@@ -83,9 +84,11 @@ impl RecvQueue {
         RecvQueue { ring, held: None, replies: VecDeque::new(), told_last_wqe: false, spans: Vec::new() }
     }
 
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self, srq: Option<&Srq>) {
         self.ring.reset();
-        self.held = None;
+        if let (Some(srq), Some(held)) = (srq, self.held.take()) {
+            srq.put_back(held);
+        }
         self.replies.clear();
         self.told_last_wqe = false;
     }

@@ -384,7 +384,7 @@ impl Wild {
         let page = self.pages[input.below(self.pages.len())];
         // Mostly the counters.
         let offset =
-            if input.byte() < 160 { u64::from(input.byte() & 12) } else { u64::from(input.number()) % PAGE & !3 };
+            if input.byte() < 160 { u64::from(input.byte() & 12) } else { (u64::from(input.number()) % PAGE) & !3 };
         let value = match input.byte() {
             n @ 0..64 => self.pages[usize::from(n) % self.pages.len()].0 as u32,
             _ => input.number(),

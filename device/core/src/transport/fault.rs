@@ -218,16 +218,13 @@ impl Faulty {
         let mut token = request.token;
         token.epoch ^= DUPLICATE;
         let again = Request { token, ..*request };
-        match first {
-            Submitted::Answered(Answer::Ack) => {
-                if self.inner.submit(&again, memory, local) == Submitted::Pending {
-                    self.inner.cancel(token);
-                }
-            }
-            Submitted::Pending if self.inner.submit(&again, memory, local) == Submitted::Pending => {
+        let arrives = matches!(first, Submitted::Pending | Submitted::Answered(Answer::Ack));
+        if arrives && self.inner.submit(&again, memory, local) == Submitted::Pending {
+            if first == Submitted::Pending {
                 self.lock().duplicates.entry(token.qp).or_default().push(token);
+            } else {
+                self.inner.cancel(token);
             }
-            _ => {}
         }
         first
     }

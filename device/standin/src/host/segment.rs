@@ -183,7 +183,11 @@ impl Owner {
 
     /// Whether the process still runs. A zombie does not.
     fn runs(self) -> bool {
-        started(self.pid()).is_some_and(|started| self.0 >> 23 & 0x1_ffff == started & 0x1_ffff)
+        match started(self.pid()) {
+            Ok(started) => started.is_some_and(|started| self.0 >> 23 & 0x1_ffff == started & 0x1_ffff),
+            // A program may have no descriptor left to look it up with: that somebody has the number must do.
+            Err(_) => !is_nobody(self.pid()),
+        }
     }
 }
 
@@ -241,7 +245,7 @@ impl Segment {
         if found.is_err_and(|found| found != layout) {
             return Err(io::Error::other("the fabric of this host was made by another version"));
         }
-        let started = started(own_pid()).ok_or_else(|| io::Error::other("/proc does not show this process"))?;
+        let started = started(own_pid())?.ok_or_else(|| io::Error::other("/proc does not show this process"))?;
         let incarnation = (fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & 0xff_ffff).max(1);
         let owner = Owner::new(incarnation, own_pid(), started);
         let own = claim(fabric, owner)?;
@@ -461,16 +465,20 @@ impl Region {
     }
 }
 
-/// Start time of a process that is neither gone nor a zombie (proc(5): stat, fields 3 and 22).
-fn started(pid: libc::pid_t) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// Start time of a process (proc(5): stat, fields 3 and 22); `None` if it is gone or a zombie.
+fn started(pid: libc::pid_t) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // It went between open and read.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        stat => stat?,
+    };
     // The second field is the program's name in parentheses and may hold anything.
-    let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X" | "x") {
-        return None;
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().trim_start().split(' ');
+    if matches!(fields.next(), None | Some("" | "Z" | "X" | "x")) {
+        return Ok(None);
     }
-    fields.nth(18)?.parse().ok()
+    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
 }
 
 #[cfg(test)]
@@ -481,13 +489,13 @@ mod tests {
     fn a_zombie_does_not_run() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id() as libc::pid_t;
-        let at = started(pid).expect("it runs");
+        let at = started(pid).unwrap().expect("it runs");
         let owner = Owner::new(1, pid, at);
         assert_eq!((owner.pid(), owner.incarnation()), (pid, 1));
         assert!(owner.runs() && owner.ready().runs());
         assert!(!Owner::new(1, pid, at + 1).runs(), "another process with a reused pid");
         child.kill().unwrap();
-        while started(pid).is_some() {
+        while started(pid).unwrap().is_some() {
             std::thread::yield_now();
         }
         assert!(!owner.runs(), "killed, not reaped");

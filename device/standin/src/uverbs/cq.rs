@@ -5,6 +5,7 @@ use super::call::Call;
 use super::objects::Object;
 use super::{Context, EINVAL, EOPNOTSUPP, NUM_COMP_VECTORS, Result, ring};
 use crate::events::Channel;
+use crate::hooks::{self, Field};
 use pvrdma_device::command::{Command, Response};
 use pvrdma_device::handle::CqHandle;
 use pvrdma_ffi::uapi::ib_user_ioctl::*;
@@ -37,7 +38,7 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
     if create.comp_vector >= NUM_COMP_VECTORS {
         return Err(EINVAL);
     }
-    let max_cqe = context.process.device.caps().max_cqe;
+    let max_cqe = context.caps().max_cqe;
     let cqe = create.cqe.checked_next_power_of_two().filter(|_| create.cqe != 0);
     let cqe = cqe.filter(|&cqe| cqe <= max_cqe).ok_or(EINVAL)?;
     let buffer = ring(create.driver.buf_addr, create.driver.buf_size)?;
@@ -48,7 +49,8 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
     context.process.events.add_cq(cq, create.user_handle, create.completions, create.async_events);
     let number = context.objects.insert(Object::Cq(cq));
     context.note(format_args!(" cq=#{number} cqn={}", cq.0));
-    Ok(Created { number, cqe, cq })
+    hooks::made(number, cq.0, &[(create.driver.buf_addr, create.driver.buf_size)]);
+    Ok(Created { number, cqe: hooks::answer(Field::Cqe, cqe), cq })
 }
 
 pub fn create(context: &mut Context, call: &Call) -> Result<()> {

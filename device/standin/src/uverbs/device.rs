@@ -4,6 +4,7 @@ use super::attrs::Attrs;
 use super::call::Call;
 use super::objects::Objects;
 use super::{Context, EINVAL, Errno, File, NUM_COMP_VECTORS, Result, event};
+use crate::hooks::{self, Field};
 use crate::process::{self, Process};
 use crate::trace::Note;
 use pvrdma_device::command::{Command, Response};
@@ -43,7 +44,8 @@ fn open<'a>(file: &File, slot: &'a mut Option<Context>) -> Result<&'a mut Contex
 }
 
 fn ucontext(process: &Process) -> pvrdma_alloc_ucontext_resp {
-    pvrdma_alloc_ucontext_resp { qp_tab_size: process.device.caps().max_qp, reserved: 0 }
+    let qp_tab_size = hooks::answer(Field::QpTabSize, process.device.caps().max_qp);
+    pvrdma_alloc_ucontext_resp { qp_tab_size, reserved: 0 }
 }
 
 pub fn get_context(file: &File, slot: &mut Option<Context>, call: &Call) -> Result<()> {
@@ -118,7 +120,7 @@ fn device_attributes(caps: &pvrdma_device_caps) -> ib_uverbs_query_device_resp {
 }
 
 pub fn query_device(context: &mut Context, call: &Call) -> Result<()> {
-    call.answer(&device_attributes(&context.process.device.caps()))
+    call.answer(&device_attributes(&context.caps()))
 }
 
 pub fn query_device_ex(context: &mut Context, call: &Call) -> Result<()> {
@@ -126,7 +128,7 @@ pub fn query_device_ex(context: &mut Context, call: &Call) -> Result<()> {
     if asked.comp_mask != 0 || asked.reserved != 0 {
         return Err(EINVAL);
     }
-    let base = device_attributes(&context.process.device.caps());
+    let base = device_attributes(&context.caps());
     let len = size_of::<ib_uverbs_ex_query_device_resp>().min(call.core_room());
     call.answer(&ib_uverbs_ex_query_device_resp {
         base,

@@ -20,13 +20,14 @@ use crate::config::{self, Level};
 use crate::events::Channel;
 use crate::process::Process;
 use crate::trace::{self, Note};
-use crate::{fd, raw, uar};
+use crate::{fd, hooks, raw, uar};
 use attrs::Attrs;
 use call::{Call, Form};
 use objects::{Object, Objects};
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::memory::{Buffer, DmaAddr, Span};
+use pvrdma_ffi::dev_api::pvrdma_device_caps;
 use pvrdma_ffi::uapi::ib_user_ioctl as ioctl_abi;
 use pvrdma_ffi::uapi::ib_user_verbs as abi;
 use std::ffi::{c_int, c_void};
@@ -132,6 +133,8 @@ impl File {
             guard.as_mut().ok_or(EINVAL).and_then(|context| context.old_form(call, form))
         };
         tell(format_args!("{name}"), &mut guard, result);
+        drop(guard);
+        hooks::command(name);
         result
     }
 
@@ -146,6 +149,8 @@ impl File {
             guard.as_mut().ok_or(EINVAL).and_then(|context| context.native_form(attrs))
         };
         tell(format_args!("{name}"), &mut guard, result);
+        drop(guard);
+        hooks::command(name);
         result
     }
 
@@ -220,6 +225,11 @@ impl Context {
             (UVERBS_OBJECT_SRQ, UVERBS_METHOD_SRQ_DESTROY) => srq::destroy_ioctl(self, attrs),
             _ => Err(EPROTONOSUPPORT),
         }
+    }
+
+    /// The device's limits.
+    fn caps(&self) -> pvrdma_device_caps {
+        hooks::limits(self.process.device.caps())
     }
 
     fn command(&self, command: &Command) -> Result<Response> {

@@ -5,6 +5,7 @@ use super::call::Call;
 use super::objects::{Object, Qp};
 use super::{Context, EINVAL, EOPNOTSUPP, PAGE, Result, pin_ring};
 use crate::events::Channel;
+use crate::hooks::{self, Field};
 use pvrdma_device::command::{Command, CreateQp, Response};
 use pvrdma_device::guest;
 use pvrdma_device::memory::Buffer;
@@ -99,10 +100,11 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
         _ => return Err(EINVAL),
     };
     context.process.events.add_qp(handle, create.user_handle, create.async_events);
-    let Create { pd, send_cq, recv_cq, srq, .. } = create;
+    let Create { pd, send_cq, recv_cq, srq, driver, .. } = create;
     let qp = Qp { handle, qpn, sq_sig_all, pd, send_cq, recv_cq, srq };
     let number = context.objects.insert(Object::Qp(qp));
     context.note(format_args!(" qp=#{number} qpn={:#x} handle={}", qpn.0, handle.0));
+    hooks::made(number, handle.0, &[(driver.sbuf_addr, driver.sbuf_size), (driver.rbuf_addr, driver.rbuf_size)]);
     // The driver answers what was asked for, except that there is no inline data.
     let cap = ib_uverbs_qp_cap { max_inline_data: 0, ..create.cap };
     Ok(Created { number, qp, cap })
@@ -110,7 +112,7 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
 
 impl Created {
     fn driver(&self) -> pvrdma_create_qp_resp {
-        pvrdma_create_qp_resp { qpn: self.qp.qpn.0, qp_handle: self.qp.handle.0 }
+        pvrdma_create_qp_resp { qpn: self.qp.qpn.0, qp_handle: hooks::answer(Field::QpHandle, self.qp.handle.0) }
     }
 }
 
@@ -304,6 +306,10 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
         _ => return Err(EINVAL),
     };
     context.note(format_args!(" state={}", attrs.qp_state));
+    let bare = hooks::answer(Field::BareReset, 0) != 0;
+    if bare && attrs.qp_state == PVRDMA_QPS_RESET {
+        return call.answer(&ib_uverbs_query_qp_resp { sq_sig_all: 1, ..ib_uverbs_query_qp_resp::new_zeroed() });
+    }
     call.answer(&ib_uverbs_query_qp_resp {
         dest: ah_to(&attrs.ah_attr),
         alt_dest: ah_to(&attrs.alt_ah_attr),
@@ -334,7 +340,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
         rnr_retry: attrs.rnr_retry,
         alt_port_num: attrs.alt_port_num,
         alt_timeout: attrs.alt_timeout,
-        sq_sig_all: u8::from(qp.sq_sig_all),
+        sq_sig_all: u8::from(qp.sq_sig_all || bare),
         reserved: [0; 5],
     })
 }

@@ -5,6 +5,7 @@ use super::call::Call;
 use super::objects::Object;
 use super::{Context, EINVAL, EOPNOTSUPP, Result, ring};
 use crate::events::Channel;
+use crate::hooks;
 use pvrdma_device::command::{Command, Response};
 use pvrdma_device::handle::SrqHandle;
 use pvrdma_ffi::dev_api::{PVRDMA_SRQ_LIMIT, PVRDMA_SRQT_BASIC};
@@ -28,7 +29,7 @@ struct Create {
 fn make(context: &mut Context, create: Create) -> Result<(u32, SrqHandle)> {
     let Create { max_wr, max_sge, srq_limit, .. } = create;
     context.note(format_args!("pd=#{} wr={max_wr} sge={max_sge} limit={srq_limit}", create.pd));
-    let caps = context.process.device.caps();
+    let caps = context.caps();
     if caps.max_srq == 0 || create.srq_type != u32::from(PVRDMA_SRQT_BASIC) {
         return Err(EOPNOTSUPP);
     }
@@ -45,6 +46,7 @@ fn make(context: &mut Context, create: Create) -> Result<(u32, SrqHandle)> {
     context.process.events.add_srq(srq, create.user_handle, create.async_events);
     let number = context.objects.insert(Object::Srq { handle: srq, pd: create.pd });
     context.note(format_args!(" srq=#{number} srqn={}", srq.0));
+    hooks::made(number, srq.0, &[(create.driver.buf_addr, create.driver.buf_size)]);
     Ok((number, srq))
 }
 
