@@ -1,5 +1,7 @@
 //! One tool of perftest at one size, between two guests.
 
+use std::time::Duration;
+
 use pvrdma_tests::{Provider, Stand, figures, pair};
 
 /// What to run and which figure of it counts.
@@ -26,6 +28,9 @@ pub enum Figure {
     /// Thousand messages a second.
     Rate,
 }
+
+/// Two programs that poll memory give each other a turn in each slice of a scheduler that has other work to do.
+const TIME_OUT: Duration = Duration::from_secs(600);
 
 impl Line {
     /// A latency at 8 bytes.
@@ -55,6 +60,7 @@ impl Line {
         let [size, iterations] = [self.size, self.iterations].map(|number| number.to_string());
         let job = |guest| {
             let job = stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-n", &iterations]);
+            let job = job.time_out(TIME_OUT);
             let job = if self.tool.starts_with("ib_atomic") { job } else { job.args(["-s", &size]) };
             job.args(self.options)
         };

@@ -7,6 +7,8 @@ pub mod kernel;
 #[cfg(test)]
 mod model;
 pub mod rng;
+#[cfg(test)]
+mod threads;
 pub mod wild;
 
 use crate::buf::Buf;
