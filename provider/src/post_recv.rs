@@ -90,7 +90,7 @@ unsafe fn post_list(
 /// room for `max_sge` entries each.
 #[inline(always)]
 unsafe fn push(batch: &mut Batch<'_>, slots: Slots, wr: &ibv_recv_wr, max_sge: u32) -> Result<(), Errno> {
-    let Some(slot) = batch.reserve().map_err(|_| Errno::EINVAL)? else {
+    let Some(slot) = batch.reserve().map_err(|_| Errno::EIO)? else {
         return Err(Errno::ENOMEM);
     };
     // SAFETY: the slot is reserved; the rest is the caller's promise.

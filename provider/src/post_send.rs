@@ -83,7 +83,7 @@ unsafe fn post_list(
 
 #[inline(always)]
 fn push(batch: &mut Batch<'_>, slots: Slots, fill: impl FnOnce(NonNull<u8>) -> Result<(), Errno>) -> Result<(), Errno> {
-    let Some(slot) = batch.reserve().map_err(|_| Errno::EINVAL)? else {
+    let Some(slot) = batch.reserve().map_err(|_| Errno::EIO)? else {
         return Err(Errno::ENOMEM);
     };
     fill(slots.at(slot))?;

@@ -281,7 +281,7 @@ fn begin(
         None => None,
         Some(inline) => Some((inline, inline.log.next().ok_or(Errno::ENOMEM)?)),
     };
-    let slot = sq.producer.reserve_in(&mut building.pending).map_err(|_| Errno::EINVAL)?.ok_or(Errno::ENOMEM)?;
+    let slot = sq.producer.reserve_in(&mut building.pending).map_err(|_| Errno::EIO)?.ok_or(Errno::ENOMEM)?;
     let wr_id = position.map_or(wr_id, |(inline, position)| {
         inline.log.note(position, Logged { wr_id, signaled: flags & IBV_SEND_SIGNALED != 0 })
     });

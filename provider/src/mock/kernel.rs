@@ -462,6 +462,9 @@ unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
     let qp = state.qps.remove(&handle).unwrap();
     state.users_of(qp.send_cq, qp.recv_cq, |users| users - 1);
     assert!(qp.sq.nothing_behind() && qp.rq.is_none_or(DeviceRing::nothing_behind), "behind a QP");
+    drop(state);
+    // The handle is free, and the caller does not know yet: time for others to be given it.
+    (0..20).for_each(|_| std::thread::yield_now());
     0
 }
 

@@ -604,7 +604,24 @@ fn number_of(qp: *mut ibv_qp) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mock::Mock;
     use crate::mock::rng::Rng;
+
+    #[test]
+    fn a_send_ring_with_an_impossible_counter_takes_nothing_and_says_so() {
+        let mock = Mock::new(2, 1, 2);
+        let mut sge = ibv_sge::default();
+        // SAFETY: all-zero integers and pointers are valid.
+        let mut wr = unsafe { core::mem::zeroed::<ibv_send_wr>() };
+        (wr.sg_list, wr.num_sge) = (&mut sge, 1);
+        // SAFETY: a valid request.
+        let mut post = || unsafe { post_send(&mock.qp, &mut wr) }.map_err(|(errno, _)| errno);
+        assert_eq!((post(), post()), (Ok(()), Ok(())));
+        DeviceRing(mock.sq_ring).set(false, 9);
+        assert_eq!(post(), Err(Errno::EIO));
+        DeviceRing(mock.sq_ring).set(false, 1);
+        assert_eq!((post(), post()), (Ok(()), Err(Errno::ENOMEM)));
+    }
 
     #[test]
     fn random_bytes_do_no_harm() {
