@@ -20,6 +20,7 @@ use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// libibverbs as [`crate::register`] found it, and our verbs laid out for it.
 #[derive(Debug)]
@@ -116,6 +117,9 @@ pub const LOGGED: u32 = 1 << 31;
 /// plain number and not 0, so that the hot loop needs no further comparison.
 pub const LEAVING: u32 = LOGGED;
 
+/// How long a create waits for the destroy of the QP that had its handle.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// As many slots as a completion's 16 bits of handle can name, so that none can be out of range.
 pub type QpNumTable = [AtomicU32; 1 << 16];
 
@@ -160,14 +164,17 @@ impl QpNums {
     ///
     /// Waits for a thread that is about to end its destroy of the former owner: the kernel has
     /// freed the handle, that thread still has to remove completions by it, and would remove those
-    /// of the new QP.
+    /// of the new QP. EAGAIN after a second: `ibv_destroy_qp` waits until the events of its QP were
+    /// acknowledged, perhaps by the very thread that is waiting here.
     #[allow(clippy::indexing_slicing, reason = "a u16 is below 2^16")]
     pub fn claim(&self, handle: u16, qp_num: u32) -> Result<(), Errno> {
         let place = &self.0[handle as usize];
+        let begin = Instant::now();
         loop {
             // Acquire: see `set`.
             match place.compare_exchange(0, qp_num, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
+                Err(LEAVING) if begin.elapsed() > PATIENCE => return Err(Errno::EAGAIN),
                 Err(LEAVING) => std::thread::yield_now(),
                 Err(_) => return Err(Errno::EIO),
             }

@@ -22,6 +22,8 @@ impl Errno {
     pub const EHOSTUNREACH: Self = Self(libc::EHOSTUNREACH);
     /// The device, or memory shared with it, is in a state it must not be in.
     pub const EIO: Self = Self(libc::EIO);
+    /// Not now; somebody else has to finish first.
+    pub const EAGAIN: Self = Self(libc::EAGAIN);
 
     /// The thread's errno, after a libc call failed.
     pub fn last() -> Self {

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{fuzz, shell};
 
-/// The provider exports nothing and asks libibverbs for nothing at link time; the stand-in exports libc names only.
+/// The provider exports nothing and asks libibverbs for nothing at link time; the stand-in exports libc names, and its hooks for
+/// tests.
 ///
 /// A name too many in the provider could shadow one of the application. A libibverbs symbol the provider needs at
 /// load would tie the file to one release of rdma-core.
@@ -27,11 +28,11 @@ pub fn exports() -> Result<()> {
         extra.is_empty() && missing.is_empty(),
         "the stand-in's exports differ from device/standin/exports.txt: {extra:?} are not listed, {missing:?} are missing"
     );
-    println!("provider: 0 names exported, stand-in: {} libc names", standin.len());
+    println!("provider: 0 names exported, stand-in: {} names", standin.len());
     Ok(())
 }
 
-/// The libc functions the stand-in takes the place of, one in each line.
+/// The libc functions the stand-in takes the place of, and its hooks, one in each line.
 const INTERPOSED: &str = include_str!("../../device/standin/exports.txt");
 
 /// The names `nm` prints, without their versions.

@@ -94,7 +94,7 @@ impl Srq {
         taken.map(|taken| taken.map(|(receive, _)| receive))
     }
 
-    /// A WQE that was taken and not used. More than [`RETURNED`] of them are lost: a guest that brings that about is up to
+    /// A WQE that was taken and not used. More than `RETURNED` of them are lost: a guest that brings that about is up to
     /// something.
     pub fn put_back(&self, receive: Receive) {
         let mut inner = self.lock();

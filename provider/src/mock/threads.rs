@@ -275,6 +275,9 @@ fn a_handle_is_not_given_to_the_next_before_the_last_is_done_with_it() {
         next.join().unwrap();
     });
     assert_eq!(crate::context::qp_num(nums.table(), 5), 52);
+    // One that never leaves: its destroy waits for this very thread to acknowledge an event.
+    nums.set(5, crate::context::LEAVING);
+    assert_eq!(nums.claim(5, 53), Err(Errno::EAGAIN));
 }
 
 #[test]
