@@ -20,7 +20,7 @@ use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A completion queue. The room in front is libibverbs's `verbs_cq`; its `ibv_cq` is what
 /// applications hold.
@@ -34,8 +34,8 @@ pub struct Cq {
     pub uar: Uar,
     /// The device's number, at most 24 bits.
     pub cqn: u32,
-    /// When POLL was rung last, in the processor's cycles; 0: never, or not since the CQ was armed.
-    asked: AtomicU64,
+    /// When POLL was rung last, by [`cycles`]; long ago if it was not rung since the CQ was made or armed.
+    asked: AtomicU32,
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
     _buf: Buf,
@@ -84,7 +84,7 @@ impl Cq {
             ring: unsafe { SpinLock::alone(ring, alone) },
             uar,
             cqn: 0,
-            asked: AtomicU64::new(0),
+            asked: AtomicU32::new(long_ago()),
             qp_nums,
             _buf: buf,
             _stake: stake,
@@ -102,8 +102,6 @@ impl Cq {
     /// Have the device put completions that it holds back. Whether it was asked: not again within a microsecond or so.
     /// The store may cost an exit of the virtual machine, and a loop that finds nothing would do little else.
     pub fn ask(&self) -> bool {
-        /// Between half a microsecond and one, on the processors there are.
-        const PAUSE: u64 = 2048;
         // Relaxed: a hint, of this thread or of one that had the CQ's lock before.
         if cycles().wrapping_sub(self.asked.load(Ordering::Relaxed)) < PAUSE {
             return false;
@@ -154,10 +152,19 @@ impl Cq {
     }
 }
 
-/// The processor's clock.
-fn cycles() -> u64 {
+/// Between half a microsecond and one, on the processors there are.
+const PAUSE: u32 = 2048;
+
+/// The processor's clock: its low half, which is one register and two instructions less. It wraps within seconds; a poll
+/// that takes a time long past for a recent one misses one doorbell.
+fn cycles() -> u32 {
     // SAFETY: every x86-64 processor has it.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    unsafe { core::arch::x86_64::_rdtsc() as u32 }
+}
+
+/// A time after which the next poll asks at once.
+fn long_ago() -> u32 {
+    cycles().wrapping_sub(PAUSE)
 }
 
 /// Bytes of the buffer of a CQ: the ring state has a page of its own.
@@ -283,7 +290,7 @@ pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
     let arm = if solicited_only { Arm::Solicited } else { Arm::Any };
     cq.uar.ring_arm(cq.cqn, arm);
     // Who arms polls once more before going to sleep: that poll asks.
-    cq.asked.store(0, Ordering::Relaxed);
+    cq.asked.store(long_ago(), Ordering::Relaxed);
 }
 
 #[cfg(test)]

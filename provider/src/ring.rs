@@ -316,6 +316,13 @@ impl Consumer {
         self.size.used(tail, self.head, tail)
     }
 
+    /// Whether the device's counter stands where the last entry was given back: the ring is empty.
+    #[inline(always)]
+    pub fn is_unchanged(&self) -> bool {
+        // Relaxed: who sees another value looks again by `ready`.
+        self.words.prod_tail().load(Ordering::Relaxed) == self.head
+    }
+
     /// The slots of the first `count` entries.
     #[inline(always)]
     pub fn slots(&self, count: u32) -> ReadySlots {
