@@ -129,7 +129,8 @@ impl Ring {
     }
 
     fn next(&self, index: u32) -> u32 {
-        (index + 1) % (2 * self.entries)
+        // Wrapping: a hostile device puts any number there.
+        index.wrapping_add(1) % (2 * self.entries)
     }
 
     fn take(&self) -> Option<*mut u8> {
