@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -43,14 +44,21 @@ pub fn main(arguments: &[String]) -> Result<()> {
         return Ok(());
     };
     packages::install(packages::FUZZ)?;
-    for (target, folder) in &options.targets {
-        let program = build(target, folder)?;
-        match &options.input {
-            Some(input) => shell::run(Command::new(&program).arg(input))?,
-            None => fuzz(target, folder, &program, options.seconds)?,
-        }
+    let programs = options.targets.iter().map(|(target, folder)| build(target, folder)).collect::<Result<Vec<_>>>()?;
+    if let Some(input) = &options.input {
+        return programs.iter().try_for_each(|program| shell::run(Command::new(program).arg(input)));
     }
-    Ok(())
+    // Side by side: each is one thread.
+    thread::scope(|scope| {
+        let running: Vec<_> = options
+            .targets
+            .iter()
+            .zip(&programs)
+            .map(|((target, folder), program)| scope.spawn(|| fuzz(target, folder, program, options.seconds)))
+            .collect();
+        let ended = running.into_iter().map(|target| target.join().unwrap_or_else(|_| bail!("a thread panicked")));
+        ended.collect::<Result<Vec<_>>>().map(drop)
+    })
 }
 
 /// The folders of all fuzz crates, for checks that look at every file.
@@ -84,7 +92,7 @@ fn fuzz(target: &str, folder: &str, program: &PathBuf, seconds: u32) -> Result<(
     command.arg(format!("-artifact_prefix={}/", out.display()));
     command.arg(format!("-max_total_time={seconds}"));
     // An input takes milliseconds; so long is a hang. Memory is the device's own budget and libFuzzer's.
-    command.args(["-timeout=20", "-rss_limit_mb=1024", "-max_len=8192", "-print_final_stats=1"]);
+    command.args(["-timeout=20", "-rss_limit_mb=1024", "-max_len=8192", "-len_control=0", "-print_final_stats=1"]);
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
     let log = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
