@@ -118,7 +118,7 @@ pub const LOGGED: u32 = 1 << 31;
 pub const LEAVING: u32 = LOGGED;
 
 /// How long a create waits for the destroy of the QP that had its handle.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// As many slots as a completion's 16 bits of handle can name, so that none can be out of range.
 pub type QpNumTable = [AtomicU32; 1 << 16];
@@ -164,7 +164,7 @@ impl QpNums {
     ///
     /// Waits for a thread that is about to end its destroy of the former owner: the kernel has
     /// freed the handle, that thread still has to remove completions by it, and would remove those
-    /// of the new QP. EAGAIN after a second: `ibv_destroy_qp` waits until the events of its QP were
+    /// of the new QP. EAGAIN after five seconds: `ibv_destroy_qp` waits until the events of its QP were
     /// acknowledged, perhaps by the very thread that is waiting here.
     #[allow(clippy::indexing_slicing, reason = "a u16 is below 2^16")]
     pub fn claim(&self, handle: u16, qp_num: u32) -> Result<(), Errno> {
