@@ -6,10 +6,9 @@
  *
  * ROUNDS may be `all`: a few more than the device has room for, so that a lost handle means a refusal at the end.
  */
-#include <dirent.h>
 #include <malloc.h>
 
-#include "rc.h"
+#include "holdings.h"
 
 #define COUNT(list) (sizeof(list) / sizeof((list)[0]))
 
@@ -25,29 +24,6 @@ static uint8_t page[4096] __attribute__((aligned(4096)));
 struct holdings {
     size_t descriptors, mappings, heap;
 };
-
-static size_t descriptors_open(void)
-{
-    size_t count = 0;
-    DIR *folder = opendir("/proc/self/fd");
-    CHECK(folder);
-    while (readdir(folder))
-        count++;
-    closedir(folder);
-    return count;
-}
-
-static size_t lines_of_maps(void)
-{
-    size_t count = 0;
-    int c;
-    FILE *maps = fopen("/proc/self/maps", "r");
-    CHECK(maps);
-    while ((c = fgetc(maps)) != EOF)
-        count += c == '\n';
-    fclose(maps);
-    return count;
-}
 
 static struct holdings holdings(void)
 {

@@ -3,7 +3,7 @@
  *
  * Each case opens and closes everything it uses, so that any one can be run alone.
  */
-#include "rc.h"
+#include "holdings.h"
 
 static const uint32_t LENGTHS[] = {0, 1, 7, 8, 63, 64, 65, 4095, 4096, 4097, 65536, 1 << 20};
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -666,28 +666,6 @@ static void unread_event(void)
 
 /* ---- objects ---- */
 
-static int descriptors_open(void)
-{
-    int count = 0;
-    DIR *folder = opendir("/proc/self/fd");
-    CHECK(folder);
-    while (readdir(folder))
-        count++;
-    closedir(folder);
-    return count;
-}
-
-static int lines_of_maps(void)
-{
-    int count = 0, c;
-    FILE *maps = fopen("/proc/self/maps", "r");
-    CHECK(maps);
-    while ((c = fgetc(maps)) != EOF)
-        count += c == '\n';
-    fclose(maps);
-    return count;
-}
-
 static void round_trip(uint32_t i)
 {
     open_pair_as((struct shape){.length = 65536, .events = i % 2}, (struct shape){.length = 65536}, USUAL);
@@ -705,12 +683,12 @@ static void rounds(void)
 {
     for (uint32_t i = 0; i < 5; i++)
         round_trip(i);
-    int descriptors = descriptors_open(), mappings = lines_of_maps();
+    size_t descriptors = descriptors_open(), mappings = lines_of_maps();
     for (uint32_t i = 0; i < 200; i++)
         round_trip(i);
-    CHECK(descriptors_open() == descriptors, "%d descriptors, now %d", descriptors, descriptors_open());
+    CHECK(descriptors_open() == descriptors, "%zu descriptors, now %zu", descriptors, descriptors_open());
     /* The allocator may split or join a few. */
-    CHECK(lines_of_maps() <= mappings + 4, "%d mappings, now %d", mappings, lines_of_maps());
+    CHECK(lines_of_maps() <= mappings + 4, "%zu mappings, now %zu", mappings, lines_of_maps());
 }
 
 /* Objects of one open device come and go; numbers of live ones never meet. */
