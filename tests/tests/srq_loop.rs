@@ -5,16 +5,7 @@ mod cases;
 use cases::Program;
 use pvrdma_tests::{Provider, User, Uverbs};
 
-const SRQ_LOOP: Program = Program {
-    source: "tests/c/srq_loop.c",
-    cases: 13,
-    ours_only: &[
-        ("negative_sge_count", "posts it"),
-        ("no_own_queue", "does not say which request was refused"),
-        ("modify_refused", "passes a resize on to the kernel, which says EINVAL"),
-        ("limits", "changes the caller's attributes although it fails"),
-    ],
-};
+const SRQ_LOOP: Program = Program { source: "tests/c/srq_loop.c", cases: 13 };
 
 #[test]
 fn our_provider() {

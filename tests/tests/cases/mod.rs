@@ -2,19 +2,23 @@
 //!
 //! Used by the stories `ud_loop`, `srq_loop` and so on, one such file for each program.
 
-use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine};
+use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine, workspace};
 
-/// A case on which the C provider of rdma-core is known to do something else, and what it does.
-pub type OursOnly = &'static [(&'static str, &'static str)];
+/// The one list of what is known to fail: here the lines whose row is `PROGRAM CASE` matter.
+const EXPECTED: &str = "tests/matrix/expected.txt";
 
-/// The program and what it is known for.
+/// The program.
 pub struct Program {
     /// Its file below `tests/c`.
     pub source: &'static str,
     /// At least so many cases, so that none gets lost.
     pub cases: usize,
-    /// Where the C provider fails.
-    pub ours_only: OursOnly,
+}
+
+/// A case on which the C provider of rdma-core is known to do something else, and what it does.
+struct OursOnly {
+    case: String,
+    reason: String,
 }
 
 impl Program {
@@ -50,8 +54,10 @@ impl Program {
         let _machine = machine();
         let stand = Stand::new(User::Me);
         let program = stand.copy(&c_program(self.source, &[]));
-        for (case, reason) in self.ours_only {
-            let output = stand.job(&program).provider(&Provider::System).args([case]).output();
+        let ours_only = self.ours_only();
+        assert!(!ours_only.is_empty(), "{EXPECTED} has no line for {}", self.source);
+        for OursOnly { case, reason } in ours_only {
+            let output = stand.job(&program).provider(&Provider::System).args([&case]).output();
             assert!(!output.status.success(), "{case} works on the C provider: {reason}?");
         }
     }
@@ -59,10 +65,24 @@ impl Program {
     fn names(&self, stand: &Stand, program: &std::path::Path, provider: &Provider) -> Vec<String> {
         let all: Vec<String> = stand.job(program).ok().lines().map(str::to_owned).collect();
         assert!(all.len() >= self.cases, "the program lists its cases: {all:?}");
-        for (case, _) in self.ours_only {
-            assert!(all.iter().any(|name| name == case), "{case} is no case of {}", self.source);
+        let ours_only = self.ours_only();
+        for OursOnly { case, .. } in &ours_only {
+            assert!(all.contains(case), "{EXPECTED}: {case} is no case of {}", self.source);
         }
-        let skip = |case: &String| *provider == Provider::System && self.ours_only.iter().any(|(name, _)| name == case);
-        all.into_iter().filter(|case| !skip(case)).collect()
+        let skip = |name: &String| *provider == Provider::System && ours_only.iter().any(|only| only.case == *name);
+        all.into_iter().filter(|name| !skip(name)).collect()
+    }
+
+    fn ours_only(&self) -> Vec<OursOnly> {
+        let program = std::path::Path::new(self.source).file_stem().and_then(|stem| stem.to_str()).expect("a C file");
+        let list = std::fs::read_to_string(workspace().join(EXPECTED)).expect("the list is there");
+        let lines = list.lines().filter_map(|line| line.strip_prefix("c | "));
+        lines
+            .filter_map(|line| {
+                let (row, reason) = line.split_once(" | ").expect("COLUMN WORDS | ROW | REASON");
+                let (of, case) = row.split_once(' ')?;
+                (of == program).then(|| OursOnly { case: case.to_owned(), reason: reason.to_owned() })
+            })
+            .collect()
     }
 }
