@@ -4,7 +4,7 @@
 //! constructor ([`register`]) looks at the libibverbs that is loaded and registers with it; from
 //! then on libibverbs and applications call the functions of [`ops`]. Start reading there.
 //!
-//! The objects and their slow verbs are in [`context`], [`pd`], [`domain`], [`mr`], [`ah`], [`cq`],
+//! The objects and their slow verbs are in [`context`], [`port`], [`pd`], [`domain`], [`mr`], [`ah`], [`cq`],
 //! [`qp`] and [`srq`], the hot verbs in [`post_send`], [`post_recv`] and [`poll_cq`], their extended
 //! forms in [`qp_ex`] (`ibv_wr_*`) and [`cq_ex`] (`ibv_start_poll`). Below them: [`wqe`] and [`cqe`]
 //! know the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what orders
@@ -34,6 +34,7 @@ pub mod mr;
 pub mod ops;
 pub mod pd;
 pub mod poll_cq;
+pub mod port;
 pub mod post_recv;
 pub mod post_send;
 pub mod qp;

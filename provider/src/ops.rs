@@ -6,7 +6,7 @@
 //! are valid, output parameters can be written. Each shim passes exactly that on, to a function that
 //! asks for it.
 
-use crate::{ah, boundary, context, cq, cq_ex, domain, mr, pd, poll_cq, post_recv, post_send, qp, qp_ex, srq};
+use crate::{ah, boundary, context, cq, cq_ex, domain, mr, pd, poll_cq, port, post_recv, post_send, qp, qp_ex, srq};
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{verbs_context_ops, verbs_mr};
 use pvrdma_ffi::verbs::*;
@@ -39,6 +39,7 @@ pub static OPS: verbs_context_ops = verbs_context_ops {
     query_device: Some(query_device),
     query_device_ex: Some(query_device_ex),
     query_port: Some(query_port),
+    query_port_speed: Some(query_port_speed),
     query_qp: Some(query_qp),
     query_srq: Some(query_srq),
     reg_mr: Some(reg_mr),
@@ -71,6 +72,11 @@ unsafe extern "C" fn query_device_ex(
 unsafe extern "C" fn query_port(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) -> c_int {
     // SAFETY: the promise at the top of this file.
     boundary::errno(|| unsafe { context::query_port(context, port, attr) })
+}
+
+unsafe extern "C" fn query_port_speed(context: *mut ibv_context, port: u32, speed: *mut u64) -> c_int {
+    // SAFETY: the promise at the top of this file.
+    boundary::errno(|| unsafe { port::query_port_speed(context, port, speed) })
 }
 
 unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {

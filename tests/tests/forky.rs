@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pvrdma_tests::{Forky, Provider, Stand, User, Uverbs, machine, pair, workspace};
+use pvrdma_tests::{Forky, Provider, Stand, User, Uverbs, c_program, machine, pair, workspace};
 
 /// Where `cargo xtask debs` unpacked forky's packages; fetched the first time.
 fn forky() -> PathBuf {
@@ -72,6 +72,17 @@ fn old_and_new_meet() {
     let (server, client) = pair(new, old);
     server.ok();
     client.ok();
+}
+
+/// A verb that the machine's own libibverbs does not have.
+#[test]
+fn a_port_has_a_speed() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let forky = Forky::new(&stand, &forky());
+    let program = stand.copy(&c_program("tests/c/port_speed.c", &[]));
+    // 4X EDR, in 100 Mb/s.
+    assert_eq!(forky.job(program).provider(&Provider::Ours).ok(), "1000\n");
 }
 
 fn checksum(file: &Path) -> String {

@@ -184,6 +184,7 @@ typed_ops! {
     query_device: fn(*mut ibv_context, *mut ibv_device_attr) -> c_int,
     query_device_ex: fn(*mut ibv_context, *const ibv_query_device_ex_input, *mut ibv_device_attr_ex, usize) -> c_int,
     query_port: fn(*mut ibv_context, u8, *mut ibv_port_attr) -> c_int,
+    query_port_speed: fn(*mut ibv_context, u32, *mut u64) -> c_int,
     query_qp: fn(*mut ibv_qp, *mut ibv_qp_attr, c_int, *mut ibv_qp_init_attr) -> c_int,
     query_srq: fn(*mut ibv_srq, *mut ibv_srq_attr) -> c_int,
     reg_mr: fn(*mut ibv_pd, *mut c_void, usize, u64, c_int) -> *mut ibv_mr,
