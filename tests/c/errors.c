@@ -87,14 +87,7 @@ static void close_pair(void)
 
 static struct ibv_send_wr work(enum ibv_wr_opcode opcode, uint64_t wr_id, struct ibv_sge *sge)
 {
-    return (struct ibv_send_wr){
-        .wr_id = wr_id,
-        .opcode = opcode,
-        .send_flags = IBV_SEND_SIGNALED,
-        .sg_list = sge,
-        .num_sge = sge->length ? 1 : 0,
-        .wr.rdma = {.remote_addr = (uintptr_t)b.buffer, .rkey = b.mr->rkey},
-    };
+    return work_to(&b, opcode, wr_id, sge);
 }
 
 static struct ibv_send_wr fetch_and_add(uint64_t wr_id, struct ibv_sge *sge, size_t offset)

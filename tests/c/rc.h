@@ -275,6 +275,34 @@ static inline void expect_value(const uint8_t *bytes, size_t length, uint8_t val
         CHECK(bytes[i] == value, "byte %zu is %u, not %u", i, bytes[i], value);
 }
 
+/* A signaled request of one SGE, or of none if that is empty; one-sided ones go to the start of the buffer of `to`. */
+static inline struct ibv_send_wr work_to(struct end *to, enum ibv_wr_opcode opcode, uint64_t wr_id, struct ibv_sge *sge)
+{
+    return (struct ibv_send_wr){
+        .wr_id = wr_id,
+        .opcode = opcode,
+        .send_flags = IBV_SEND_SIGNALED,
+        .sg_list = sge,
+        .num_sge = sge->length ? 1 : 0,
+        .wr.rdma = {.remote_addr = (uintptr_t)to->buffer, .rkey = to->mr->rkey},
+    };
+}
+
+/* Messages of a page, one after the other, with bytes that differ. */
+static inline void move_between(struct end *from, struct end *to, int count, uint32_t seed)
+{
+    for (int i = 0; i < count; i++) {
+        fill(from->buffer, 4096, seed + i);
+        post_recv(to, i, 0, 4096);
+        struct ibv_sge sge = sge_of(from, 0, 4096);
+        struct ibv_send_wr wr = work_to(to, IBV_WR_SEND, i, &sge);
+        post_send(from, &wr);
+        expect_wc(from, i, IBV_WC_SUCCESS);
+        expect_wc(to, i, IBV_WC_SUCCESS);
+        expect_bytes(to->buffer, 4096, seed + i);
+    }
+}
+
 /* A program with named cases: `program` lists them, `program NAME...` runs them and says "ok NAME". */
 struct test_case {
     const char *name;

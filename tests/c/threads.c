@@ -7,27 +7,12 @@
 
 static struct device shared;
 
-static void move_between(struct end *from, struct end *to, int seed)
-{
-    for (int i = 0; i < 10; i++) {
-        fill(from->buffer, 4096, seed + i);
-        post_recv(to, i, 0, 4096);
-        struct ibv_sge sge = sge_of(from, 0, 4096);
-        struct ibv_send_wr wr = {
-            .wr_id = i, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED, .sg_list = &sge, .num_sge = 1};
-        post_send(from, &wr);
-        expect_wc(from, i, IBV_WC_SUCCESS);
-        expect_wc(to, i, IBV_WC_SUCCESS);
-        expect_bytes(to->buffer, 4096, seed + i);
-    }
-}
-
 static void use(struct device *device, int seed)
 {
     struct end a = open_end(device, (struct shape){.length = 65536, .events = seed % 2});
     struct end b = open_end(device, (struct shape){.length = 65536});
     connect_ends(device, &a, &b, USUAL);
-    move_between(&a, &b, seed);
+    move_between(&a, &b, 10, seed);
     close_end(&a);
     close_end(&b);
 }

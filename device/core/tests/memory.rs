@@ -3,7 +3,7 @@
 
 use pvrdma_device::command::{Command, CommandError, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::handle::{MrHandle, QpHandle, SrqHandle};
+use pvrdma_device::handle::{CtxHandle, MrHandle, QpHandle, SrqHandle};
 use pvrdma_device::memory::{Buffer, DmaAddr};
 use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, Layout, PAGE};
 use pvrdma_device::mock::end::{End, Path, connect, nowhere, pump};
@@ -108,8 +108,9 @@ impl Bench {
         count
     }
 
-    /// Everything was destroyed: nothing is held and everything can be had again.
-    fn empty(&self, what: &str) {
+    /// The context ends with all that was made in it: nothing is held and everything can be had again.
+    fn close(&self, ctx: CtxHandle, what: &str) {
+        self.greedy.command(Command::DestroyUc { ctx }).unwrap();
         assert_eq!(self.greedy.device.budget_left(), self.left, "{what}: given back");
         let (held, _) = self.held();
         assert!(held < SLACK, "{what}: {held} bytes are held for nothing");
@@ -141,8 +142,7 @@ fn regions_stop_at_the_limit() {
     bench.greedy.command(Command::DestroyMr { mr: MrHandle(1) }).unwrap();
     create(&bench.greedy).unwrap();
     create(&bench.greedy).unwrap_err();
-    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("regions of 1 GiB");
+    bench.close(ctx, "regions of 1 GiB");
 
     let ctx = bench.greedy.context();
     let pd = bench.greedy.pd(ctx);
@@ -152,8 +152,7 @@ fn regions_stop_at_the_limit() {
     };
     let count = bench.fill("regions of one byte", create);
     assert!(count > LIMIT / 512, "an ordinary region is cheap: {count}");
-    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("regions of one byte");
+    bench.close(ctx, "regions of one byte");
 }
 
 #[test]
@@ -166,8 +165,7 @@ fn queues_stop_at_the_limit() {
         driver.command(Command::CreateCq { ctx, cqe: 1, buffer: Buffer::Pdir { pdir, nchunks: 262_144 } })
     };
     bench.fill("CQs of one entry and 262144 pages", wide);
-    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("wide CQs");
+    bench.close(ctx, "wide CQs");
 
     let ctx = bench.greedy.context();
     let pd = bench.greedy.pd(ctx);
@@ -184,15 +182,13 @@ fn queues_stop_at_the_limit() {
         driver.command(Command::CreateMr { pd, start: 0, length: 0, access_flags: 0, kind })
     };
     bench.fill("fast-register regions", fast);
-    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("SRQs and fast-register regions");
+    bench.close(ctx, "SRQs and fast-register regions");
 
     let ctx = bench.greedy.context();
     let small =
         |driver: &Driver| driver.command(Command::CreateCq { ctx, cqe: 1, buffer: Buffer::Pdir { pdir, nchunks: 2 } });
     bench.fill("CQs of one entry", small);
-    bench.greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("small CQs");
+    bench.close(ctx, "small CQs");
 
     for nchunks in [3, 65_535] {
         let end = End::new(&bench.greedy, QpSize::wr(1));
@@ -200,8 +196,7 @@ fn queues_stop_at_the_limit() {
         let Command::CreateQp(mut create) = create else { unreachable!() };
         create.buffer = Buffer::Pdir { pdir, nchunks };
         bench.fill("QPs", |driver| driver.command(Command::CreateQp(create.clone())));
-        bench.greedy.command(Command::DestroyUc { ctx: end.ctx }).unwrap();
-        bench.empty("QPs");
+        bench.close(end.ctx, "QPs");
     }
 }
 
@@ -231,8 +226,7 @@ fn what_hangs_on_a_busy_qp_is_paid_for() {
         }
         answer
     });
-    greedy.command(Command::DestroyUc { ctx }).unwrap();
-    bench.empty("busy QPs");
+    bench.close(ctx, "busy QPs");
 }
 
 #[test]
