@@ -6,6 +6,7 @@
 //! libibverbs itself can use it in the real one's place.
 
 use crate::error::Errno;
+use crate::log::refuse;
 use crate::pd::Pd;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
@@ -117,18 +118,21 @@ pub unsafe fn alloc_parent_domain(
     // SAFETY: promise of the caller.
     let attr = unsafe { attr.read() };
     if attr.comp_mask & !(IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT) != 0 {
-        return Err(Errno::EINVAL);
+        let why = format_args!("alloc_parent_domain: comp_mask {:#x}", attr.comp_mask);
+        return Err(refuse(Errno::EINVAL, why));
     }
-    let real = NonNull::new(attr.pd.cast::<Pd>()).ok_or(Errno::EINVAL)?;
+    let real = NonNull::new(attr.pd.cast::<Pd>()).ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;
     // SAFETY: promise of the caller.
     let real_pd = unsafe { real.as_ref() };
     // A domain of a domain: whose allocator would it be?
     if real_pd.parent.is_some() {
-        return Err(Errno::EINVAL);
+        return Err(refuse(Errno::EINVAL, format_args!("alloc_parent_domain: the PD is a parent domain itself")));
     }
     let allocator = match attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS {
         0 => None,
-        _ => Some((attr.alloc.ok_or(Errno::EINVAL)?, attr.free.ok_or(Errno::EINVAL)?)),
+        _ => Some(attr.alloc.zip(attr.free).ok_or_else(|| {
+            refuse(Errno::EINVAL, format_args!("alloc_parent_domain: an allocator needs both functions"))
+        })?),
     };
     let pd_context = match attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT {
         0 => ptr::null_mut(),

@@ -3,10 +3,12 @@
 use crate::context::libibverbs;
 use crate::domain::Stake;
 use crate::error::Errno;
+use crate::log::refuse;
 use crate::pd::Pd;
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{Cmd, Resp, verbs_mr};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
+use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
 use pvrdma_ffi::verbs::*;
 
 /// A memory region; the `verbs_mr` in front is what libibverbs holds, the `ibv_mr` in front of that
@@ -16,6 +18,10 @@ struct Mr {
     verbs: verbs_mr,
     _stake: Stake,
 }
+
+/// Bytes in a region, at most: a page directory has 512 tables of 512 pages (`pvrdma_dev_api.h`:
+/// `PVRDMA_PAGE_DIR_MAX_PAGES`). The kernel driver refuses more.
+const LONGEST: usize = 512 * 512 * PVRDMA_PAGE_SIZE;
 
 /// `reg_mr`. The device addresses a region by its virtual address only: the kernel driver never
 /// tells it another one, so registering with a different iova or zero-based would succeed and then
@@ -31,10 +37,15 @@ pub unsafe fn reg_mr(
     access: c_int,
 ) -> Result<*mut ibv_mr, Errno> {
     if iova != addr as u64 || access as u32 & IBV_ACCESS_ZERO_BASED != 0 {
-        return Err(Errno::EOPNOTSUPP);
+        let why = format_args!("reg_mr: {addr:?} at iova {iova:#x}: the kernel driver drops the iova");
+        return Err(refuse(Errno::EOPNOTSUPP, why));
     }
     // SAFETY: passed on from the caller.
-    Ok(unsafe { register(pd, addr, length, iova, access) }?.cast())
+    let mr = unsafe { register(pd, addr, length, iova, access) }.map_err(|errno| {
+        let most = if length >= LONGEST { ", at most 1 GiB can be registered at once" } else { "" };
+        refuse(errno, format_args!("reg_mr: {length} bytes, access {access:#x}: errno {}{most}", errno.0))
+    })?;
+    Ok(mr.cast())
 }
 
 /// Register without judging.

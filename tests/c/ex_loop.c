@@ -758,6 +758,26 @@ static void domains_refused(void)
 
 /* ---- what this device does not do says so, and in no other way ---- */
 
+static void mr_refused(void)
+{
+    device = open_device();
+    size_t length = (1ul << 30) + 4096;
+    void *much = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(much != MAP_FAILED);
+    errno = 0;
+    CHECK(!ibv_reg_mr(device.pd, much, length, IBV_ACCESS_LOCAL_WRITE) && errno == EINVAL);
+    errno = 0;
+    CHECK(!ibv_reg_mr(device.pd, much, 4096, IBV_ACCESS_REMOTE_WRITE) && errno == EINVAL, "to write needs LOCAL_WRITE");
+    errno = 0;
+    CHECK(!ibv_reg_mr_iova(device.pd, much, 4096, 0x1000, IBV_ACCESS_LOCAL_WRITE) && errno == EOPNOTSUPP);
+    struct ibv_device_attr limits;
+    CHECK(!ibv_query_device(device.context, &limits) && limits.max_mr_size < length);
+    struct ibv_mr *most = ibv_reg_mr(device.pd, much, limits.max_mr_size, IBV_ACCESS_LOCAL_WRITE);
+    CHECK(most && !ibv_dereg_mr(most));
+    CHECK(!munmap(much, length));
+    close_all();
+}
+
 static void not_supported(void)
 {
     open_pair((struct way){0});
@@ -786,6 +806,38 @@ static void not_supported(void)
     CHECK(ibv_query_qp_data_in_order(a.qp, IBV_WR_RDMA_WRITE, 0) == 0);
     struct ibv_modify_cq_attr moderate = {.attr_mask = IBV_CQ_ATTR_MODERATE, .moderate = {1, 1}};
     CHECK(ibv_modify_cq(a.cq, &moderate) == EOPNOTSUPP);
+    struct ibv_qp_rate_limit_attr rate = {.rate_limit = 1};
+    CHECK(ibv_modify_qp_rate_limit(a.qp, &rate) == EOPNOTSUPP);
+    struct ibv_qp_open_attr open = {.comp_mask = IBV_QP_OPEN_ATTR_NUM, .qp_num = a.qp->qp_num};
+    CHECK(!ibv_open_qp(device.context, &open) && errno == EOPNOTSUPP);
+    errno = 0;
+    struct ibv_srq_init_attr_ex srq = {
+        .attr = {.max_wr = 1, .max_sge = 1}, .comp_mask = IBV_SRQ_INIT_ATTR_TYPE | IBV_SRQ_INIT_ATTR_PD, .srq_type = IBV_SRQT_XRC,
+        .pd = device.pd};
+    CHECK(!ibv_create_srq_ex(device.context, &srq) && errno == EOPNOTSUPP);
+    errno = 0;
+    struct ibv_wq_init_attr wq = {.wq_type = IBV_WQT_RQ, .max_wr = 1, .max_sge = 1, .pd = device.pd, .cq = a.cq};
+    CHECK(!ibv_create_wq(device.context, &wq) && errno == EOPNOTSUPP);
+    errno = 0;
+    struct ibv_wq *no_wq = NULL;
+    struct ibv_rwq_ind_table_init_attr table = {.ind_tbl = &no_wq};
+    CHECK(!ibv_create_rwq_ind_table(device.context, &table) && errno == EOPNOTSUPP);
+    errno = 0;
+    struct ibv_flow_attr flow = {.size = sizeof(flow), .port = 1};
+    CHECK(!ibv_create_flow(a.qp, &flow) && errno == EOPNOTSUPP);
+    errno = 0;
+    CHECK(!ibv_create_flow_action_esp(device.context, &(struct ibv_flow_action_esp_attr){0}) && errno == EOPNOTSUPP);
+    errno = 0;
+    CHECK(!ibv_create_counters(device.context, &(struct ibv_counters_init_attr){0}) && errno == EOPNOTSUPP);
+    struct ibv_sge advised = sge_of(&a, 0, 4096);
+    CHECK(ibv_advise_mr(device.pd, IBV_ADVISE_MR_ADVICE_PREFETCH, 0, &advised, 1) == EOPNOTSUPP);
+    /* The kernel driver has no method that would tell an importer what it needs. */
+    errno = 0;
+    CHECK(!ibv_import_device(device.context->cmd_fd) && errno == EOPNOTSUPP);
+    errno = 0;
+    CHECK(!ibv_import_pd(device.context, device.pd->handle) && errno == EOPNOTSUPP);
+    errno = 0;
+    CHECK(!ibv_import_mr(device.pd, a.mr->handle) && errno == EOPNOTSUPP);
     struct ibv_values_ex values = {.comp_mask = IBV_VALUES_MASK_RAW_CLOCK};
     CHECK(ibv_query_rt_values_ex(device.context, &values) == EOPNOTSUPP);
     struct ibv_device_attr_ex device_attr;
@@ -816,6 +868,7 @@ static const struct test_case CASES[] = {
     {"cq_refused", cq_refused},
     {"domains", domains},
     {"domains_refused", domains_refused},
+    {"mr_refused", mr_refused},
     {"not_supported", not_supported},
 };
 

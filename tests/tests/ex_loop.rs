@@ -7,7 +7,7 @@ mod cases;
 use cases::Program;
 use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine};
 
-const EX_LOOP: Program = Program { source: "tests/c/ex_loop.c", cases: 16 };
+const EX_LOOP: Program = Program { source: "tests/c/ex_loop.c", cases: 17 };
 
 #[test]
 fn our_provider() {
@@ -27,7 +27,7 @@ fn refusals_are_explained_on_request() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/ex_loop.c", &[]));
-    let refused = || stand.job(&program).args(["qp_refused", "cq_refused"]);
+    let refused = || stand.job(&program).args(["qp_refused", "cq_refused", "mr_refused", "domains_refused"]);
     let quiet = refused().output();
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "{quiet}");
     let log = stand.path("verbs.log");
@@ -38,6 +38,9 @@ fn refusals_are_explained_on_request() {
         "create_qp_ex: create_flags 0x2",
         "create_cq: 65537 entries: 1 to 65536",
         "create_cq_ex: wc_flags 0x80",
+        "reg_mr: 1073745920 bytes, access 0x1: errno 22, at most 1 GiB",
+        "at iova 0x1000: the kernel driver drops the iova",
+        "alloc_parent_domain: the PD is a parent domain itself",
         "there is no switch \"flying\"",
     ];
     for reason in reasons {
