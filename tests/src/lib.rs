@@ -7,6 +7,7 @@
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
 //! - [`Forky`] runs programs of another Debian release, with a newer libibverbs.
+//! - [`pyverbs`] judges a run of rdma-core's own test suite.
 //!
 //! A test that cannot run here says so through [`cannot_run`], never by returning quietly.
 
@@ -15,6 +16,7 @@ mod forky;
 mod job;
 mod pair;
 mod perftest;
+pub mod pyverbs;
 mod stress;
 mod world;
 

@@ -1,7 +1,7 @@
 //! The defects of rdma-core's C provider (provider/DEFECTS.md), each shown by a program that runs on both providers
 //! (tests/c/defects.c): it must fail there and pass here.
 //!
-//! `cargo test -p pvrdma-tests --test defects -- --nocapture` prints the table.
+//! `cargo xtask defects` prints the table.
 
 use pvrdma_tests::{Job, Output, Provider, Stand, User, Uverbs, c_program, machine, workspace};
 use std::collections::BTreeSet;

@@ -25,6 +25,8 @@ usage: cargo xtask COMMAND
   demo      two guests, one machine: ibv_devinfo, ib_write_bw and ib_send_lat on our provider and on the system's
   test      every check there is; `cargo xtask test --list` names them, names as arguments pick some
   matrix    stock programs over providers, places, users and more, in one table (`cargo xtask matrix --help`)
+  defects   what goes wrong with the C provider, case by case, on both providers
+  pyverbs   rdma-core's own test suite on both providers (`--vm`: in QEMU guests, rdma_cm too)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
   fuzz      libFuzzer on a guest that is out of its mind (`cargo xtask fuzz --help`)
   stress    the long forms of the tests that have one; takes an hour
@@ -50,6 +52,18 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
         "demo" => demo::main(&arguments),
         "test" => test::main(&arguments),
         "matrix" => matrix::main(&arguments),
+        "defects" => {
+            no_arguments(&arguments)?;
+            test::table("defects", "each_fails_on_the_c_provider_and_passes_on_ours")
+        }
+        "pyverbs" if arguments == ["--vm"] => {
+            packages::install(packages::VM)?;
+            vm::main(vec!["--pyverbs".to_owned()])
+        }
+        "pyverbs" => {
+            no_arguments(&arguments)?;
+            test::table("pyverbs", "every_test_ends_as_the_list_says")
+        }
         "vm" => {
             packages::install(packages::VM)?;
             vm::main(arguments)

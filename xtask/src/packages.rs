@@ -45,6 +45,7 @@ pub const VM: &[&str] = &[
     "libc6-dev",
     "libibverbs-dev",
     "perftest",
+    "python3-pyverbs",
     "rdmacm-utils",
 ];
 

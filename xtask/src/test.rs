@@ -127,6 +127,14 @@ fn system_debug() -> Result<()> {
         .env("PVRDMA_BUILT", shell::target().join("debug")))
 }
 
+/// Runs a test that prints a table, for the table.
+pub fn table(story: &str, test: &str) -> Result<()> {
+    packages::install(packages::TEST)?;
+    let built = shell::build_release()?;
+    run(cargo(&["test", "-q", "-p", "pvrdma-tests", "--test", story, "--", "--exact", test, "--nocapture"])
+        .env("PVRDMA_BUILT", built))
+}
+
 fn vm_short() -> Result<()> {
     packages::install(packages::VM)?;
     vm::main(Vec::new())

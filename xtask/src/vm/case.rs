@@ -30,7 +30,12 @@ pub struct Step {
     pub script: String,
     /// How long it may take.
     pub limit: Duration,
+    /// Looks at what it left in the folder shared with the guest, once it ended well; gives the note for the table.
+    pub judge: Option<Judge>,
 }
+
+/// Reads the folder a guest shared; the provider is the one it had.
+pub type Judge = fn(&Provider, &Path) -> Result<String>;
 
 /// What came of a step.
 pub struct Outcome {
@@ -82,7 +87,7 @@ pub fn run(house: &House, provider: &Provider, results: &Path, guests: &[Vec<Ste
         let job = job_of(results, index);
         let end = machine.wait()?;
         for (step_index, step) in steps.iter().enumerate() {
-            outcomes.push(outcome(&job, step_index, step)?);
+            outcomes.push(outcome(provider, &job, step_index, step)?);
         }
         let boot = read_time(&job.join("boot.ms")).unwrap_or_default();
         outcomes.push(Outcome {
@@ -105,7 +110,7 @@ fn socket(index: usize) -> String {
 }
 
 /// Folder shared with a guest.
-fn job_of(results: &Path, index: usize) -> PathBuf {
+pub fn job_of(results: &Path, index: usize) -> PathBuf {
     results.join(format!("guest{}", index + 1))
 }
 
@@ -114,6 +119,7 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
     let scripts = house.root.join("tests/qemu");
     fs::copy(scripts.join("run.sh"), job.join("run.sh"))?;
     fs::copy(scripts.join("lib.sh"), job.join("lib.sh"))?;
+    fs::copy(house.root.join("tests/pyverbs/run.py"), job.join("run.py"))?;
     if let Provider::Ours(file) = provider {
         fs::copy(file, job.join("provider.so"))
             .with_context(|| format!("cannot read the provider {}", file.display()))?;
@@ -185,16 +191,19 @@ fn log_of(job: &Path, index: usize) -> PathBuf {
     job.join(format!("step{index}.log"))
 }
 
-fn outcome(job: &Path, index: usize, step: &Step) -> Result<Outcome> {
+fn outcome(provider: &Provider, job: &Path, index: usize, step: &Step) -> Result<Outcome> {
     let file = |suffix: &str| job.join(format!("step{index}.{suffix}"));
     let log = log_of(job, index);
     let code = fs::read_to_string(file("code")).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    let passed = code == Some(0);
-    let note = match code {
-        Some(0) => note_in(&fs::read_to_string(&log).unwrap_or_default()),
-        Some(124 | 137) => format!("timed out after {} s, see {}", step.limit.as_secs(), log.display()),
-        Some(code) => format!("exit {code}, see {}", log.display()),
-        None => format!("the guest ended before it, see {}", job.join("console.log").display()),
+    let (passed, note) = match (code, step.judge) {
+        (Some(0), None) => (true, note_in(&fs::read_to_string(&log).unwrap_or_default())),
+        (Some(0), Some(judge)) => match judge(provider, job) {
+            Ok(note) => (true, note),
+            Err(wrong) => (false, format!("{wrong:#}")),
+        },
+        (Some(124 | 137), _) => (false, format!("timed out after {} s, see {}", step.limit.as_secs(), log.display())),
+        (Some(code), _) => (false, format!("exit {code}, see {}", log.display())),
+        (None, _) => (false, format!("the guest ended before it, see {}", job.join("console.log").display())),
     };
     Ok(Outcome { name: step.name.clone(), passed, time: read_time(&file("ms")).unwrap_or_default(), note })
 }

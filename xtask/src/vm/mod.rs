@@ -12,6 +12,7 @@ mod guest;
 mod kernel;
 mod qemu;
 mod steps;
+mod suite;
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -25,12 +26,13 @@ use crate::shell;
 use case::Outcome;
 
 const USAGE: &str = "\
-usage: cargo xtask vm [--provider system|ours]... [--full | --run SCRIPT [--two]] [--fetch-only] [--refresh]
+usage: cargo xtask vm [--provider system|ours]... [--full | --pyverbs | --run SCRIPT [--two]] [--fetch-only] [--refresh]
 
 Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
 
   --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
   --full            also the longer steps (perftest, driver unbind and bind) and two guests on one server
+  --pyverbs         only rdma-core's own test suite, as one table of both providers
   --run SCRIPT      run this shell text in the guest instead and print what it prints
   --two             run the script in two guests of one server at once; $number says which is which
   --fetch-only      only fetch and build what a guest needs, below target/vm
@@ -69,6 +71,7 @@ struct Options {
     system: bool,
     ours: bool,
     full: bool,
+    pyverbs: bool,
     run: Option<String>,
     two: bool,
     fetch_only: bool,
@@ -128,6 +131,11 @@ pub fn main(args: Vec<String>) -> Result<()> {
             failed += print_table("your script", &provider, &outcomes);
             continue;
         }
+        if options.pyverbs {
+            let outcomes = case::run(&house, &provider, &results, &[steps::pyverbs()])?;
+            failed += print_table("rdma-core's own tests", &provider, &outcomes);
+            continue;
+        }
         let outcomes = case::run(&house, &provider, &results, &[steps::one_guest(options.full)])?;
         failed += print_table("one guest", &provider, &outcomes);
         if options.full {
@@ -135,6 +143,10 @@ pub fn main(args: Vec<String>) -> Result<()> {
             let outcomes = case::run(&house, &provider, &results, &steps::two_guests())?;
             failed += print_table("two guests", &provider, &outcomes);
         }
+    }
+    if options.pyverbs && options.ours && options.system {
+        let job = |provider: &str| case::job_of(&house.dir.join("results").join(provider), 0);
+        println!("\n{}", suite::table(&job("ours"), &job("system"))?);
     }
     println!("{:.0} s in all; logs below {}", started.elapsed().as_secs_f64(), house.dir.join("results").display());
     match failed {
@@ -149,6 +161,7 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--full" => options.full = true,
+            "--pyverbs" => options.pyverbs = true,
             "--two" => options.two = true,
             "--run" => options.run = Some(args.next().context("--run needs shell text")?),
             "--fetch-only" => options.fetch_only = true,
@@ -162,8 +175,9 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             other => bail!("unknown option {other}\n{USAGE}"),
         }
     }
-    if options.run.is_none() && options.two || options.run.is_some() && options.full {
-        bail!("--two goes with --run, and --full does not\n{USAGE}");
+    let kinds = [options.full, options.pyverbs, options.run.is_some()];
+    if kinds.iter().filter(|kind| **kind).count() > 1 || options.two && options.run.is_none() {
+        bail!("one of --full, --pyverbs and --run, and --two goes with --run\n{USAGE}");
     }
     if !options.system && !options.ours {
         (options.system, options.ours) = (true, true);
@@ -277,6 +291,7 @@ mod tests {
         assert!(options(&["--fast"]).is_err());
         assert!(options(&["--two"]).is_err());
         assert!(options(&["--full", "--run", "true"]).is_err());
+        assert!(options(&["--full", "--pyverbs"]).is_err());
         assert!(options(&["--run"]).is_err());
     }
 }

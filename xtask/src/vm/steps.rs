@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::case::Step;
+use super::suite;
 
 /// Time limit of a step, generous because the guest runs without hardware help.
 const STEP: Duration = Duration::from_secs(60);
@@ -96,11 +97,18 @@ pub fn one_guest(full: bool) -> Vec<Step> {
             ),
         ]);
     }
+    if !full {
+        steps.push(suite::rdma_cm());
+    }
     steps.push(step(
         "kernel log has no complaint",
         "dmesg | grep -E 'vmw_pvrdma.*([Ff]ail|[Ee]rror|timed out|[Ii]nvalid)|WARNING:|BUG:|Oops:|Call Trace:' && fail 'see above'
          true",
     ));
+    if full {
+        // After that look at the log: the suite asks for what cannot be, and the driver complains.
+        steps.push(suite::whole());
+    }
     steps
 }
 
@@ -197,11 +205,16 @@ pub fn two_guests() -> [Vec<Step>; 2] {
     sides
 }
 
+/// rdma-core's own tests and nothing else.
+pub fn pyverbs() -> Vec<Step> {
+    vec![suite::whole()]
+}
+
 /// A script of the user's own.
 pub fn own(script: String) -> Vec<Step> {
-    vec![Step { name: "your script".to_owned(), script, limit: Duration::from_secs(300) }]
+    vec![Step { name: "your script".to_owned(), script, limit: Duration::from_secs(300), judge: None }]
 }
 
 fn step(name: &str, script: &str) -> Step {
-    Step { name: name.to_owned(), script: script.to_owned(), limit: STEP }
+    Step { name: name.to_owned(), script: script.to_owned(), limit: STEP, judge: None }
 }
