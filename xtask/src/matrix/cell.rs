@@ -27,6 +27,7 @@ impl Ground {
             for program in ROWS.iter().filter(|row| row.is_own()).map(Row::program) {
                 stand.copy(&c_program(&format!("tests/c/{program}.c"), &[]));
             }
+            stand.copy(&known_vendor());
         }
         Ground { root, forky: forky.to_owned(), stands }
     }
@@ -49,7 +50,7 @@ impl Ground {
 
     fn whole(&self, row: &Row, column: &Column) -> Result<(), Failure> {
         let [here, there] = column.guests();
-        let job = |guest| self.job(row, column, guest).args(row.arguments()).args(usual(row));
+        let job = |guest| self.job(row, column, guest).args(row.arguments()).args(usual(row, column.is_forky()));
         match row.kind {
             Kind::Devinfo => {
                 let output = job(here).spawn().try_wait()?;
@@ -64,7 +65,8 @@ impl Ground {
                 let (server, client) = try_pair(job(here), job(there))?;
                 ended_well(&server)?;
                 ended_well(&client)?;
-                has_figures(row, &client)
+                has_figures(row, &client)?;
+                uses_what_it_knows(row, &client)
             }
             Kind::Exchange => {
                 let (server, client) = try_pair(job(here), job(there))?;
@@ -98,6 +100,10 @@ impl Ground {
         } else {
             (stand.job(program), column.provider())
         };
+        let job = match row.is_known() {
+            true => job.env("LD_PRELOAD", stand.path(known_vendor().file_name().expect("a library has a name"))),
+            false => job,
+        };
         job.guest(guest)
             .option("--roce", column.roce())
             .provider(&provider)
@@ -111,7 +117,7 @@ impl Ground {
 }
 
 /// Arguments a row does not show.
-fn usual(row: &Row) -> Vec<&'static str> {
+fn usual(row: &Row, is_forky: bool) -> Vec<&'static str> {
     let has = |option| row.words().any(|word| word == option);
     match row.kind {
         Kind::Pingpong => vec!["-g", "1"],
@@ -122,8 +128,12 @@ fn usual(row: &Row) -> Vec<&'static str> {
                 // A multiple of perftest's CQ moderation (100) and of list lengths.
                 more.extend(["-n", if row.long { "100" } else { "800" }]);
             }
-            if !has("-a") && !row.program().starts_with("ib_atomic") {
+            if !has("-a") && !has("-s") && !row.program().starts_with("ib_atomic") {
                 more.extend(["-s", "4096"]);
+            }
+            if row.is_known() && is_forky {
+                // Or the newer perftest asks the library of Mellanox's devices whether this one places data out of order.
+                more.push("--no_ddp");
             }
             more
         }
@@ -152,6 +162,24 @@ fn has_figures(row: &Row, client: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Perftest that knows the device posts by `ibv_wr_*` unless told otherwise, and has the inline data that was asked for.
+fn uses_what_it_knows(row: &Row, client: &Output) -> Result<(), Failure> {
+    if !row.is_known() {
+        return Ok(());
+    }
+    let has = |option| row.words().any(|word| word == option);
+    said(client, if has("--use_old_post_send") { "ibv_wr* API     : OFF" } else { "ibv_wr* API     : ON" })?;
+    match row.words().skip_while(|word| *word != "-I").nth(1) {
+        Some(inline) => said(client, &format!("Max inline data : {inline}[B]")),
+        None => Ok(()),
+    }
+}
+
+/// The library that makes perftest know the device.
+fn known_vendor() -> std::path::PathBuf {
+    c_program("tests/c/known_vendor.c", &["-shared", "-fPIC", "-Wl,--as-needed"])
+}
+
 /// How many message sizes a row runs over: with `-a` the powers of two up to 8 MiB, for UD those up to the MTU.
 fn sizes(row: &Row) -> usize {
     let has = |option| row.words().any(|word| word == option);
@@ -172,10 +200,12 @@ mod tests {
 
     #[test]
     fn usual_arguments_stay_out_of_the_rows_own() {
-        assert_eq!(usual(row("ib_send_bw -e")), ["-F", "-n", "800", "-s", "4096"]);
-        assert_eq!(usual(row("ib_send_bw -a")), ["-F", "-n", "100"]);
-        assert_eq!(usual(row("ib_atomic_bw -e")), ["-F", "-n", "800"]);
-        assert_eq!(usual(row("ib_read_bw -t 15000 -Q 1024 -n 30720")), ["-F", "-s", "4096"]);
+        assert_eq!(usual(row("ib_send_bw -e"), false), ["-F", "-n", "800", "-s", "4096"]);
+        assert_eq!(usual(row("ib_send_bw -a"), false), ["-F", "-n", "100"]);
+        assert_eq!(usual(row("known ib_write_lat -I 200 -s 150"), false), ["-F", "-n", "800"]);
+        assert!(usual(row("known ib_write_lat -I 200 -s 150"), true).contains(&"--no_ddp"));
+        assert_eq!(usual(row("ib_atomic_bw -e"), false), ["-F", "-n", "800"]);
+        assert_eq!(usual(row("ib_read_bw -t 15000 -Q 1024 -n 30720"), false), ["-F", "-s", "4096"]);
     }
 
     #[test]
