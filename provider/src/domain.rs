@@ -121,7 +121,8 @@ pub unsafe fn alloc_parent_domain(
         let why = format_args!("alloc_parent_domain: comp_mask {:#x}", attr.comp_mask);
         return Err(refuse(Errno::EINVAL, why));
     }
-    let real = NonNull::new(attr.pd.cast::<Pd>()).ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;
+    let real = NonNull::new(attr.pd.cast::<Pd>())
+        .ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;
     // SAFETY: promise of the caller.
     let real_pd = unsafe { real.as_ref() };
     // A domain of a domain: whose allocator would it be?

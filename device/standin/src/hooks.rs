@@ -15,8 +15,7 @@
 //! | `int pvrdma_hook_call(const char *when, void (*f)(void *), void *arg)` | once: before the device hears a doorbell of that kind, or when a command of that name is done and its caller does not know it yet |
 //!
 //! Fields: `qp_tab_size`, `qp_handle`, `cqe` (answers of get_context, create_qp, create_cq), `max_cqe`, `max_srq_wr` (limits,
-//! also those that the kernel checks itself), `bare_reset` (1: of a QP in RESET nothing but the state is told, and all QPs
-//! seem to signal everything, as with Linux's driver).
+//! also those that the kernel checks itself).
 //!
 //! Numbers are those of the context opened last. Called by `uverbs/` and `process.rs`.
 
@@ -37,10 +36,9 @@ pub enum Field {
     Cqe,
     MaxCqe,
     MaxSrqWr,
-    BareReset,
 }
 
-const FIELDS: [&CStr; 6] = [c"qp_tab_size", c"qp_handle", c"cqe", c"max_cqe", c"max_srq_wr", c"bare_reset"];
+const FIELDS: [&CStr; 5] = [c"qp_tab_size", c"qp_handle", c"cqe", c"max_cqe", c"max_srq_wr"];
 const DOORBELLS: [&CStr; 5] = [c"send", c"recv", c"srq", c"arm", c"poll"];
 
 static FROZEN: AtomicBool = AtomicBool::new(false);

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 pub struct Qp {
     pub handle: QpHandle,
     pub qpn: Qpn,
-    pub sq_sig_all: bool,
     pub pd: u32,
     pub send_cq: u32,
     pub recv_cq: u32,
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(objects.check_unused(pd), Err(EBUSY));
         objects.remove(mr);
         assert_eq!(objects.check_unused(pd), Ok(()));
-        let qp = Qp { handle: QpHandle(2), qpn: Qpn(2), sq_sig_all: false, pd, send_cq: cq, recv_cq: cq, srq: None };
+        let qp = Qp { handle: QpHandle(2), qpn: Qpn(2), pd, send_cq: cq, recv_cq: cq, srq: None };
         let qp = objects.insert(Object::Qp(qp));
         assert_eq!((objects.check_unused(pd), objects.check_unused(cq)), (Err(EBUSY), Err(EBUSY)));
         assert_eq!(objects.check_unused(qp), Ok(()));

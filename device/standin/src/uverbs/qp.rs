@@ -101,7 +101,7 @@ fn make(context: &mut Context, create: Create) -> Result<Created> {
     };
     context.process.events.add_qp(handle, create.user_handle, create.async_events);
     let Create { pd, send_cq, recv_cq, srq, driver, .. } = create;
-    let qp = Qp { handle, qpn, sq_sig_all, pd, send_cq, recv_cq, srq };
+    let qp = Qp { handle, qpn, pd, send_cq, recv_cq, srq };
     let number = context.objects.insert(Object::Qp(qp));
     context.note(format_args!(" qp=#{number} qpn={:#x} handle={}", qpn.0, handle.0));
     hooks::made(number, handle.0, &[(driver.sbuf_addr, driver.sbuf_size), (driver.rbuf_addr, driver.rbuf_size)]);
@@ -306,8 +306,8 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
         _ => return Err(EINVAL),
     };
     context.note(format_args!(" state={}", attrs.qp_state));
-    let bare = hooks::answer(Field::BareReset, 0) != 0;
-    if bare && attrs.qp_state == PVRDMA_QPS_RESET {
+    // The kernel's driver knows no more of such a QP, and thinks that every QP signals all.
+    if attrs.qp_state == PVRDMA_QPS_RESET {
         return call.answer(&ib_uverbs_query_qp_resp { sq_sig_all: 1, ..ib_uverbs_query_qp_resp::new_zeroed() });
     }
     call.answer(&ib_uverbs_query_qp_resp {
@@ -340,7 +340,7 @@ pub fn query(context: &mut Context, call: &Call) -> Result<()> {
         rnr_retry: attrs.rnr_retry,
         alt_port_num: attrs.alt_port_num,
         alt_timeout: attrs.alt_timeout,
-        sq_sig_all: u8::from(qp.sq_sig_all || bare),
+        sq_sig_all: 1,
         reserved: [0; 5],
     })
 }
