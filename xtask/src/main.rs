@@ -10,6 +10,7 @@ mod fuzz;
 mod headers;
 mod matrix;
 mod packages;
+mod races;
 mod shell;
 mod stress;
 mod test;
@@ -29,6 +30,7 @@ usage: cargo xtask COMMAND
   pyverbs   rdma-core's own test suite on both providers (`--vm`: in QEMU guests, rdma_cm too)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
   fuzz      libFuzzer on a guest that is out of its mind (`cargo xtask fuzz --help`)
+  races     threads on the provider under ThreadSanitizer (`cargo xtask races --help`)
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
@@ -69,6 +71,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
             vm::main(arguments)
         }
         "fuzz" => fuzz::main(&arguments),
+        "races" => races::main(&arguments),
         "stress" => stress::main(&arguments),
         "bench" => bench::main(&arguments),
         "headers" => headers::main(&arguments),
