@@ -21,5 +21,7 @@ compile_error!("PVRDMA exists on x86-64 only; the private layouts of libibverbs 
 
 pub mod dev_api;
 pub mod pabi;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod rng;
 pub mod uapi;
 pub mod verbs;

@@ -6,7 +6,6 @@
 pub mod kernel;
 #[cfg(test)]
 mod model;
-pub mod rng;
 #[cfg(test)]
 mod threads;
 pub mod wild;
@@ -23,6 +22,7 @@ use crate::switches::Switches;
 use crate::uar::Uar;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering};
+pub use pvrdma_ffi::rng;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::sync::Arc;
@@ -133,11 +133,37 @@ impl Ring {
         index.wrapping_add(1) % (2 * self.entries)
     }
 
-    fn take(&self) -> Option<*mut u8> {
+    /// Take the oldest entry: `read` it, then give its slot back.
+    fn take<T>(&self, read: impl FnOnce(*mut u8) -> T) -> Option<T> {
         let head = Self::load(self.cons_head);
         (head != Self::load(self.prod_tail)).then(|| {
+            let entry = read(self.at(head));
             Self::store(self.cons_head, self.next(head));
-            self.at(head)
+            entry
+        })
+    }
+
+    /// Of a ring of send requests.
+    fn take_send(&self) -> Option<SendWqe> {
+        self.take(|at| {
+            // SAFETY: a published slot: header, then as many entries as it says.
+            unsafe {
+                let hdr: pvrdma_sq_wqe_hdr = at.cast::<pvrdma_sq_wqe_hdr>().read();
+                let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
+                SendWqe { hdr, sges }
+            }
+        })
+    }
+
+    /// Of a ring of receive requests.
+    fn take_recv(&self) -> Option<RecvWqe> {
+        self.take(|at| {
+            // SAFETY: as above.
+            unsafe {
+                let hdr: pvrdma_rq_wqe_hdr = at.cast::<pvrdma_rq_wqe_hdr>().read();
+                let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
+                RecvWqe { hdr, sges }
+            }
         })
     }
 }
@@ -276,33 +302,17 @@ impl Mock {
 
     /// Take the oldest send WQE.
     pub fn take_send(&self) -> Option<SendWqe> {
-        let at = self.sq_ring.take()?;
-        // SAFETY: a published slot: header, then as many entries as it says.
-        unsafe {
-            let hdr: pvrdma_sq_wqe_hdr = at.cast::<pvrdma_sq_wqe_hdr>().read();
-            let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
-            Some(SendWqe { hdr, sges })
-        }
+        self.sq_ring.take_send()
     }
 
     /// Take the oldest receive WQE.
     pub fn take_recv(&self) -> Option<RecvWqe> {
-        Self::take_from(&self.rq_ring)
+        self.rq_ring.take_recv()
     }
 
     /// Take the oldest receive WQE of the SRQ.
     pub fn take_srq_recv(&self) -> Option<RecvWqe> {
-        Self::take_from(&self.srq_ring)
-    }
-
-    fn take_from(ring: &Ring) -> Option<RecvWqe> {
-        let at = ring.take()?;
-        // SAFETY: as above.
-        unsafe {
-            let hdr: pvrdma_rq_wqe_hdr = at.cast::<pvrdma_rq_wqe_hdr>().read();
-            let sges = sges(at.add(size_of_val(&hdr)), hdr.num_sge);
-            Some(RecvWqe { hdr, sges })
-        }
+        self.srq_ring.take_recv()
     }
 
     /// Take all WQEs of both queues unread.

@@ -443,7 +443,11 @@ unsafe fn set_inline(own: &Qp, sq: &SendQueue, at: &At, bufs: &[ibv_data_buf]) -
     }
     let (Some(inline), Some(position)) = (&own.special.inline, at.position) else {
         // No inline memory, but nothing to put there either?
-        return if bufs.iter().all(|buf| buf.length == 0) { Ok(()) } else { Err(Errno::EINVAL) };
+        if bufs.iter().any(|buf| buf.length != 0) {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: promise of the caller.
+        return unsafe { set_sges(sq, at, &[]) };
     };
     let pieces = bufs.iter().map(|buf| (buf.addr.cast_const().cast(), buf.length));
     // SAFETY: the position is that of this request, which the device does not see yet; the rest is
@@ -624,6 +628,21 @@ mod tests {
         let ud = pvrdma_wr_ud::read_from_bytes(&wqe.hdr.wr).unwrap();
         assert_eq!((ud.remote_qpn, ud.remote_qkey, ud.av.hop_limit), (0x11, 0x22, 9));
         assert_eq!((wqe.sges[0].lkey, wqe.sges[0].addr, wqe.sges[0].length), (1, 2, 3));
+    }
+
+    #[test]
+    fn the_last_payload_counts_even_if_it_is_nothing() {
+        let mut mock = Mock::new(8, 2, 8);
+        let qp = extended(&mut mock, ALL);
+        // SAFETY: a live QP, called in the order the manual page has.
+        unsafe {
+            wr_start(qp);
+            wr_send(qp);
+            wr_set_sge(qp, 3, 1, 2);
+            wr_set_inline_data(qp, ptr::null_mut(), 0);
+            assert_eq!(wr_complete(qp), 0);
+        }
+        assert_eq!(mock.take_send().unwrap().hdr.num_sge, 0);
     }
 
     #[test]

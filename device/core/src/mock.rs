@@ -10,7 +10,6 @@
 pub mod driver;
 pub mod end;
 pub mod queue;
-pub mod rng;
 pub mod wild;
 pub mod wire;
 pub mod wr;
@@ -18,6 +17,7 @@ pub mod wr;
 use crate::handle::CqHandle;
 use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{DmaAddr, Fault, Memory, Span};
+pub use pvrdma_ffi::rng;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,23 +1,25 @@
 //! A kernel without a kernel: what libibverbs's command functions do, played by hand, so that the slow
 //! verbs (create, modify, destroy) run in a test process too. It hands out the smallest free handle,
-//! as devices do, so handles are soon used again; and it can be told to lie.
+//! as devices do, so handles are soon used again; it counts who uses what; and it can be told to lie.
 //!
-//! Used by [`super::wild`], by the model test and by the fuzz target. Each [`World`] is one open
-//! device; worlds know nothing of each other.
+//! Used by [`super::wild`], by the model and thread tests and by the fuzz target. Each [`World`] is one
+//! open device; worlds know nothing of each other. The commands are in [`commands`].
 
-use super::{Mock, Ring, UarPage, stride};
+mod commands;
+pub mod states;
+
+use super::{Mock, RecvWqe, Ring, SendWqe, UarPage};
 use crate::context::{Context, Loaded};
 use crate::uar::Uar;
 use crate::{domain, pd};
 use core::ffi::{c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::AtomicU32;
-use pvrdma_ffi::pabi::{Functions, Layout, Libibverbs, Resp, verbs_mr};
-use pvrdma_ffi::uapi::ib_user_verbs::*;
+use core::sync::atomic::{AtomicU32, Ordering};
+use pvrdma_ffi::pabi::{Layout, Libibverbs};
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// One open device and what the kernel knows of it.
 pub struct World {
@@ -25,10 +27,11 @@ pub struct World {
     pub context: *mut ibv_context,
     /// A parent domain; its allocator puts a page that nobody may touch on either side.
     pub pd: *mut ibv_pd,
-    real_pd: *mut ibv_pd,
+    /// What that stands for.
+    pub real_pd: *mut ibv_pd,
     state: Mutex<State>,
     pages: Mutex<BTreeMap<usize, usize>>,
-    _uar_page: Box<UarPage>,
+    uar_page: Box<UarPage>,
 }
 
 // SAFETY: the context is made for any thread; what changes is behind locks.
@@ -39,16 +42,28 @@ unsafe impl Sync for World {}
 /// What the kernel keeps.
 #[derive(Default)]
 pub struct State {
+    /// Users of a PD, by its handle.
+    pub pds: BTreeMap<u32, u32>,
+    /// By key.
+    pub regions: BTreeMap<u32, Region>,
     /// By CQ number.
     pub cqs: BTreeMap<u32, DeviceCq>,
     /// By QP handle.
     pub qps: BTreeMap<u32, DeviceQp>,
     /// By SRQ number.
-    pub srqs: BTreeMap<u32, DeviceRing>,
+    pub srqs: BTreeMap<u32, DeviceSrq>,
     /// What the next command answers instead of the truth.
     pub lie: Option<Lie>,
-    /// Number of the next QP.
-    next_qpn: u32,
+    /// What a provider must not do and did. (A panic would have to pass through C.)
+    pub complaints: Vec<&'static str>,
+    /// Are changes of a QP's state judged? Without it any goes.
+    pub strict: bool,
+    /// Does the command that frees a handle come back at once? Otherwise there is time for others to be
+    /// given the handle before its caller knows.
+    pub prompt: bool,
+    /// Number of the last QP, key of the last region.
+    last_qpn: u32,
+    last_key: u32,
 }
 
 /// A ring as the device has it.
@@ -59,11 +74,34 @@ pub struct DeviceRing(pub(super) Ring);
 // by the rules of the ring.
 unsafe impl Send for DeviceRing {}
 
+/// A region of registered memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Where it is.
+    pub start: u64,
+    /// How long.
+    pub length: u64,
+    /// Its PD.
+    pub pd: u32,
+}
+
 /// A CQ as the device has it.
 pub struct DeviceCq {
     /// Its entries.
     pub ring: DeviceRing,
+    /// NULL, or whom to wake.
+    pub channel: usize,
     users: u32,
+}
+
+/// An SRQ as the device has it.
+pub struct DeviceSrq {
+    /// Its requests.
+    pub ring: DeviceRing,
+    /// Fewer than these are an event.
+    pub limit: u32,
+    users: u32,
+    pd: u32,
 }
 
 /// A QP as the device has it.
@@ -74,10 +112,37 @@ pub struct DeviceQp {
     pub sq: DeviceRing,
     /// Receive queue, if it has one of its own.
     pub rq: Option<DeviceRing>,
+    /// The SRQ it has instead.
+    pub srq: Option<u32>,
     /// Where sends complete.
     pub send_cq: u32,
     /// Where receives complete.
     pub recv_cq: u32,
+    /// The device's own state.
+    pub state: u32,
+    /// What the kernel driver takes that for. It learns of a change that the device made when asked.
+    pub known: u32,
+    pd: u32,
+    ud: bool,
+}
+
+impl DeviceQp {
+    /// What comes of `modify_qp`: the errno, or the new state.
+    ///
+    /// The driver judges by the state it knows of, or by the one that the caller claims; the device,
+    /// which sees only what passed, by its own. Its refusals are all EFAULT.
+    pub fn judge(&self, attr: &ibv_qp_attr, mask: u32) -> Result<u32, c_int> {
+        let claimed = mask & pvrdma_ffi::dev_api::PVRDMA_QP_CUR_STATE != 0;
+        let from = if claimed { attr.cur_qp_state } else { self.known };
+        let to = if mask & IBV_QP_STATE != 0 { attr.qp_state } else { from };
+        if !states::legal(self.ud, from, to, mask) {
+            return Err(libc::EINVAL);
+        }
+        if from != self.state && states::attributes(self.ud, self.state, to).is_none() {
+            return Err(libc::EFAULT);
+        }
+        Ok(to)
+    }
 }
 
 /// What a device may get wrong when asked for something.
@@ -106,6 +171,12 @@ impl DeviceRing {
         (Ring::load(self.0.prod_tail), Ring::load(self.0.cons_head))
     }
 
+    /// Entries in it, if the counters can be right.
+    pub fn used(self) -> u32 {
+        let ((tail, head), both) = (self.counters(), 2 * self.0.entries);
+        (tail % both + both - head % both) % both
+    }
+
     /// Overwrite a counter.
     pub fn set(self, producer: bool, value: u32) {
         Ring::store(if producer { self.0.prod_tail } else { self.0.cons_head }, value);
@@ -113,10 +184,19 @@ impl DeviceRing {
 
     /// Take the oldest WQE, if the counters say that there is one: its `wr_id`, and what a send has for flags.
     pub fn take(self) -> Option<(u64, u32)> {
-        let at = self.0.take()?;
         // SAFETY: a slot of the ring; both kinds of WQE begin with the `wr_id`, and no slot is
         // shorter than 32 bytes.
-        unsafe { Some((at.cast::<u64>().read_volatile(), at.add(20).cast::<u32>().read_volatile())) }
+        self.0.take(|at| unsafe { (at.cast::<u64>().read_volatile(), at.add(20).cast::<u32>().read_volatile()) })
+    }
+
+    /// Take the oldest request of a send queue, all of it.
+    pub fn take_send(self) -> Option<SendWqe> {
+        self.0.take_send()
+    }
+
+    /// Take the oldest request of a receive queue, all of it.
+    pub fn take_recv(self) -> Option<RecvWqe> {
+        self.0.take_recv()
     }
 
     /// Write an entry at `index`, without telling.
@@ -128,11 +208,10 @@ impl DeviceRing {
 
     /// Put an entry, if there is room by the device's own reckoning.
     pub fn put(self, cqe: pvrdma_cqe) -> bool {
-        let (tail, head) = self.counters();
-        let both = 2 * self.0.entries;
-        if (tail % both + both - head % both) % both >= self.0.entries {
+        if self.used() >= self.0.entries {
             return false;
         }
+        let (tail, _) = self.counters();
         self.write(tail, cqe);
         Ring::store(self.0.prod_tail, self.0.next(tail));
         true
@@ -154,7 +233,7 @@ impl World {
         LIBIBVERBS.call_once(|| {
             let names = [c"verbs_register_driver_34", c"ibv_reg_mr_iova2"];
             let layout = Layout::select(|name| names.contains(&name)).unwrap();
-            Loaded::set(Libibverbs { layout, functions: functions(), qp_comp_mask: 360 });
+            Loaded::set(Libibverbs { layout, functions: commands::functions(), qp_comp_mask: 360 });
         });
         let uar_page = Box::new(UarPage([const { AtomicU32::new(0) }; PVRDMA_PAGE_SIZE / 4]));
         // SAFETY: the page lives in the World, as long as its objects do.
@@ -164,45 +243,59 @@ impl World {
             context,
             pd: ptr::null_mut(),
             real_pd: ptr::null_mut(),
-            state: Mutex::new(State { next_qpn: 1, ..State::default() }),
+            state: Mutex::default(),
             pages: Mutex::default(),
-            _uar_page: uar_page,
+            uar_page,
         });
         let itself: *mut c_void = ptr::from_mut(&mut *world).cast();
         // SAFETY: the context was made above; the World stays where it is.
         unsafe {
             (*context).abi_compat = itself;
             world.real_pd = pd::alloc_pd(context).unwrap();
-            let mut attr = ibv_parent_domain_init_attr {
-                pd: world.real_pd,
-                td: ptr::null_mut(),
-                comp_mask: IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT,
-                alloc: Some(alloc),
-                free: Some(free),
-                pd_context: itself,
-            };
+            let mut attr = world.guarded(world.real_pd, ptr::null_mut());
             world.pd = domain::alloc_parent_domain(context, &mut attr).unwrap();
         }
         world
     }
 
+    /// What asks for a parent domain of `pd` whose queues have a page on either side that nobody may touch.
+    pub fn guarded(&self, pd: *mut ibv_pd, td: *mut ibv_td) -> ibv_parent_domain_init_attr {
+        ibv_parent_domain_init_attr {
+            pd,
+            td,
+            comp_mask: IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT,
+            alloc: Some(alloc),
+            free: Some(free),
+            pd_context: ptr::from_ref(self).cast_mut().cast(),
+        }
+    }
+
     /// What the kernel keeps.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        // A thread that failed is a failure once, and not one in each of the others too.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last value stored to the doorbell at `offset` since the last look; 0: none.
+    pub fn rung(&self, offset: usize) -> u32 {
+        self.uar_page.0.get(offset / 4).map_or(0, |word| word.swap(0, Ordering::Relaxed))
     }
 
     /// Close it. Everything must have been destroyed.
-    pub fn close(self) {
-        let state = self.state();
-        assert!(state.cqs.is_empty() && state.qps.is_empty() && state.srqs.is_empty(), "objects are left");
-        drop(state);
-        assert_eq!(self.pages.lock().unwrap().len(), 0, "queue memory is left");
+    pub fn close(self: Box<Self>) {
         // SAFETY: nothing uses them any more.
         unsafe {
             pd::dealloc_pd(self.pd).unwrap();
             pd::dealloc_pd(self.real_pd).unwrap();
-            Context::free_by_hand(self.context);
         }
+        let state = self.state();
+        assert!(state.complaints.is_empty(), "{:?}", state.complaints);
+        assert!(state.cqs.is_empty() && state.qps.is_empty() && state.srqs.is_empty(), "objects are left");
+        assert!(state.pds.is_empty() && state.regions.is_empty(), "left: {:?} {:?}", state.pds, state.regions);
+        drop(state);
+        assert_eq!(self.pages.lock().unwrap().len(), 0, "queue memory is left");
+        // SAFETY: as above.
+        unsafe { Context::free_by_hand(self.context) };
     }
 }
 
@@ -215,7 +308,7 @@ impl core::fmt::Debug for World {
 // ---- memory of the application -----------------------------------------------------------------
 
 unsafe extern "C" fn alloc(_: *mut ibv_pd, world: *mut c_void, len: usize, _: usize, _: u64) -> *mut c_void {
-    // SAFETY: `new` gave the World as context; the mapping is fresh.
+    // SAFETY: `guarded` gave the World as context; the mapping is fresh.
     unsafe {
         let world = &*world.cast::<World>();
         let all = len + 2 * PVRDMA_PAGE_SIZE;
@@ -235,275 +328,4 @@ unsafe extern "C" fn free(_: *mut ibv_pd, world: *mut c_void, middle: *mut c_voi
         let len = (*world.cast::<World>()).pages.lock().unwrap().remove(&middle.addr()).unwrap();
         libc::munmap(middle.byte_sub(PVRDMA_PAGE_SIZE), len + 2 * PVRDMA_PAGE_SIZE);
     }
-}
-
-// ---- libibverbs --------------------------------------------------------------------------------
-
-fn functions() -> Functions {
-    let mut all = Functions::by_hand();
-    all.alloc_pd = alloc_pd;
-    all.dealloc_pd = dealloc_pd;
-    all.reg_mr = reg_mr;
-    all.dereg_mr = dereg_mr;
-    all.create_cq = create_cq;
-    all.destroy_cq = destroy_cq;
-    all.create_qp = create_qp;
-    all.modify_qp = modify_qp;
-    all.destroy_qp = destroy_qp;
-    all.create_srq = create_srq;
-    all.destroy_srq = destroy_srq;
-    all.dontfork_range = fork_range;
-    all.dofork_range = fork_range;
-    all
-}
-
-/// # Safety
-/// `context` must be that of a World.
-unsafe fn world<'a>(context: *mut ibv_context) -> &'a World {
-    // SAFETY: `World::new` has set it.
-    unsafe { &*(*context).abi_compat.cast() }
-}
-
-/// The driver's part of a request.
-///
-/// # Safety
-/// `cmd` must be a request of `len` bytes that ends with a `D`.
-unsafe fn driver<D>(cmd: *mut c_void, len: usize) -> D {
-    // SAFETY: promise of the caller.
-    unsafe { cmd.byte_add(len - size_of::<D>()).cast::<D>().read_unaligned() }
-}
-
-/// A ring of a provider's buffer: counters, slots, how many, how long.
-fn ring(words: *mut pvrdma_ring, slots: u64, entries: u32, stride: usize) -> DeviceRing {
-    DeviceRing(Ring::of(words, NonNull::new(slots as *mut u8).unwrap(), entries, stride))
-}
-
-fn smallest_free<T>(map: &BTreeMap<u32, T>) -> u32 {
-    (1..).find(|handle| !map.contains_key(handle)).unwrap()
-}
-
-impl State {
-    fn refusal(&mut self) -> Option<c_int> {
-        match self.lie {
-            Some(Lie::Refuse(errno)) => {
-                self.lie = None;
-                Some(errno)
-            }
-            _ => None,
-        }
-    }
-
-    fn users_of(&mut self, send_cq: u32, recv_cq: u32, change: fn(u32) -> u32) {
-        for cq in [send_cq, recv_cq] {
-            let users = &mut self.cqs.get_mut(&cq).unwrap().users;
-            *users = change(*users);
-        }
-    }
-}
-
-/// Answer `$errno` if that is the lie.
-macro_rules! unless_refused {
-    ($state:ident) => {
-        if let Some(errno) = $state.refusal() {
-            return errno;
-        }
-    };
-}
-
-unsafe extern "C" fn alloc_pd(
-    context: *mut ibv_context,
-    pd: *mut ibv_pd,
-    _: *mut c_void,
-    _: usize,
-    _: *mut ib_uverbs_alloc_pd_resp,
-    _: usize,
-) -> c_int {
-    // SAFETY: the provider's own PD.
-    unsafe { (*pd).context = context };
-    0
-}
-
-unsafe extern "C" fn dealloc_pd(_: *mut ibv_pd) -> c_int {
-    0
-}
-
-unsafe extern "C" fn fork_range(_: *mut c_void, _: usize) -> c_int {
-    0
-}
-
-unsafe extern "C" fn reg_mr(
-    pd: *mut ibv_pd,
-    _: *mut c_void,
-    _: usize,
-    _: u64,
-    _: c_int,
-    mr: *mut verbs_mr,
-    _: *mut c_void,
-    _: usize,
-    _: *mut ib_uverbs_reg_mr_resp,
-    _: usize,
-) -> c_int {
-    // SAFETY: the provider's own PD and region.
-    unsafe {
-        let mut state = world((*pd).context).state();
-        unless_refused!(state);
-        (*mr).ibv_mr.lkey = Mock::INLINE_LKEY;
-    }
-    0
-}
-
-unsafe extern "C" fn dereg_mr(_: *mut verbs_mr) -> c_int {
-    0
-}
-
-unsafe extern "C" fn create_cq(
-    context: *mut ibv_context,
-    cqe: c_int,
-    _: *mut ibv_comp_channel,
-    _: c_int,
-    cq: *mut ibv_cq,
-    cmd: *mut c_void,
-    cmd_len: usize,
-    resp: *mut ib_uverbs_create_cq_resp,
-    _: usize,
-) -> c_int {
-    // SAFETY: the provider's own CQ, complete request and answer.
-    unsafe {
-        let mut state = world(context).state();
-        unless_refused!(state);
-        let request: pvrdma_create_cq = driver(cmd, cmd_len);
-        let handle = smallest_free(&state.cqs);
-        let words = &raw mut (*(request.buf_addr as *mut pvrdma_ring_state)).rx;
-        let slots = request.buf_addr + PVRDMA_PAGE_SIZE as u64;
-        assert!(slots + (cqe as u64) * 64 <= request.buf_addr + u64::from(request.buf_size));
-        let ring = ring(words, slots, cqe as u32, size_of::<pvrdma_cqe>());
-        state.cqs.insert(handle, DeviceCq { ring, users: 0 });
-        let answer = &mut *resp.cast::<Resp<ib_uverbs_create_cq_resp, pvrdma_create_cq_resp>>();
-        (*cq).context = context;
-        (*cq).handle = handle;
-        (*cq).cqe = cqe;
-        answer.driver.cqn = handle;
-        match state.lie.take() {
-            Some(Lie::Cqe(cqe)) => (*cq).cqe = cqe,
-            Some(Lie::Number(cqn)) => answer.driver.cqn = cqn,
-            other => state.lie = other,
-        }
-    }
-    0
-}
-
-unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
-    // SAFETY: the provider's own CQ.
-    let (mut state, handle) = unsafe { (world((*cq).context).state(), (*cq).handle) };
-    unless_refused!(state);
-    if state.cqs[&handle].users > 0 {
-        return libc::EBUSY;
-    }
-    let cq = state.cqs.remove(&handle).unwrap();
-    assert!(cq.ring.nothing_behind(), "behind a CQ");
-    0
-}
-
-unsafe extern "C" fn create_qp(
-    pd: *mut ibv_pd,
-    qp: *mut ibv_qp,
-    init: *mut ibv_qp_init_attr,
-    cmd: *mut c_void,
-    cmd_len: usize,
-    resp: *mut ib_uverbs_create_qp_resp,
-    _: usize,
-) -> c_int {
-    // SAFETY: the provider's own QP, complete request and answer.
-    unsafe {
-        let context = (*pd).context;
-        let mut state = world(context).state();
-        unless_refused!(state);
-        let request: pvrdma_create_qp = driver(cmd, cmd_len);
-        let init = &*init;
-        let handle = smallest_free(&state.qps);
-        let qpn = state.next_qpn;
-        state.next_qpn += 1;
-        let words = request.sbuf_addr as *mut pvrdma_ring_state;
-        let cap = &init.cap;
-        let slots = request.sbuf_addr + PVRDMA_PAGE_SIZE as u64;
-        let sq = ring(&raw mut (*words).tx, slots, cap.max_send_wr, stride(80, cap.max_send_sge));
-        let rq = (request.rbuf_addr != 0)
-            .then(|| ring(&raw mut (*words).rx, request.rbuf_addr, cap.max_recv_wr, stride(16, cap.max_recv_sge)));
-        let (send_cq, recv_cq) = ((*init.send_cq).handle, (*init.recv_cq).handle);
-        state.qps.insert(handle, DeviceQp { qpn, sq, rq, send_cq, recv_cq });
-        state.users_of(send_cq, recv_cq, |users| users + 1);
-        (*qp).context = context;
-        (*qp).pd = pd;
-        (*qp).handle = handle;
-        (*qp).qp_num = qpn;
-        (*qp).qp_type = init.qp_type;
-        let answer = &mut *resp.cast::<Resp<ib_uverbs_create_qp_resp, pvrdma_create_qp_resp>>();
-        answer.driver = pvrdma_create_qp_resp { qpn, qp_handle: handle };
-        match state.lie.take() {
-            Some(Lie::Qpn(qpn)) => (*qp).qp_num = qpn,
-            Some(Lie::Handle(qpn, qp_handle)) => answer.driver = pvrdma_create_qp_resp { qpn, qp_handle },
-            other => state.lie = other,
-        }
-    }
-    0
-}
-
-unsafe extern "C" fn modify_qp(qp: *mut ibv_qp, _: *mut ibv_qp_attr, _: c_int, _: *mut c_void, _: usize) -> c_int {
-    // SAFETY: the provider's own QP.
-    let mut state = unsafe { world((*qp).context).state() };
-    unless_refused!(state);
-    0
-}
-
-unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
-    // SAFETY: the provider's own QP.
-    let (mut state, handle) = unsafe { (world((*qp).context).state(), (*qp).handle) };
-    unless_refused!(state);
-    let qp = state.qps.remove(&handle).unwrap();
-    state.users_of(qp.send_cq, qp.recv_cq, |users| users - 1);
-    assert!(qp.sq.nothing_behind() && qp.rq.is_none_or(DeviceRing::nothing_behind), "behind a QP");
-    drop(state);
-    // The handle is free, and the caller does not know yet: time for others to be given it.
-    (0..20).for_each(|_| std::thread::yield_now());
-    0
-}
-
-unsafe extern "C" fn create_srq(
-    pd: *mut ibv_pd,
-    srq: *mut ibv_srq,
-    init: *mut ibv_srq_init_attr,
-    cmd: *mut c_void,
-    cmd_len: usize,
-    resp: *mut ib_uverbs_create_srq_resp,
-    _: usize,
-) -> c_int {
-    // SAFETY: the provider's own SRQ, complete request and answer.
-    unsafe {
-        let context = (*pd).context;
-        let mut state = world(context).state();
-        unless_refused!(state);
-        let request: pvrdma_create_srq = driver(cmd, cmd_len);
-        let handle = smallest_free(&state.srqs);
-        let words = &raw mut (*(request.buf_addr as *mut pvrdma_ring_state)).rx;
-        let attr = &(*init).attr;
-        let slots = request.buf_addr + PVRDMA_PAGE_SIZE as u64;
-        state.srqs.insert(handle, ring(words, slots, attr.max_wr, stride(16, attr.max_sge)));
-        (*srq).context = context;
-        (*srq).handle = handle;
-        let answer = &mut *resp.cast::<Resp<ib_uverbs_create_srq_resp, pvrdma_create_srq_resp>>();
-        answer.driver.srqn = handle;
-        match state.lie.take() {
-            Some(Lie::Number(srqn)) => answer.driver.srqn = srqn,
-            other => state.lie = other,
-        }
-    }
-    0
-}
-
-unsafe extern "C" fn destroy_srq(srq: *mut ibv_srq) -> c_int {
-    // SAFETY: the provider's own SRQ.
-    let (mut state, handle) = unsafe { (world((*srq).context).state(), (*srq).handle) };
-    unless_refused!(state);
-    assert!(state.srqs.remove(&handle).unwrap().nothing_behind(), "behind an SRQ");
-    0
 }

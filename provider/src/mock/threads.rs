@@ -2,13 +2,14 @@
 //! others post and poll there: destroy against create, destroy against poll, RESET against post,
 //! several pollers on one CQ. And a device that writes while we read.
 //!
-//! `PVRDMA_SEED` repeats a run as far as threads allow, `PVRDMA_STEPS` makes it longer. Helgrind and
-//! DRD do not understand locks made of atomics; ThreadSanitizer does, but wants the standard library
-//! built with it (`-Zbuild-std`), or it takes every `Mutex` of these tests for a race.
+//! `PVRDMA_SEED` repeats a run as far as threads allow, `PVRDMA_STEPS` makes it longer. Not for a
+//! race detector: `cargo xtask races` runs ThreadSanitizer on the plugin itself. Here it would take
+//! each `Mutex` of these tests for a race, since std is not instrumented; helgrind and DRD do not
+//! understand locks made of atomics.
 
 use super::Mock;
 use super::kernel::World;
-use super::rng::Rng;
+use super::rng::{Rng, steps};
 use crate::cq::{self, Cq};
 use crate::cq_ex;
 use crate::error::Errno;
@@ -181,10 +182,6 @@ fn post(qp: *mut ibv_qp, wr_id: u64) -> Result<(), Errno> {
         }
         .map_err(|(errno, _)| errno)
     }
-}
-
-fn steps(otherwise: u64) -> u64 {
-    std::env::var("PVRDMA_STEPS").map_or(otherwise, |steps| steps.parse().unwrap())
 }
 
 #[test]

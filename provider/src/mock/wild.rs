@@ -24,6 +24,7 @@ use crate::qp_ex;
 use crate::srq::{self, Srq};
 use core::ffi::c_int;
 use core::ptr;
+use pvrdma_ffi::rng::Input;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 
@@ -47,43 +48,6 @@ pub struct Summary {
     pub completions: u32,
     /// Polls that found a ring broken.
     pub broken: u32,
-}
-
-/// Takes numbers off the bytes; nothing but zeros when they have ended.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::from(self.byte()) % limit.max(1)
-    }
-
-    /// True once in a few times.
-    fn rarely(&mut self) -> bool {
-        self.byte() >= 224
-    }
-
-    /// A small number, a number next to a power of two, or four bytes as they come.
-    fn number(&mut self) -> u32 {
-        let kind = self.byte();
-        match kind {
-            0..128 => u32::from(kind & 31),
-            128..160 => 1 << (kind & 31),
-            160..192 => (1u32 << (kind & 31)).wrapping_sub(1),
-            192..224 => (1u32 << (kind & 31)).wrapping_add(1),
-            _ => u32::from_le_bytes(std::array::from_fn(|_| self.byte())),
-        }
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
-        let index = self.below(from.len());
-        from.get(index).copied()
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -127,7 +91,7 @@ pub fn run(bytes: &[u8]) -> Summary {
         summary: Summary::default(),
     };
     for _ in 0..STEPS {
-        if run.input.0.is_empty() {
+        if run.input.is_empty() {
             break;
         }
         run.step();
@@ -515,7 +479,7 @@ impl Run<'_> {
     fn rings(&self) -> Vec<DeviceRing> {
         let state = self.world.state();
         let queues = state.qps.values().flat_map(|qp| [Some(qp.sq), qp.rq]).flatten();
-        queues.chain(state.cqs.values().map(|cq| cq.ring)).chain(state.srqs.values().copied()).collect()
+        queues.chain(state.cqs.values().map(|cq| cq.ring)).chain(state.srqs.values().map(|srq| srq.ring)).collect()
     }
 
     fn spoil_a_counter(&mut self) {
@@ -605,7 +569,7 @@ fn number_of(qp: *mut ibv_qp) -> u32 {
 mod tests {
     use super::*;
     use crate::mock::Mock;
-    use crate::mock::rng::Rng;
+    use crate::mock::rng::{Rng, steps};
 
     #[test]
     fn a_send_ring_with_an_impossible_counter_takes_nothing_and_says_so() {
@@ -626,7 +590,7 @@ mod tests {
     #[test]
     fn random_bytes_do_no_harm() {
         let mut rng = Rng::from_env(1);
-        let runs = std::env::var("PVRDMA_STEPS").map_or(200, |steps| steps.parse().unwrap());
+        let runs = steps(200);
         let mut all = Summary::default();
         for n in 0..runs {
             let (len, seed) = (1 + rng.below(3000) as usize, rng.word());
@@ -640,6 +604,6 @@ mod tests {
         }
         println!("{runs} runs: {all:?}");
         let few = [all.created, all.refused, all.posted, all.completions, all.broken].into_iter().min();
-        assert!(few > Some(runs / 4), "{all:?} in {runs} runs");
+        assert!(few > Some((runs / 4) as u32), "{all:?} in {runs} runs");
     }
 }

@@ -16,6 +16,7 @@ use crate::interrupt::AsyncEvent;
 use crate::memory::{Buffer, DmaAddr};
 use crate::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
+use pvrdma_ffi::rng::Input;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_GENERAL_ERR;
 use std::sync::Arc;
 
@@ -34,45 +35,6 @@ pub struct Summary {
     pub refused: u32,
     /// Completions that the wild guest and its peers got.
     pub completions: u32,
-}
-
-/// Takes numbers off the bytes; nothing but zeros when they have ended.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::from(self.byte()) % limit
-    }
-
-    fn flag(&mut self) -> bool {
-        self.byte() & 1 != 0
-    }
-
-    /// A small number, a number next to a power of two, or four bytes as they come.
-    fn number(&mut self) -> u32 {
-        let kind = self.byte();
-        match kind {
-            0..128 => u32::from(kind & 31),
-            128..160 => 1 << (kind & 31),
-            160..192 => (1u32 << (kind & 31)).wrapping_sub(1),
-            192..224 => (1u32 << (kind & 31)).wrapping_add(1),
-            _ => u32::from_le_bytes(std::array::from_fn(|_| self.byte())),
-        }
-    }
-
-    /// One of `known`, or any number.
-    fn pick(&mut self, known: &[u32]) -> u32 {
-        match self.byte() {
-            n @ 0..224 if !known.is_empty() => known[usize::from(n) % known.len()],
-            _ => self.number(),
-        }
-    }
 }
 
 /// The honest guest: a pair that talks to itself, and ends that the wild one may talk to.
@@ -244,8 +206,8 @@ impl Wild {
     }
 
     fn command(&mut self, input: &mut Input<'_>, honest: &Honest) {
-        let ctx = CtxHandle(input.pick(&self.contexts));
-        let pd = PdHandle(input.pick(&self.pds));
+        let ctx = CtxHandle(input.known(&self.contexts));
+        let pd = PdHandle(input.known(&self.pds));
         let command = match input.below(20) {
             0 => Command::QueryPort { port_num: input.byte() },
             1 => Command::QueryPkey { port_num: input.byte(), index: input.byte() },
@@ -262,14 +224,14 @@ impl Wild {
                     _ => MrKind::User(self.buffer(input)),
                 },
             },
-            6 => Command::DestroyMr { mr: MrHandle(input.pick(&self.mrs)) },
+            6 => Command::DestroyMr { mr: MrHandle(input.known(&self.mrs)) },
             7 => Command::CreateCq { ctx, cqe: input.number(), buffer: self.buffer(input) },
-            8 => Command::DestroyCq { cq: CqHandle(input.pick(&self.cq_handles)) },
+            8 => Command::DestroyCq { cq: CqHandle(input.known(&self.cq_handles)) },
             9 | 10 => Command::CreateQp(Box::new(CreateQp {
                 pd,
-                send_cq: CqHandle(input.pick(&self.cq_handles)),
-                recv_cq: CqHandle(input.pick(&self.cq_handles)),
-                srq: input.flag().then(|| SrqHandle(input.pick(&self.srqs))),
+                send_cq: CqHandle(input.known(&self.cq_handles)),
+                recv_cq: CqHandle(input.known(&self.cq_handles)),
+                srq: input.flag().then(|| SrqHandle(input.known(&self.srqs))),
                 max_send_wr: input.number(),
                 max_recv_wr: input.number(),
                 max_send_sge: input.number(),
@@ -279,8 +241,8 @@ impl Wild {
                 buffer: self.buffer(input),
                 send_chunks: input.number(),
             })),
-            11 => Command::QueryQp { qp: QpHandle(input.pick(&self.qps)), attr_mask: input.number() },
-            12 => Command::DestroyQp { qp: QpHandle(input.pick(&self.qps)) },
+            11 => Command::QueryQp { qp: QpHandle(input.known(&self.qps)), attr_mask: input.number() },
+            12 => Command::DestroyQp { qp: QpHandle(input.known(&self.qps)) },
             13 => Command::CreateUc { pfn: u64::from(input.number()) },
             // Seldom: what is behind it in the bytes meets an empty device.
             14 if input.byte() < 32 => Command::DestroyUc { ctx },
@@ -302,12 +264,12 @@ impl Wild {
                 buffer: self.buffer(input),
             },
             18 => Command::ModifySrq {
-                srq: SrqHandle(input.pick(&self.srqs)),
+                srq: SrqHandle(input.known(&self.srqs)),
                 attr_mask: input.number(),
                 srq_limit: input.number(),
             },
             _ => {
-                let srq = SrqHandle(input.pick(&self.srqs));
+                let srq = SrqHandle(input.known(&self.srqs));
                 if input.flag() { Command::DestroySrq { srq } } else { Command::QuerySrq { srq } }
             }
         };
@@ -339,7 +301,7 @@ impl Wild {
     }
 
     fn modify(&mut self, input: &mut Input<'_>, honest: &Honest) {
-        let qp = QpHandle(input.pick(&self.qps));
+        let qp = QpHandle(input.known(&self.qps));
         let peers = [honest.peers[0].endpoint(), self.ends[2].endpoint(), self.ends[3].endpoint()];
         let peer = peers[input.below(peers.len())];
         let path = Path {
@@ -393,11 +355,11 @@ impl Wild {
     }
 
     fn ring(&mut self, input: &mut Input<'_>) {
-        let ctx = CtxHandle(input.pick(&self.contexts));
+        let ctx = CtxHandle(input.known(&self.contexts));
         let (offset, handle) = match input.below(4) {
-            0 | 1 => (0, input.pick(&self.qps)),
-            2 => (4, input.pick(&self.cq_handles)),
-            _ => (8, input.pick(&self.srqs)),
+            0 | 1 => (0, input.known(&self.qps)),
+            2 => (4, input.known(&self.cq_handles)),
+            _ => (8, input.known(&self.srqs)),
         };
         let value = handle | u32::from(input.byte()) << 24;
         if let Some(doorbell) = Doorbell::decode(offset, value) {
@@ -412,7 +374,7 @@ impl Wild {
         let sges: Vec<_> = (0..count)
             .map(|_| {
                 let jitter = if input.byte() < 32 { u64::from(input.number()) } else { 0 };
-                let key = if input.byte() < 32 { input.pick(&self.keys) } else { self.region.key };
+                let key = if input.byte() < 32 { input.known(&self.keys) } else { self.region.key };
                 let len = if input.byte() < 240 { u32::from(input.byte()) * 8 } else { input.number() };
                 (self.region.start.wrapping_add(jitter), len, key)
             })
@@ -424,7 +386,7 @@ impl Wild {
         };
         let offset = if input.byte() < 200 { u64::from(input.byte() & 0x78) } else { u64::from(input.number()) };
         let one = sges.first().copied().unwrap_or_default();
-        let imm = input.pick(&self.keys);
+        let imm = input.known(&self.keys);
         let mut wr = match input.below(12) {
             0 => SendWr::send(1, &sges),
             1 => SendWr::send(1, &sges).imm(imm),
@@ -448,7 +410,7 @@ impl Wild {
             wr.num_sge = Some(input.number());
         }
         if input.byte() < 32 {
-            wr.rkey = input.pick(&self.keys);
+            wr.rkey = input.known(&self.keys);
         }
         wr.send_flags = u32::from(input.byte());
         let end = &self.ends[end];
@@ -465,7 +427,7 @@ impl Wild {
             wr.num_sge = Some(input.number());
         }
         if let (true, Some(sge)) = (input.byte() < 16, wr.sges.first_mut()) {
-            *sge = (u64::from(input.number()), input.number(), input.pick(&self.keys));
+            *sge = (u64::from(input.number()), input.number(), input.known(&self.keys));
         }
         if input.byte() < 64 {
             append(&self.srq.block, 8, (PAGE, 4, 64), &wr.to_bytes());
@@ -491,7 +453,7 @@ impl Wild {
             return to;
         }
         To {
-            pd: PdHandle(input.pick(&self.pds) & 0x00ff_ffff),
+            pd: PdHandle(input.known(&self.pds) & 0x00ff_ffff),
             port_num: input.byte(),
             gid_index: input.byte(),
             qpn: Qpn(input.number()),
