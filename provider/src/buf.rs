@@ -3,6 +3,7 @@
 
 use crate::domain::{Allocator, Resource};
 use crate::error::Errno;
+use crate::sync::gone;
 use core::ptr::{self, NonNull};
 use pvrdma_ffi::pabi::Functions;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
@@ -111,6 +112,7 @@ impl Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
+        gone(self.start.as_ptr(), self.len);
         let start = self.start.as_ptr().cast();
         if let Some(libibverbs) = self.fork {
             // SAFETY: the range this Buf announced. A failure leaves a stale note in libibverbs

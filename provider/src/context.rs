@@ -10,10 +10,10 @@ use crate::error::Errno;
 use crate::ops;
 use crate::ring::Size;
 use crate::switches::Switches;
+use crate::sync::{AtomicU32, Ordering, yield_now};
 use crate::uar::Uar;
 use core::ffi::{c_char, c_int, c_void};
 use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering};
 use pvrdma_ffi::pabi::{Cmd, Functions, IBV_CONTEXT_SIZE, Libibverbs, Resp, verbs_context};
 use pvrdma_ffi::uapi::ib_user_ioctl::RDMA_DRIVER_VMW_PVRDMA;
 use pvrdma_ffi::uapi::ib_user_verbs::*;
@@ -175,7 +175,7 @@ impl QpNums {
             match place.compare_exchange(0, qp_num, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(LEAVING) if begin.elapsed() > PATIENCE => return Err(Errno::EAGAIN),
-                Err(LEAVING) => std::thread::yield_now(),
+                Err(LEAVING) => yield_now(),
                 Err(_) => return Err(Errno::EIO),
             }
         }

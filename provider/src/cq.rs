@@ -1,6 +1,6 @@
 //! Completion queues: create, destroy, arm. Polling is in [`crate::poll_cq`].
 
-use crate::barrier::from_device;
+use crate::barrier::{from_device, to_device};
 use crate::buf::{Buf, Source};
 use crate::context::{Context, QpNums, libibverbs};
 use crate::cq_ex::Current;
@@ -11,6 +11,7 @@ use crate::lock::SpinLock;
 use crate::log::refuse;
 use crate::ring::{Consumer, Entries, Size};
 use crate::send_log::SendLog;
+use crate::sync::{AtomicBool, Ordering, cycles};
 use crate::uar::{Arm, Uar};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
@@ -20,7 +21,6 @@ use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A completion queue. The room in front is libibverbs's `verbs_cq`; its `ibv_cq` is what
 /// applications hold.
@@ -34,8 +34,8 @@ pub struct Cq {
     pub uar: Uar,
     /// The device's number, at most 24 bits.
     pub cqn: u32,
-    /// When POLL was rung last, by [`cycles`]; long ago if it was not rung since the CQ was made or armed.
-    asked: AtomicU32,
+    /// Was POLL not rung since the CQ was made or armed? Then it is time to.
+    armed: AtomicBool,
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
     _buf: Buf,
@@ -51,6 +51,8 @@ pub struct CqRing {
     pub entries: Entries,
     /// Of the send queues with inline data that complete here, by handle.
     pub logs: Vec<(CqeHandle, Arc<SendLog>)>,
+    /// When POLL was rung last, by [`cycles`].
+    asked: u32,
     /// Where `start_poll` and `next_poll` are.
     pub at: Option<Current>,
 }
@@ -75,6 +77,7 @@ impl Cq {
                 consumer: Consumer::new(ptr::NonNull::from(&mut (*state).rx), size),
                 entries: Entries::new(buf.at(PVRDMA_PAGE_SIZE)),
                 logs: Vec::new(),
+                asked: 0,
                 at: None,
             }
         };
@@ -84,7 +87,7 @@ impl Cq {
             ring: unsafe { SpinLock::alone(ring, alone) },
             uar,
             cqn: 0,
-            asked: AtomicU32::new(long_ago()),
+            armed: AtomicBool::new(true),
             qp_nums,
             _buf: buf,
             _stake: stake,
@@ -101,14 +104,18 @@ impl Cq {
 
     /// Have the device put completions that it holds back. Whether it was asked: not again within a microsecond or so.
     /// The store may cost an exit of the virtual machine, and a loop that finds nothing would do little else.
-    pub fn ask(&self) -> bool {
-        // Relaxed: a hint, of this thread or of one that had the CQ's lock before.
-        if cycles().wrapping_sub(self.asked.load(Ordering::Relaxed)) < PAUSE {
+    pub fn ask(&self, ring: &mut CqRing) -> bool {
+        // Relaxed: this thread's own arming is what it must not miss.
+        if cycles().wrapping_sub(ring.asked) < PAUSE && !self.armed.load(Ordering::Relaxed) {
             return false;
         }
+        // The mark goes before the doorbell. An ARM that comes after this POLL sets it again; were it
+        // cleared later, that would be lost, and the last look of whoever armed would not ask.
+        self.armed.store(false, Ordering::Relaxed);
+        to_device();
         self.uar.ring_poll(self.cqn);
         from_device();
-        self.asked.store(cycles(), Ordering::Relaxed);
+        ring.asked = cycles();
         true
     }
 
@@ -154,18 +161,6 @@ impl Cq {
 
 /// Between half a microsecond and one, on the processors there are.
 const PAUSE: u32 = 2048;
-
-/// The processor's clock: its low half, which is one register and two instructions less. It wraps within seconds; a poll
-/// that takes a time long past for a recent one misses one doorbell.
-fn cycles() -> u32 {
-    // SAFETY: every x86-64 processor has it.
-    unsafe { core::arch::x86_64::_rdtsc() as u32 }
-}
-
-/// A time after which the next poll asks at once.
-fn long_ago() -> u32 {
-    cycles().wrapping_sub(PAUSE)
-}
 
 /// Bytes of the buffer of a CQ: the ring state has a page of its own.
 pub fn buf_len(size: Size) -> usize {
@@ -289,8 +284,10 @@ pub unsafe fn destroy_cq(cq: *mut ibv_cq) -> Result<(), Errno> {
 pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
     let arm = if solicited_only { Arm::Solicited } else { Arm::Any };
     cq.uar.ring_arm(cq.cqn, arm);
-    // Who arms polls once more before going to sleep: that poll asks.
-    cq.asked.store(long_ago(), Ordering::Relaxed);
+    // Who arms polls once more before going to sleep: that poll asks, unless another one does so
+    // between this and then. After the doorbell, or that other one could come too early.
+    to_device();
+    cq.armed.store(true, Ordering::Relaxed);
 }
 
 #[cfg(test)]

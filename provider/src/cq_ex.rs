@@ -115,7 +115,7 @@ unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr)
         };
         let mut found = look(own, &mut ring, cq, 0);
         // The device may hold completions back until asked.
-        if found == Err((Errno::ENOENT, 0)) && own.ask() {
+        if found == Err((Errno::ENOENT, 0)) && own.ask(&mut ring) {
             found = look(own, &mut ring, cq, 0);
         }
         found.map_err(|(errno, passed)| {

@@ -8,6 +8,7 @@ use crate::domain::Resource;
 use crate::error::Errno;
 use crate::mr;
 use crate::send_log::{Position, SendLog};
+use crate::sync::own_slot;
 use core::ptr::NonNull;
 use pvrdma_ffi::pabi::verbs_mr;
 use pvrdma_ffi::verbs::*;
@@ -72,6 +73,7 @@ impl Inline {
         pieces: impl Iterator<Item = (*const u8, usize)>,
     ) -> Result<ibv_sge, Errno> {
         let place = self.place(position);
+        own_slot(place.as_ptr());
         let mut length = 0;
         for (piece, piece_len) in pieces {
             if piece_len > self.max as usize - length {

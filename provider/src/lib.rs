@@ -8,8 +8,9 @@
 //! [`qp`] and [`srq`], the hot verbs in [`post_send`], [`post_recv`] and [`poll_cq`], their extended
 //! forms in [`qp_ex`] (`ibv_wr_*`) and [`cq_ex`] (`ibv_start_poll`). Below them: [`wqe`] and [`cqe`]
 //! know the bytes of a slot, [`ring`] the counters, [`uar`] the doorbells, [`barrier`] what orders
-//! them; [`inline`] and [`send_log`] are inline data, which the device does not have. [`switches`]
-//! is what the environment can turn on, [`log`] tells why something was refused.
+//! them, [`sync`] what threads share; [`inline`] and [`send_log`] are inline data, which the device
+//! does not have. [`switches`] is what the environment can turn on, [`log`] tells why something was
+//! refused.
 //!
 //! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the
 //! "Contract" section of `provider/README.md`.
@@ -28,6 +29,8 @@ pub mod error;
 pub mod inline;
 pub mod lock;
 pub mod log;
+#[cfg(all(loom, test))]
+mod loom;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod mock;
 pub mod mr;
@@ -44,5 +47,6 @@ pub mod ring;
 pub mod send_log;
 pub mod srq;
 pub mod switches;
+pub mod sync;
 pub mod uar;
 pub mod wqe;

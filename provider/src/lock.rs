@@ -7,9 +7,8 @@
 //! An object that its application keeps to one thread (a thread domain, a single-threaded CQ) has
 //! a lock that nobody takes: [`SpinLock::alone`].
 
-use core::cell::UnsafeCell;
+use crate::sync::{AtomicBool, Ordering, UnsafeCell, spin_loop, yield_core};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Tries before a waiter gives its core away.
 const SPINS_BEFORE_YIELD: u32 = 1000;
@@ -91,13 +90,9 @@ impl<T> SpinLock<T> {
             while self.locked.load(Ordering::Relaxed) {
                 spins += 1;
                 if spins < SPINS_BEFORE_YIELD {
-                    core::hint::spin_loop();
+                    spin_loop();
                 } else {
-                    // Not std's yield_now: a call the compiler cannot see to be free of panics
-                    // would give every hot verb a landing pad.
-                    //
-                    // SAFETY: no preconditions.
-                    unsafe { libc::sched_yield() };
+                    yield_core();
                 }
             }
             if !self.locked.swap(true, Ordering::Acquire) {

@@ -24,7 +24,7 @@ pub unsafe fn poll_cq(cq: &Cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
         // The device may hold completions back until asked.
         Ok(0) => {
             // Most often nothing came of it: that is one comparison.
-            if !cq.ask() || ring.consumer.is_unchanged() {
+            if !cq.ask(&mut ring) || ring.consumer.is_unchanged() {
                 return 0;
             }
             match ring.consumer.ready() {

@@ -6,8 +6,8 @@
 //! writer. We keep our own counter in private memory and only ever store it to the shared page; the
 //! other side's counter is judged every time it is read.
 
+use crate::sync::{AtomicU32, Ordering, own_slot};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
 use pvrdma_ffi::uapi::vmw_pvrdma::{pvrdma_cqe, pvrdma_ring};
 
 /// The shared counter of the other side cannot be right.
@@ -119,7 +119,9 @@ impl Slots {
     #[inline(always)]
     pub fn at(self, slot: Slot) -> NonNull<u8> {
         // SAFETY: a Slot is below the number of slots, so this stays inside (promise of `new`).
-        unsafe { self.base.add((slot.0 as usize) << self.shift) }
+        let at = unsafe { self.base.add((slot.0 as usize) << self.shift) };
+        own_slot(at.as_ptr());
+        at
     }
 }
 
@@ -138,7 +140,9 @@ impl Entries {
     #[inline(always)]
     pub fn at(self, slot: Slot) -> NonNull<pvrdma_cqe> {
         // SAFETY: as for Slots.
-        unsafe { self.0.add(slot.0 as usize) }
+        let at = unsafe { self.0.add(slot.0 as usize) };
+        own_slot(at.as_ptr());
+        at
     }
 }
 

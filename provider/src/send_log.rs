@@ -10,7 +10,7 @@
 //! One side is the poster, under the lock of the send queue; the other is the poller, under the
 //! lock of the CQ.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The log of one send queue.

@@ -5,6 +5,7 @@
 //! and a wider store would ring two bells.) `write_volatile::<u32>` is exactly that.
 
 use crate::error::Errno;
+use crate::sync::store_doorbell;
 use core::ffi::c_int;
 use core::ptr::{self, NonNull};
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -64,7 +65,7 @@ impl Uar {
     fn store(self, offset: usize, value: u32) {
         // SAFETY: `offset` is one of the three register offsets, inside the mapped page; the page
         // outlives every object that holds a copy of `self`.
-        unsafe { self.0.as_ptr().byte_add(offset).write_volatile(value) }
+        unsafe { store_doorbell(self.0.as_ptr().byte_add(offset), value) }
     }
 
     /// New entries in a send queue.

@@ -14,6 +14,7 @@
 //! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
 //! | `memory.rs`, `process.rs`, `host/` | the process on the host's fabric |
 //! | `hooks.rs` | what tests of providers may ask and change from inside |
+//! | `sync.rs` | atomics and locks of `host/`, which loom replaces in tests |
 //! | `config.rs`, `trace.rs`, `raw.rs`, `memcheck.rs` | settings, the trace file, system calls that bypass every interposer, a word to valgrind |
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
@@ -29,6 +30,8 @@ mod fresh;
 mod hooks;
 mod host;
 mod library;
+#[cfg(all(loom, test))]
+mod loom;
 mod memcheck;
 mod memory;
 mod netdev;
@@ -38,6 +41,7 @@ mod process;
 mod raw;
 mod signals;
 mod store;
+mod sync;
 mod trace;
 mod uar;
 mod uverbs;

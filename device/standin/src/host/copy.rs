@@ -3,6 +3,7 @@
 //! The kernel checks every page at both ends, so memory that is gone becomes an error. It serves copies within
 //! this process too.
 
+use crate::sync::own;
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::{CopyFault, Far};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,7 @@ fn to_iovecs(spans: &[Span], into: &mut [libc::iovec; MAX_SPANS]) -> Option<usiz
 
 /// Copies `local` from or to `remote` of process `pid`. `false`: some page was not there, or may not be touched.
 pub fn copy(pid: libc::pid_t, direction: Direction, local: &[Span], remote: &[Span]) -> bool {
+    local.iter().chain(remote).for_each(|span| own(span.addr.0));
     let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let (mut here, mut there) = ([none; MAX_SPANS], [none; MAX_SPANS]);
     let (Some(here_cnt), Some(there_cnt)) = (to_iovecs(local, &mut here), to_iovecs(remote, &mut there)) else {

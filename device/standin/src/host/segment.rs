@@ -2,12 +2,13 @@
 
 use super::bell::Bell;
 use crate::fd;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, yield_core};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::AtomicPtr;
 
 /// Regions of a fabric: one for each process. A QP number carries the region in its top 9 bits, counted from 1.
 pub const MAX_PROCESSES: usize = 511;
@@ -87,7 +88,7 @@ pub struct PublishedQp {
     /// 1: see `QpView::placeable`.
     pub placeable: AtomicU32,
     /// The responder's next expected PSN; advanced by whoever carried a request out.
-    pub expected_psn: AtomicU32,
+    pub expected_psn: std::sync::atomic::AtomicU32,
     /// QP number, to tell a reused handle.
     pub qpn: AtomicU32,
     /// PD handle.
@@ -137,8 +138,9 @@ pub struct Region {
 /// Version of this layout, so that two builds do not meet in one file.
 const LAYOUT: u64 = 0x7076_7264_6d61_0004;
 
+/// The front of the shared file.
 #[repr(C, align(4096))]
-struct Fabric {
+pub struct Fabric {
     /// `LAYOUT` plus the size, set by the first process.
     layout: AtomicU64,
     /// Next incarnation to give out.
@@ -266,6 +268,26 @@ impl Segment {
         Ok(Segment { fabric, file, regions, own, own_region, owner, seen })
     }
 
+    /// Several processes in one, over memory of their own, for models. They all have this process's pid.
+    #[cfg(all(loom, test))]
+    pub fn by_hand(fabric: &'static Fabric, regions: &[&'static Region], own: usize) -> Segment {
+        let pid = own_pid();
+        let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
+        let seat = &fabric.seats[own];
+        seat.guest.store(1, Ordering::Relaxed);
+        seat.owner.store(owner.0, Ordering::SeqCst);
+        fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
+        Segment {
+            fabric,
+            file: -1,
+            own_region: regions[own],
+            regions: regions.iter().map(|region| AtomicPtr::new(std::ptr::from_ref(*region).cast_mut())).collect(),
+            own,
+            owner,
+            seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
     /// This process's region.
     pub fn own(&self) -> &'static Region {
         self.own_region
@@ -342,8 +364,7 @@ impl Segment {
                 let mut spins = 0u32;
                 while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation()) {
                     spins += 1;
-                    // SAFETY: no preconditions.
-                    unsafe { libc::sched_yield() };
+                    yield_core();
                     // A killed copier does not copy; asking is dear, so not at once.
                     if spins.is_multiple_of(4096) && !self.alive(process) {
                         break;

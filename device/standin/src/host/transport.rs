@@ -4,6 +4,7 @@
 use super::bell::Bell;
 use super::copy::{Direction, RemoteFar, copy};
 use super::segment::*;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence, yield_core};
 use pvrdma_device::device::Device;
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
@@ -14,8 +15,7 @@ use pvrdma_device::wqe::{AtomicOp, Ext, Grh};
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
@@ -49,6 +49,24 @@ struct Flying {
     datagram: bool,
 }
 
+/// Whom the inbox is emptied for: the device.
+pub trait Inbound {
+    /// Carries out a request.
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
+    /// Takes in an answer.
+    fn answered(&self, token: Token, answer: Answer);
+}
+
+impl Inbound for Device {
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
+        self.receive(request, far)
+    }
+
+    fn answered(&self, token: Token, answer: Answer) {
+        self.answered(token, answer);
+    }
+}
+
 /// The payload of a request.
 enum Body<'a> {
     /// Where it is in the requester's memory.
@@ -73,7 +91,7 @@ impl HostTransport {
             segment,
             device: OnceLock::new(),
             out: Mutex::new(Outbox { free, sequence, flying: Vec::new() }),
-            pump: Mutex::default(),
+            pump: Mutex::new(HashMap::new()),
             pump_asked: AtomicBool::new(false),
         })
     }
@@ -290,23 +308,32 @@ impl HostTransport {
     /// Carries out what is in the inbox and takes in what was answered. `false`: nothing was there, or another thread
     /// is at it, and will look once more for us.
     pub fn pump(&self) -> bool {
+        self.device().is_some_and(|device| self.pump_for(&*device))
+    }
+
+    /// [`HostTransport::pump`] for somebody.
+    pub fn pump_for(&self, device: &dyn Inbound) -> bool {
         let mut moved = false;
         loop {
             // Asked before the lock is tried, cleared before its owner looks, looked at after it was given back: whoever
             // does not get the lock has either asked before that look, or is seen after it.
-            self.pump_asked.store(true, Ordering::SeqCst);
+            //
+            // Swaps, not stores: who clears it has seen what those published who had asked. The fences: either the lock
+            // is found open, or its owner finds that somebody has asked.
+            self.pump_asked.swap(true, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
             let Ok(mut readers) = self.pump.try_lock() else { return moved };
-            self.pump_asked.store(false, Ordering::SeqCst);
-            moved |= self.pump_once(&mut readers);
+            self.pump_asked.swap(false, Ordering::AcqRel);
+            moved |= self.pump_once(device, &mut readers);
             drop(readers);
-            if !self.pump_asked.load(Ordering::SeqCst) {
+            fence(Ordering::SeqCst);
+            if !self.pump_asked.load(Ordering::Relaxed) {
                 return moved;
             }
         }
     }
 
-    fn pump_once(&self, readers: &mut HashMap<usize, Reader>) -> bool {
-        let Some(device) = self.device() else { return false };
+    fn pump_once(&self, device: &dyn Inbound, readers: &mut HashMap<usize, Reader>) -> bool {
         let own = self.segment.own();
         // First who has sent and how much, then what was answered, then those requests and no later ones: a request
         // may be the other program's reply to a message of ours, and the answer to that message was there before it.
@@ -332,7 +359,7 @@ impl HostTransport {
             device.answered(token, answer);
         }
         for (process, tail) in senders {
-            moved |= self.serve(&device, readers, process, tail);
+            moved |= self.serve(device, readers, process, tail);
         }
         moved
     }
@@ -349,7 +376,7 @@ impl HostTransport {
     }
 
     /// Carries out the requests of one process up to `tail`.
-    fn serve(&self, device: &Device, readers: &mut HashMap<usize, Reader>, process: Process, tail: u32) -> bool {
+    fn serve(&self, device: &dyn Inbound, readers: &mut HashMap<usize, Reader>, process: Process, tail: u32) -> bool {
         // What a killed process still wanted may be left undone; its pid may be a stranger's.
         if !self.segment.has_its_pid(process) {
             return false;
@@ -388,7 +415,7 @@ impl HostTransport {
 
     fn carry_out(
         &self,
-        device: &Device,
+        device: &dyn Inbound,
         slot: &Slot,
         payload: &SlotPayload,
         process: Process,
@@ -518,8 +545,7 @@ impl Transport for HostTransport {
             let mut spins = 0u32;
             while slot.word.load(Ordering::Acquire) == taken {
                 spins += 1;
-                // SAFETY: no preconditions.
-                unsafe { libc::sched_yield() };
+                yield_core();
                 if spins.is_multiple_of(4096) && !self.segment.alive(flight.target) {
                     break;
                 }
@@ -534,7 +560,7 @@ impl Transport for HostTransport {
         flight.is_none_or(|flight| !self.segment.alive(flight.target))
     }
 
-    fn expected_psn(&self, qp: QpHandle) -> Option<&'static AtomicU32> {
+    fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {
         Some(&self.segment.own().qps.get(qp.0 as usize)?.expected_psn)
     }
 

@@ -1,0 +1,29 @@
+//! `cargo xtask loom`: the loom models of the provider and of the stand-in's transport, `src/loom` of both crates.
+//!
+//! loom runs the real code once for every order in which its threads can meet. `LOOM_MAX_PREEMPTIONS=3` looks further than
+//! the default of the models, and takes longer.
+
+use anyhow::Result;
+
+use crate::{no_arguments, shell};
+
+/// Entry of the subcommand.
+pub fn main(arguments: &[String]) -> Result<()> {
+    no_arguments(arguments)?;
+    check()
+}
+
+/// In a target folder of its own, since the flag would have everything built again.
+pub fn check() -> Result<()> {
+    shell::run(
+        shell::cargo(&["test", "--quiet", "--release", "--locked", "-p", "vmw_pvrdma", "-p", "pvrdma-standin"])
+            .args(["--lib", "loom"])
+            .env("CARGO_TARGET_DIR", shell::target().join("loom"))
+            .env("RUSTFLAGS", "--cfg loom")
+            // What it takes to build counts, more than how long the models run.
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false"),
+    )
+}
