@@ -53,8 +53,19 @@ pub struct CqRing {
     pub logs: Vec<(CqeHandle, Arc<SendLog>)>,
     /// When POLL was rung last, by [`cycles`].
     asked: u32,
+    /// So many empty polls may still ring POLL at once.
+    eager: u32,
     /// Where `start_poll` and `next_poll` are.
     pub at: Option<Current>,
+}
+
+impl CqRing {
+    /// Give `count` entries back to the device.
+    #[inline(always)]
+    pub fn release(&mut self, count: u32) {
+        self.consumer.release(count);
+        self.eager = EAGER;
+    }
 }
 
 impl Cq {
@@ -78,6 +89,7 @@ impl Cq {
                 entries: Entries::new(buf.at(PVRDMA_PAGE_SIZE)),
                 logs: Vec::new(),
                 asked: 0,
+                eager: 0,
                 at: None,
             }
         };
@@ -102,12 +114,16 @@ impl Cq {
         unsafe { &*cq.cast() }
     }
 
-    /// Have the device put completions that it holds back. Whether it was asked: not again within a microsecond or so.
-    /// The store may cost an exit of the virtual machine, and a loop that finds nothing would do little else.
+    /// Have the device put completions that it holds back. Whether it was asked: after some empty
+    /// polls in a row not again within a microsecond or so. The store may cost an exit of the virtual
+    /// machine, and a loop that finds nothing would do little else.
     pub fn ask(&self, ring: &mut CqRing) -> bool {
         // Relaxed: this thread's own arming is what it must not miss.
         if cycles().wrapping_sub(ring.asked) < PAUSE && !self.armed.load(Ordering::Relaxed) {
-            return false;
+            if ring.eager == 0 {
+                return false;
+            }
+            ring.eager -= 1;
         }
         // The mark goes before the doorbell. An ARM that comes after this POLL sets it again; were it
         // cleared later, that would be lost, and the last look of whoever armed would not ask.
@@ -161,6 +177,11 @@ impl Cq {
 
 /// Between half a microsecond and one, on the processors there are.
 const PAUSE: u32 = 2048;
+
+/// Empty polls that ring POLL at once after completions came: more may follow soon, and with two
+/// programs that answer each other a pause is seen in each round trip (measured on the stand-in:
+/// 0.4 us of 9.7, gone with 16, half gone with 4).
+const EAGER: u32 = 16;
 
 /// Bytes of the buffer of a CQ: the ring state has a page of its own.
 pub fn buf_len(size: Size) -> usize {

@@ -190,7 +190,7 @@ fn look(own: &Cq, ring: &mut CqRing, cq: *mut ibv_cq_ex, mut passed: u32) -> Res
 /// The caller must hold the lock.
 unsafe fn leave(own: &Cq, mut ring: Held<'_, CqRing>, passed: u32) {
     if passed > 0 {
-        ring.consumer.release(passed);
+        ring.release(passed);
     }
     ring.at = None;
     // SAFETY: promise of the caller; the guard is not used after this.

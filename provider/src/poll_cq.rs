@@ -77,7 +77,7 @@ unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut
             }
         }
     }
-    ring.consumer.release(count);
+    ring.release(count);
     (strays, wc)
 }
 
