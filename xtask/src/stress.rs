@@ -26,6 +26,11 @@ pub fn main(arguments: &[String]) -> Result<()> {
             .args(["--test", "model", "--test", "commands"])
             .env("PVRDMA_STEPS", STEPS),
     )?;
+    println!("# the provider against a model of it, a million steps on one thread and a million on four");
+    shell::run(
+        shell::cargo(&["test", "--release", "-p", "vmw_pvrdma", "--lib", "model", "--", "--nocapture"])
+            .env("PVRDMA_STEPS", "1000000"),
+    )?;
     for story in STORIES {
         println!("# {story}");
         shell::run(

@@ -391,8 +391,7 @@ impl World {
 
 #[test]
 fn random_commands_end_as_the_model_says() {
-    let steps: u64 =
-        std::env::var("PVRDMA_STEPS").map_or(40_000, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let steps = pvrdma_device::mock::rng::steps(40_000);
     let mut world = World::new(21);
     let whole = world.driver.device.budget_left();
     for _ in 0..steps {

@@ -285,8 +285,7 @@ fn what_comes_and_goes_leaves_nothing() {
     let pdir = widest(greedy);
     let buffer = |nchunks| Buffer::Pdir { pdir, nchunks };
     let left = greedy.device.budget_left();
-    let rounds: u32 =
-        std::env::var("PVRDMA_STEPS").map_or(60_000, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let rounds = pvrdma_device::mock::rng::steps(60_000) as u32;
     for n in 0..rounds {
         let kind = MrKind::User(buffer(1));
         let create = Command::CreateMr { pd, start: 0, length: 1, access_flags: ALL_ACCESS, kind };

@@ -9,7 +9,7 @@ use pvrdma_device::mock::wild::{Summary, run};
 #[test]
 fn random_bytes_harm_nobody() {
     let mut rng = Rng::from_env(1);
-    let runs = std::env::var("PVRDMA_STEPS").map_or(1000, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let runs = pvrdma_device::mock::rng::steps(1000);
     let mut all = Summary::default();
     for n in 0..runs {
         let len = 1 + rng.below(4000) as usize;
@@ -22,6 +22,7 @@ fn random_bytes_harm_nobody() {
     }
     println!("{runs} runs: {all:?}");
     // It must do something that the device takes for sense, and something that it does not.
+    let runs = runs as u32;
     let enough = runs * 5;
     assert!(all.commands > enough && all.refused > enough && all.completions > runs, "{all:?} in {runs} runs");
 }

@@ -102,7 +102,7 @@ fn reform(liar: &mut Guest) {
 #[test]
 fn rubbish_hurts_only_the_guest_it_comes_from() {
     let mut rng = Rng::from_env(5);
-    let steps = std::env::var("PVRDMA_STEPS").map_or(6000, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let steps = pvrdma_device::mock::rng::steps(6000);
     let servers = servers(3);
     let mut others = joined(&servers, 4096);
     let mut liar = Guest::boot(&servers.paths[2], 3);

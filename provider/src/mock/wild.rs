@@ -606,4 +606,17 @@ mod tests {
         let few = [all.created, all.refused, all.posted, all.completions, all.broken].into_iter().min();
         assert!(few > Some((runs / 4) as u32), "{all:?} in {runs} runs");
     }
+
+    #[test]
+    fn inputs_that_a_fuzzer_kept_do_no_harm() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/adapter");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            println!("{}", path.display());
+            run(&std::fs::read(&path).unwrap());
+            count += 1;
+        }
+        assert!(count > 100, "{count} seeds");
+    }
 }

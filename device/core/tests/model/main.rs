@@ -793,7 +793,7 @@ impl World {
 }
 
 fn run(seed: u64, lossy: bool, steps: u64) {
-    let steps = std::env::var("PVRDMA_STEPS").map_or(steps, |steps| steps.parse().expect("PVRDMA_STEPS: a number"));
+    let steps = pvrdma_device::mock::rng::steps(steps);
     let mut world = World::new(seed, lossy);
     for _ in 0..steps {
         world.step();
