@@ -96,6 +96,16 @@ impl<'a> Job<'a> {
         let mut command = self.command();
         let handle = |file: &File| file.try_clone().expect("a file handle can be doubled");
         let line = format!("{command:?}");
+        // SAFETY: the closure runs between fork and exec, where signal(2) may be called.
+        unsafe {
+            command.pre_exec(|| {
+                // Not what we happen to be started with: `nohup` and background jobs of a script ignore some.
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            })
+        };
         let child = command
             .stdin(std::process::Stdio::null())
             // Files and not pipes: a process that stays behind must not keep the reader waiting.

@@ -7,7 +7,7 @@ use pvrdma_tests::{Provider, Stand, User};
 use crate::{no_arguments, packages, shell};
 
 /// Each figure is the median of this many runs, the providers taking turns.
-const RUNS: usize = 5;
+const RUNS: usize = 11;
 
 const LATENCIES: &[Line] = &[
     Line::latency("ib_send_lat", &[]),
