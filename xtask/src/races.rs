@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn options(words: &[&str]) -> Result<Option<Options>> {
-        parse(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        parse(&shell::owned(words))
     }
 
     #[test]

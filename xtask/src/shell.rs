@@ -63,3 +63,9 @@ fn line(command: &Command) -> String {
     }
     line
 }
+
+/// Words of a command line, for the tests of those who parse it.
+#[cfg(test)]
+pub fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
