@@ -1,6 +1,6 @@
 //! `cargo xtask loom`: the loom models of the provider and of the stand-in's transport, `src/loom` of both crates.
 //!
-//! loom runs the real code once for every order in which its threads can meet. `LOOM_MAX_PREEMPTIONS=3` looks further than
+//! loom runs the real code once for each order in which its threads can meet, within a number of preemptions. `LOOM_MAX_PREEMPTIONS=3` looks further than
 //! the default of the models, and takes longer.
 
 use anyhow::Result;

@@ -51,7 +51,7 @@ const CHECKS: &[Check] = &[
     Check { name: "system", shows: "stock programs on the stand-in, tests/", run: system },
     Check { name: "debug", shows: "the core of that with Rust's own checks on", run: system_debug },
     Check { name: "matrix", shows: "stock programs in every pair of circumstances", run: || matrix::main(&[]) },
-    Check { name: "loom", shows: "threads in every order, models by loom", run: loom::check },
+    Check { name: "loom", shows: "threads in the orders they can meet, by loom", run: loom::check },
     Check { name: "races", shows: "ThreadSanitizer on the provider", run: races::check },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
     Check { name: "fuzz", shows: "a minute of hostile guests", run: || fuzz::main(&[]) },
