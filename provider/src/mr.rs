@@ -6,6 +6,7 @@ use crate::error::Errno;
 use crate::log::refuse;
 use crate::pd::Pd;
 use core::ffi::{c_int, c_void};
+use pvrdma_ffi::dev_api::PVRDMA_PAGE_DIR_MAX_PAGES;
 use pvrdma_ffi::pabi::{Cmd, Resp, verbs_mr};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_PAGE_SIZE;
@@ -19,9 +20,8 @@ struct Mr {
     _stake: Stake,
 }
 
-/// Bytes in a region, at most: a page directory has 512 tables of 512 pages (`pvrdma_dev_api.h`:
-/// `PVRDMA_PAGE_DIR_MAX_PAGES`). The kernel driver refuses more.
-const LONGEST: usize = 512 * 512 * PVRDMA_PAGE_SIZE;
+/// Bytes in a region, at most: what a page directory can name. The kernel driver refuses more.
+const LONGEST: usize = PVRDMA_PAGE_DIR_MAX_PAGES as usize * PVRDMA_PAGE_SIZE;
 
 /// `reg_mr`. The device addresses a region by its virtual address only: the kernel driver never
 /// tells it another one, so registering with a different iova or zero-based would succeed and then
