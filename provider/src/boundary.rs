@@ -3,7 +3,7 @@
 //! the application.) Around a body that cannot panic the compiler removes the wall; the hot verbs
 //! are written so.
 
-use crate::error::Errno;
+use crate::support::error::Errno;
 use core::ffi::c_int;
 use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -6,7 +6,9 @@
 //! are valid, output parameters can be written. Each shim passes exactly that on, to a function that
 //! asks for it.
 
-use crate::{ah, boundary, context, cq, cq_ex, domain, mr, pd, poll_cq, port, post_recv, post_send, qp, qp_ex, srq};
+use crate::boundary;
+use crate::fast::{cq_ex, poll_cq, post_recv, post_send, qp_ex};
+use crate::verbs::{ah, context, cq, mr, pd, port, qp, srq};
 use core::ffi::{c_int, c_void};
 use pvrdma_ffi::pabi::{verbs_context_ops, verbs_mr};
 use pvrdma_ffi::verbs::*;
@@ -91,12 +93,12 @@ unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
 
 unsafe extern "C" fn alloc_td(context: *mut ibv_context, attr: *mut ibv_td_init_attr) -> *mut ibv_td {
     // SAFETY: the promise at the top of this file.
-    boundary::pointer(|| unsafe { domain::alloc_td(context, attr) })
+    boundary::pointer(|| unsafe { pd::alloc_td(context, attr) })
 }
 
 unsafe extern "C" fn dealloc_td(td: *mut ibv_td) -> c_int {
     // SAFETY: the promise at the top of this file.
-    boundary::errno(|| unsafe { domain::dealloc_td(td) })
+    boundary::errno(|| unsafe { pd::dealloc_td(td) })
 }
 
 unsafe extern "C" fn alloc_parent_domain(
@@ -104,7 +106,7 @@ unsafe extern "C" fn alloc_parent_domain(
     attr: *mut ibv_parent_domain_init_attr,
 ) -> *mut ibv_pd {
     // SAFETY: the promise at the top of this file.
-    boundary::pointer(|| unsafe { domain::alloc_parent_domain(context, attr) })
+    boundary::pointer(|| unsafe { pd::alloc_parent_domain(context, attr) })
 }
 
 unsafe extern "C" fn reg_mr(
@@ -226,16 +228,16 @@ unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *m
         // Before the wall and in a function of its own, so that the other kinds cost plain RC one
         // comparison.
         if own.kind != qp::Kind::Rc {
-            return post_send_special(qp, wr, bad_wr);
+            return post_send_extras(qp, wr, bad_wr);
         }
         boundary::posted(wr, bad_wr, || post_send::post_send(own, wr))
     }
 }
 
 #[inline(never)]
-unsafe extern "C" fn post_send_special(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+unsafe extern "C" fn post_send_extras(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
     // SAFETY: the promise at the top of this file.
-    unsafe { boundary::posted(wr, bad_wr, || post_send::post_send_special(qp::Qp::of(qp), wr)) }
+    unsafe { boundary::posted(wr, bad_wr, || post_send::post_send_extras(qp::Qp::of(qp), wr)) }
 }
 
 unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {

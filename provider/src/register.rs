@@ -5,7 +5,9 @@
 //! not call back into anything that lists devices.
 
 use crate::boundary;
-use crate::context::{self, Loaded};
+use crate::ops::OPS;
+use crate::support::loaded::Loaded;
+use crate::verbs::context;
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr;
 use pvrdma_ffi::pabi::device_ops::*;
@@ -32,7 +34,7 @@ pub extern "C" fn register() {
             eprintln!("{}: not registering with the loaded libibverbs: {why}", NAME.to_string_lossy());
         }
         Some(Ok(libibverbs)) => {
-            let loaded = Loaded::set(libibverbs);
+            let loaded = Loaded::set(libibverbs, &OPS);
             let ops = device_ops(&loaded.libibverbs.layout);
             // SAFETY: the struct has the form this libibverbs expects and is never freed, nor is
             // the match table it points to.

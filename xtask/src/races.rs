@@ -39,7 +39,7 @@ called_from_lib:libpvrdma_standin.so
 # Its list of addresses ends in entries that all callers share and none may write.
 race:getifaddrs
 # The doorbell page is a device's registers: stores from all threads, in any order, are what it is for.
-race:provider/src/uar.rs
+race:provider/src/ring/uar.rs
 # OnceLock and Mutex of std, whose slow paths are not instrumented.
 race:Context>::port
 race:find*ah::create_ah

@@ -3,13 +3,13 @@
 //!     RUSTFLAGS="--cfg loom" cargo test -p pvrdma-standin --lib --release loom
 //!
 //! What runs is `host/` itself over ordinary memory, two processes as two [`HostTransport`]s; its atomics are those of
-//! the provider's models (`provider/src/loom/shadow.rs`, one file for both). In the place of the device core stands
+//! the provider's models (`provider/src/tests/loom/shadow.rs`, one file for both). In the place of the device core stands
 //! [`Other`], which carries requests out by touching their payload: two sides that touch it at once fail the model.
 //!
 //! Where two sides must each see the other (a hazard and what was unpublished), loom knows that of fences, and of
 //! SeqCst accesses less than the language grants.
 
-#[path = "../../../provider/src/loom/shadow.rs"]
+#[path = "../../../provider/src/tests/loom/shadow.rs"]
 #[allow(dead_code, reason = "the provider needs more of it")]
 pub mod shadow;
 

@@ -1,6 +1,6 @@
-//! A device out of its mind: see `mock/wild.rs`, which says what the bytes mean and what must hold.
+//! A hostile device: see `testing/wild.rs`, which says what the bytes mean and what must hold.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    vmw_pvrdma::mock::wild::run(bytes);
+    vmw_pvrdma::testing::wild::run(bytes);
 });

@@ -1,0 +1,436 @@
+//! `ibv_post_send`.
+
+use crate::fast::wqe::{fill_extras, fill_rc, fill_ud};
+use crate::ring::barrier::to_device;
+use crate::ring::counters::{Batch, Slots};
+use crate::support::error::Errno;
+use crate::verbs::qp::Kind;
+use crate::verbs::qp::Qp;
+use core::ptr::{self, NonNull};
+use pvrdma_ffi::verbs::ibv_send_wr;
+
+/// A failed request of a list, and why.
+type Bad = (Errno, *mut ibv_send_wr);
+
+/// Post a list of work requests to a queue of [`Kind::Rc`]. On failure the request that failed
+/// comes back; those before it are posted.
+///
+/// # Safety
+/// `first` must be NULL or a list of valid work requests, each with the SGL it says it has and, on
+/// a UD QP, NULL or a live AH of ours.
+#[inline(always)]
+pub unsafe fn post_send(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
+    if first.is_null() {
+        return Err((Errno::EINVAL, ptr::null_mut()));
+    }
+    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
+    unsafe { post_list(qp, first, |slot, wr, max_sge, always| fill_rc(slot, wr, max_sge, always)) }
+}
+
+/// [`post_send`] for a queue of another kind.
+///
+/// # Safety
+/// As [`post_send`].
+pub unsafe fn post_send_extras(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
+    if first.is_null() {
+        return Err((Errno::EINVAL, ptr::null_mut()));
+    }
+    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
+    unsafe {
+        match qp.kind {
+            Kind::Ud => post_list(qp, first, |slot, wr, max_sge, always| fill_ud(slot, wr, max_sge, always)),
+            Kind::Rc | Kind::Extras => {
+                post_list(qp, first, |slot, wr, max_sge, always| fill_extras(slot, wr, max_sge, always, &qp.extras))
+            }
+        }
+    }
+}
+
+/// Fill, publish, ring. `fill` gets a slot, the request for it, the longest SGL a slot has room
+/// for, and the flags to set in every request.
+///
+/// # Safety
+/// `first` must be a list of valid work requests.
+#[inline(always)]
+unsafe fn post_list(
+    qp: &Qp,
+    first: *mut ibv_send_wr,
+    fill: impl Fn(NonNull<u8>, &ibv_send_wr, u32, u32) -> Result<(), Errno>,
+) -> Result<(), Bad> {
+    let mut sq = qp.sq.lock();
+    if !sq.open {
+        return Err((Errno::EINVAL, first));
+    }
+    let (slots, max_sge, always) = (sq.slots, u32::from(sq.max_sge), u32::from(sq.always));
+    let mut batch = sq.producer.batch();
+    let mut wr = first;
+    let result = loop {
+        // SAFETY: a valid request of the caller's list.
+        let request = unsafe { &*wr };
+        if let Err(errno) = push(&mut batch, slots, |slot| fill(slot, request, max_sge, always)) {
+            break Err((errno, wr));
+        }
+        wr = request.next;
+        if wr.is_null() {
+            break Ok(());
+        }
+    };
+    if batch.publish() {
+        to_device();
+        sq.uar.ring_send(sq.qp_handle.into());
+    }
+    result
+}
+
+#[inline(always)]
+fn push(batch: &mut Batch<'_>, slots: Slots, fill: impl FnOnce(NonNull<u8>) -> Result<(), Errno>) -> Result<(), Errno> {
+    let Some(slot) = batch.reserve().map_err(|_| Errno::EIO)? else {
+        return Err(Errno::ENOMEM);
+    };
+    fill(slots.at(slot))?;
+    batch.commit();
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::support::switches::Switches;
+    use crate::testing::mock::{Mock, send_cqe};
+    use crate::verbs::ah::Ah;
+    use crate::verbs::pd::DomainRef;
+    use pvrdma_ffi::uapi::vmw_pvrdma::*;
+    use pvrdma_ffi::verbs::*;
+    use zerocopy::FromBytes;
+
+    /// A list of SEND requests with `wr_id` 0, 1, ... and one SGE each.
+    fn list(count: usize, sge: &mut ibv_sge) -> Vec<ibv_send_wr> {
+        // SAFETY: all-zero integers and pointers are valid.
+        let mut wrs = vec![unsafe { core::mem::zeroed::<ibv_send_wr>() }; count];
+        for i in 0..count {
+            wrs[i].wr_id = i as u64;
+            wrs[i].opcode = IBV_WR_SEND;
+            wrs[i].sg_list = sge;
+            wrs[i].num_sge = 1;
+            if i > 0 {
+                wrs[i - 1].next = &raw mut wrs[i];
+            }
+        }
+        wrs
+    }
+
+    fn post(mock: &Mock, wrs: &mut [ibv_send_wr]) -> Result<(), (Errno, u64)> {
+        let first = wrs.first_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        // SAFETY: a valid list, see `list`.
+        let result = unsafe {
+            match mock.qp.kind {
+                Kind::Rc => post_send(&mock.qp, first),
+                _ => post_send_extras(&mock.qp, first),
+            }
+        };
+        result.map_err(|(errno, wr)| {
+            // SAFETY: the failed request is one of the list.
+            (errno, if wr.is_null() { u64::MAX } else { unsafe { (*wr).wr_id } })
+        })
+    }
+
+    const SEND: u32 = PVRDMA_UAR_QP_SEND | Mock::HANDLE as u32;
+
+    #[test]
+    fn a_list_is_published_in_order_and_rung_once() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge { addr: 1, length: 2, lkey: 3 };
+        assert_eq!(post(&mock, &mut list(3, &mut sge)), Ok(()));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), SEND);
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), 0);
+        for wr_id in 0..3 {
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.wr_id, wqe.hdr.opcode), (wr_id, PVRDMA_WR_SEND));
+            assert_eq!((wqe.sges[0].addr, wqe.sges[0].length, wqe.sges[0].lkey), (1, 2, 3));
+        }
+        assert!(mock.take_send().is_none());
+    }
+
+    #[test]
+    fn a_full_queue_gives_enomem_and_keeps_what_fitted() {
+        let mock = Mock::new(4, 1, 8);
+        let mut sge = ibv_sge::default();
+        let mut wrs = list(6, &mut sge);
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::ENOMEM, 4)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), SEND);
+        // Nothing more fits, and the device is not bothered with that.
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::ENOMEM, 0)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+        mock.drain();
+        assert_eq!(post(&mock, &mut list(4, &mut sge)), Ok(()));
+    }
+
+    #[test]
+    fn a_bad_request_stops_the_list_after_those_before_it() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        let mut wrs = list(3, &mut sge);
+        wrs[1].opcode = IBV_WR_LOCAL_INV;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 1)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), SEND);
+        assert_eq!(mock.take_send().unwrap().hdr.wr_id, 0);
+        assert!(mock.take_send().is_none());
+    }
+
+    #[test]
+    fn too_many_sges_are_refused() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        let mut wrs = list(1, &mut sge);
+        wrs[0].num_sge = 3;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+    }
+
+    /// A datagram to an AH.
+    fn datagram(ah: *mut ibv_ah, sge: &mut ibv_sge) -> ibv_send_wr {
+        let mut wr = list(1, sge).remove(0);
+        wr.wr.ud = ibv_send_wr_ud { ah, remote_qpn: 0x11, remote_qkey: 0x8001_0000 };
+        wr
+    }
+
+    fn ah() -> *mut ibv_ah {
+        let av = pvrdma_av { port_pd: 0x0100_0007, hop_limit: 9, dmac: [1, 2, 3, 4, 5, 6], ..Default::default() };
+        Ah::new(av, DomainRef::NONE).into_verbs()
+    }
+
+    #[test]
+    fn a_datagram_carries_its_address() {
+        let mock = Mock::ud(8, 2, 8);
+        let mut sge = ibv_sge { addr: 1, length: 2, lkey: 3 };
+        let ah = ah();
+        for (opcode, device) in [(IBV_WR_SEND, PVRDMA_WR_SEND), (IBV_WR_SEND_WITH_IMM, PVRDMA_WR_SEND_WITH_IMM)] {
+            let wr = ibv_send_wr { opcode, imm_data: 5, ..datagram(ah, &mut sge) };
+            assert_eq!(post(&mock, &mut [wr]), Ok(()));
+            assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), SEND);
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.opcode, wqe.hdr.ex, wqe.hdr.num_sge), (device, 5, 1));
+            assert_eq!((wqe.sges[0].addr, wqe.sges[0].length, wqe.sges[0].lkey), (1, 2, 3));
+            let ud = pvrdma_wr_ud::read_from_bytes(&wqe.hdr.wr).unwrap();
+            assert_eq!((ud.remote_qpn, ud.remote_qkey), (0x11, 0x8001_0000));
+            assert_eq!((ud.av.port_pd, ud.av.hop_limit, ud.av.dmac), (0x0100_0007, 9, [1, 2, 3, 4, 5, 6]));
+        }
+        // SAFETY: made above.
+        unsafe { crate::verbs::ah::destroy_ah(ah) };
+    }
+
+    #[test]
+    fn a_datagram_without_address_or_with_a_connections_opcode_is_refused() {
+        let mock = Mock::ud(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        assert_eq!(post(&mock, &mut [datagram(ptr::null_mut(), &mut sge)]), Err((Errno::EINVAL, 0)));
+        let ah = ah();
+        for opcode in (0..20).filter(|opcode| ![IBV_WR_SEND, IBV_WR_SEND_WITH_IMM].contains(opcode)) {
+            let wr = ibv_send_wr { opcode, ..datagram(ah, &mut sge) };
+            assert_eq!(post(&mock, &mut [wr]), Err((Errno::EINVAL, 0)), "opcode {opcode}");
+        }
+        let inline = ibv_send_wr { send_flags: IBV_SEND_INLINE, ..datagram(ah, &mut sge) };
+        assert_eq!(post(&mock, &mut [inline]), Err((Errno::EINVAL, 0)));
+        assert_eq!(mock.rung(PVRDMA_UAR_QP_OFFSET), 0);
+        // SAFETY: made above.
+        unsafe { crate::verbs::ah::destroy_ah(ah) };
+    }
+
+    #[test]
+    fn invalidating_requests_go_out_only_when_switched_on() {
+        let mut sge = ibv_sge::default();
+        let pairs = [
+            (IBV_WR_SEND_WITH_INV, PVRDMA_WR_SEND_WITH_INV, Switches::SEND_WITH_INV),
+            (IBV_WR_LOCAL_INV, PVRDMA_WR_LOCAL_INV, Switches::LOCAL_INV),
+        ];
+        for (opcode, device, switch) in pairs {
+            let mut wrs = list(1, &mut sge);
+            wrs[0].opcode = opcode;
+            wrs[0].imm_data = 0x99;
+            for (_, _, other) in pairs.iter().filter(|(_, _, other)| *other != switch) {
+                assert_eq!(post(&Mock::switched(*other), &mut wrs), Err((Errno::EINVAL, 0)));
+            }
+            assert_eq!(post(&Mock::new(8, 1, 8), &mut wrs), Err((Errno::EINVAL, 0)));
+            let mock = Mock::switched(switch);
+            assert_eq!(post(&mock, &mut wrs), Ok(()));
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.opcode, wqe.hdr.ex, wqe.hdr.wr), (device, 0x99, [0; 48]));
+            // Everything else works as before.
+            assert_eq!(post(&mock, &mut list(1, &mut sge)), Ok(()));
+            assert_eq!(mock.take_send().unwrap().hdr.opcode, PVRDMA_WR_SEND);
+        }
+    }
+
+    #[test]
+    fn a_qp_that_signals_all_says_so_in_each_request() {
+        let mock = Mock::signaling_all();
+        let mut sge = ibv_sge::default();
+        assert_eq!(post(&mock, &mut list(2, &mut sge)), Ok(()));
+        for _ in 0..2 {
+            assert_eq!(mock.take_send().unwrap().hdr.send_flags, PVRDMA_SEND_SIGNALED);
+        }
+    }
+
+    fn bytes(sge: &pvrdma_sge) -> Vec<u8> {
+        // SAFETY: inline memory of the mock.
+        unsafe { core::slice::from_raw_parts(sge.addr as *const u8, sge.length as usize) }.to_vec()
+    }
+
+    fn sge_of(data: &[u8]) -> ibv_sge {
+        // A key nobody has: inline data needs none.
+        ibv_sge { addr: data.as_ptr() as u64, length: data.len() as u32, lkey: 0xdead }
+    }
+
+    #[test]
+    fn inline_data_is_copied_and_the_source_is_free_at_once() {
+        for mock in [Mock::inline(4, 64), Mock::inline_ud(4, 64)] {
+            let mut data = *b"0123456789";
+            let mut sges = [sge_of(&data[..4]), sge_of(&data[4..])];
+            let ah = ah();
+            let mut wr = ibv_send_wr { num_sge: 2, send_flags: IBV_SEND_INLINE, ..list(1, &mut sges[0])[0] };
+            if mock.qp.extras.ud {
+                wr.wr.ud = ibv_send_wr_ud { ah, remote_qpn: 1, remote_qkey: 2 };
+            }
+            assert_eq!(post(&mock, &mut [wr]), Ok(()));
+            data.fill(0);
+            let wqe = mock.take_send().unwrap();
+            assert_eq!((wqe.hdr.num_sge, wqe.hdr.send_flags), (1, 0));
+            assert_eq!(wqe.sges[0].lkey, Mock::INLINE_LKEY);
+            assert_eq!(bytes(&wqe.sges[0]), b"0123456789");
+            // SAFETY: made above.
+            unsafe { crate::verbs::ah::destroy_ah(ah) };
+        }
+    }
+
+    #[test]
+    fn inline_places_are_free_when_the_send_has_completed_and_not_before() {
+        let mock = Mock::inline(2, 64);
+        let data = [7; 64];
+        let mut sge = sge_of(&data);
+        let mut one = |wr_id, signaled: bool| {
+            let send_flags = IBV_SEND_INLINE | (u32::from(signaled) * IBV_SEND_SIGNALED);
+            post(&mock, &mut [ibv_send_wr { wr_id, send_flags, ..list(1, &mut sge)[0] }])
+        };
+        assert_eq!(one(10, false), Ok(()));
+        assert_eq!(one(11, true), Ok(()));
+        let cookies = [mock.take_send().unwrap().hdr.wr_id, mock.take_send().unwrap().hdr.wr_id];
+        // The ring has room, the inline memory has not.
+        assert_eq!(one(12, true), Err((Errno::ENOMEM, 12)));
+        mock.put(send_cqe(cookies[1]));
+        assert_eq!(one(12, true), Err((Errno::ENOMEM, 12)));
+        assert_eq!(poll(&mock), [11]);
+        // Both, although only the second was signaled.
+        assert_eq!(one(12, true), Ok(()));
+        assert_eq!(one(13, true), Ok(()));
+        assert_eq!(one(14, true), Err((Errno::ENOMEM, 14)));
+    }
+
+    #[test]
+    fn a_device_that_completes_what_was_not_signaled_frees_places_and_tells_nobody() {
+        let mock = Mock::inline(2, 64);
+        let mut sge = sge_of(&[1; 8]);
+        for round in 0..10 {
+            let mut wrs = list(2, &mut sge);
+            wrs[0].send_flags = IBV_SEND_INLINE;
+            wrs[1].send_flags = IBV_SEND_INLINE | IBV_SEND_SIGNALED;
+            wrs[1].wr_id = round;
+            assert_eq!(post(&mock, &mut wrs), Ok(()));
+            for _ in 0..2 {
+                mock.put(send_cqe(mock.take_send().unwrap().hdr.wr_id));
+            }
+            assert_eq!(poll(&mock), [round]);
+        }
+    }
+
+    #[test]
+    fn a_failed_send_completes_whether_signaled_or_not() {
+        let mock = Mock::inline(2, 64);
+        let mut sge = sge_of(&[1; 8]);
+        assert_eq!(post(&mock, &mut list(1, &mut sge)), Ok(()));
+        let cookie = mock.take_send().unwrap().hdr.wr_id;
+        mock.put(pvrdma_cqe { status: PVRDMA_WC_WR_FLUSH_ERR, ..send_cqe(cookie) });
+        assert_eq!(poll(&mock), [0]);
+    }
+
+    #[test]
+    fn receives_of_such_a_qp_keep_their_wr_id() {
+        let mock = Mock::inline(2, 64);
+        mock.put(pvrdma_cqe { opcode: PVRDMA_WC_RECV, ..send_cqe(5) });
+        // A failed one need not have its opcode set.
+        mock.put(pvrdma_cqe { status: PVRDMA_WC_WR_FLUSH_ERR, ..send_cqe(u64::MAX) });
+        assert_eq!(poll(&mock), [5, u64::MAX]);
+    }
+
+    #[test]
+    fn inline_data_that_does_not_fit_or_cannot_be_is_refused() {
+        let mock = Mock::inline(4, 64);
+        let data = [1; 65];
+        let mut sge = sge_of(&data);
+        let mut wrs = list(1, &mut sge);
+        wrs[0].send_flags = IBV_SEND_INLINE;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
+        wrs[0].opcode = IBV_WR_RDMA_READ;
+        let mut short = sge_of(&data[..8]);
+        wrs[0].sg_list = &mut short;
+        assert_eq!(post(&mock, &mut wrs), Err((Errno::EINVAL, 0)));
+        wrs[0].opcode = IBV_WR_RDMA_WRITE;
+        assert_eq!(post(&mock, &mut wrs), Ok(()));
+        // Nothing at all is fine too.
+        wrs[0].num_sge = 0;
+        assert_eq!(post(&mock, &mut wrs), Ok(()));
+        mock.take_send().unwrap();
+        assert_eq!(mock.take_send().unwrap().hdr.num_sge, 0);
+    }
+
+    fn poll(mock: &Mock) -> Vec<u64> {
+        let mut wc = [ibv_wc::default(); 8];
+        // SAFETY: room for eight.
+        let polled = unsafe { crate::fast::poll_cq::poll_cq(&mock.cq, 8, wc.as_mut_ptr()) };
+        assert!(polled >= 0 && wc[..polled as usize].iter().all(|wc| wc.qp_num == Mock::QPN), "{polled} {wc:?}");
+        wc[..polled as usize].iter().map(|wc| wc.wr_id).collect()
+    }
+
+    #[test]
+    fn no_list_is_refused() {
+        let mock = Mock::new(8, 2, 8);
+        assert_eq!(post(&mock, &mut []), Err((Errno::EINVAL, u64::MAX)));
+    }
+
+    #[test]
+    fn sends_are_refused_below_rts_and_accepted_from_there_on() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge::default();
+        for state in [IBV_QPS_RESET, IBV_QPS_INIT, IBV_QPS_RTR] {
+            mock.qp.set_state(state);
+            assert_eq!(post(&mock, &mut list(1, &mut sge)), Err((Errno::EINVAL, 0)), "{state}");
+        }
+        for state in [IBV_QPS_RTS, IBV_QPS_SQD, IBV_QPS_SQE, IBV_QPS_ERR] {
+            mock.qp.set_state(state);
+            assert_eq!(post(&mock, &mut list(1, &mut sge)), Ok(()), "{state}");
+        }
+    }
+
+    #[test]
+    fn threads_do_not_lose_each_others_requests() {
+        let mock = Mock::new(4096, 1, 8);
+        // Posting takes `&Qp` from any thread, as C does.
+        struct Shared(*const Mock);
+        // SAFETY: the queues are behind their locks.
+        unsafe impl Sync for Shared {}
+        let shared = Shared(&mock);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let shared = &shared;
+                scope.spawn(move || {
+                    for _ in 0..1000 {
+                        let mut sge = ibv_sge::default();
+                        // SAFETY: the mock outlives the scope.
+                        assert_eq!(post(unsafe { &*shared.0 }, &mut list(1, &mut sge)), Ok(()));
+                    }
+                });
+            }
+        });
+        assert_eq!(std::iter::from_fn(|| mock.take_send()).count(), 4000);
+    }
+}

@@ -1,0 +1,223 @@
+//! What is on its way in a send queue with inline data: which request each completion is for, and so
+//! which places in the inline memory are free again.
+//!
+//! The device may move its counter when it has merely fetched a request, and reads the payload
+//! again when it must send it twice. So a place is free only when the *completion* of its request,
+//! or of a later one of the same queue, was seen (a queue completes in order). A completion names
+//! no slot, only the `wr_id`; so in these queues the device is given a cookie as `wr_id`, and the
+//! application's is kept here.
+//!
+//! One side is the poster, under the lock of the send queue; the other is the poller, under the
+//! lock of the CQ.
+
+use crate::support::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// The log of one send queue.
+#[derive(Debug)]
+pub struct SendLog {
+    /// Upper half of the cookies: one chance in four thousand million that a `wr_id` of a receive
+    /// looks like one of these. (Only asked where nothing better tells them apart.)
+    tag: u32,
+    mask: u32,
+    entries: Box<[Entry]>,
+    /// Requests posted so far, modulo 2^32. Written by the poster.
+    posted: AtomicU32,
+    /// Of these, how many have completed. Written by the poller.
+    done: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    wr_id: AtomicU64,
+    signaled: AtomicBool,
+}
+
+/// A request's number in its queue, from the first one on, modulo 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position(u32);
+
+/// What the application asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// Its `wr_id`.
+    pub wr_id: u64,
+    /// Did it want a completion?
+    pub signaled: bool,
+}
+
+impl SendLog {
+    /// For a queue of `slots` requests, a power of two.
+    pub fn new(slots: u32) -> Self {
+        debug_assert!(slots.is_power_of_two());
+        Self {
+            tag: RandomState::new().build_hasher().finish() as u32,
+            mask: slots - 1,
+            entries: (0..slots).map(|_| Entry::default()).collect(),
+            posted: AtomicU32::new(0),
+            done: AtomicU32::new(0),
+        }
+    }
+
+    fn entry(&self, Position(position): Position) -> Option<&Entry> {
+        // The mask keeps it in range.
+        self.entries.get((position & self.mask) as usize)
+    }
+
+    /// Which of the places a request has.
+    pub fn place(&self, Position(position): Position) -> usize {
+        (position & self.mask) as usize
+    }
+
+    /// Poster: where the next request goes; `None`: as many are on their way as there are places.
+    pub fn next(&self) -> Option<Position> {
+        let posted = self.posted.load(Ordering::Relaxed);
+        // Acquire: the poller saw the completion before it moved `done`, so the device is finished
+        // with the place we are about to fill.
+        let on_the_way = posted.wrapping_sub(self.done.load(Ordering::Acquire));
+        (on_the_way <= self.mask).then_some(Position(posted))
+    }
+
+    /// Poster: note the request at [`SendLog::next`], which the device has not seen yet. Returns
+    /// the `wr_id` to give to the device.
+    pub fn note(&self, position: Position, logged: Logged) -> u64 {
+        if let Some(entry) = self.entry(position) {
+            entry.wr_id.store(logged.wr_id, Ordering::Relaxed);
+            entry.signaled.store(logged.signaled, Ordering::Relaxed);
+        }
+        // Release: a poller that counts the request in sees what was noted.
+        self.posted.store(position.0.wrapping_add(1), Ordering::Release);
+        u64::from(self.tag) << 32 | u64::from(position.0)
+    }
+
+    /// Poster: how far it is, for [`SendLog::rewind`].
+    pub fn posted(&self) -> Position {
+        Position(self.posted.load(Ordering::Relaxed))
+    }
+
+    /// Poster: forget what was noted since; the device has not seen it.
+    pub fn rewind(&self, to: Position) {
+        self.posted.store(to.0, Ordering::Relaxed);
+    }
+
+    /// Poller: a completion with this `wr_id` has come. `None`: it is for no request of this queue.
+    pub fn completed(&self, cookie: u64) -> Option<Logged> {
+        let position = Position(cookie as u32);
+        let done = self.done.load(Ordering::Relaxed);
+        let on_the_way = self.posted.load(Ordering::Acquire).wrapping_sub(done);
+        if (cookie >> 32) as u32 != self.tag || position.0.wrapping_sub(done) >= on_the_way {
+            return None;
+        }
+        let entry = self.entry(position)?;
+        let logged =
+            Logged { wr_id: entry.wr_id.load(Ordering::Relaxed), signaled: entry.signaled.load(Ordering::Relaxed) };
+        // Release: the poster fills the places up to here only after we have read the entry.
+        self.done.store(position.0.wrapping_add(1), Ordering::Release);
+        Some(logged)
+    }
+
+    /// Both, under both locks: nothing is on its way any more.
+    pub fn forget(&self) {
+        self.done.store(self.posted.load(Ordering::Relaxed), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn post(log: &SendLog, wr_id: u64, signaled: bool) -> Option<u64> {
+        Some(log.note(log.next()?, Logged { wr_id, signaled }))
+    }
+
+    #[test]
+    fn a_completion_frees_its_place_and_all_before_it() {
+        let log = SendLog::new(4);
+        let cookies: Vec<u64> = (0..4).map(|i| post(&log, 10 + i, i % 2 == 1).unwrap()).collect();
+        assert_eq!(log.next(), None);
+        assert_eq!(log.completed(cookies[1]), Some(Logged { wr_id: 11, signaled: true }));
+        assert!(post(&log, 20, true).is_some());
+        assert!(post(&log, 21, true).is_some());
+        assert_eq!(log.next(), None);
+        assert_eq!(log.completed(cookies[2]), Some(Logged { wr_id: 12, signaled: false }));
+    }
+
+    #[test]
+    fn what_is_not_on_its_way_does_not_complete() {
+        let log = SendLog::new(4);
+        let cookie = post(&log, 1, true).unwrap();
+        assert_eq!(log.completed(cookie + 1), None);
+        assert_eq!(log.completed(cookie ^ 1 << 32), None);
+        assert_eq!(log.completed(1), None);
+        assert!(log.completed(cookie).is_some());
+        // Not twice.
+        assert_eq!(log.completed(cookie), None);
+    }
+
+    #[test]
+    fn rewinding_gives_places_back() {
+        let log = SendLog::new(2);
+        let start = log.posted();
+        post(&log, 1, true).unwrap();
+        let cookie = post(&log, 2, true).unwrap();
+        log.rewind(start);
+        assert_eq!(log.completed(cookie), None);
+        assert_eq!(log.next(), Some(start));
+    }
+
+    #[test]
+    fn forgetting_ends_all() {
+        let log = SendLog::new(2);
+        let cookie = post(&log, 1, true).unwrap();
+        post(&log, 2, true).unwrap();
+        log.forget();
+        assert_eq!(log.completed(cookie), None);
+        assert!(log.next().is_some());
+    }
+
+    #[test]
+    fn numbers_wrap_for_ever() {
+        let log = SendLog::new(2);
+        let near_the_end = Position(u32::MAX - 2);
+        log.posted.store(near_the_end.0, Ordering::Relaxed);
+        log.forget();
+        for i in 0..10 {
+            let cookie = post(&log, i, true).unwrap();
+            assert!(post(&log, 100 + i, false).is_some(), "{i}");
+            assert_eq!(log.next(), None);
+            assert_eq!(log.completed(cookie).map(|logged| logged.wr_id), Some(i));
+            let other = u64::from(log.tag) << 32 | u64::from(log.posted().0.wrapping_sub(1));
+            assert_eq!(log.completed(other).map(|logged| logged.wr_id), Some(100 + i));
+        }
+    }
+
+    #[test]
+    fn poster_and_poller_are_two_threads() {
+        let log = SendLog::new(8);
+        let wire = std::sync::Mutex::new(std::collections::VecDeque::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for i in 0..10_000 {
+                    loop {
+                        if let Some(cookie) = post(&log, i, true) {
+                            wire.lock().unwrap().push_back(cookie);
+                            break;
+                        }
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            for i in 0..10_000 {
+                loop {
+                    let cookie = wire.lock().unwrap().pop_front();
+                    if let Some(cookie) = cookie {
+                        assert_eq!(log.completed(cookie).unwrap().wr_id, i);
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        });
+    }
+}
