@@ -207,12 +207,14 @@ fn a_message_longer_than_its_receive_fails_on_both_sides() {
         let bench = bench();
         bench.b.recv(&RecvWr::new(70, &[sge(&bench.remote, 0, receive)]));
         bench.b.recv(&RecvWr::new(71, &[sge(&bench.remote, 0, 8192)]));
-        let before = bench.remote.get(0, 8192);
+        bench.local.set(0, &[1; 8192]);
+        bench.remote.set(0, &[2; 8192]);
         let bad = SendWr::send(0, &[sge(&bench.local, 0, len)]);
-        bench.local.set(0, &[1; 8]);
-        bench.remote.set(0, &before);
         let receives = [(70, PVRDMA_WC_LOC_LEN_ERR), (71, FLUSH)];
         bench.both_fail(bad, PVRDMA_WC_REM_INV_REQ_ERR, &receives, &[]);
+        // `both_fail` writes 8 bytes before the message that does not fit.
+        assert_eq!(bench.remote.get(0, 8), [1; 8]);
+        assert_eq!(bench.remote.get(8, 8184), [2; 8184], "no byte of the message moved");
     }
 }
 
