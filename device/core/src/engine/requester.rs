@@ -264,28 +264,25 @@ impl Device {
             return;
         }
         sq.hold = None;
+        // Both windows count from the oldest unacknowledged request on, with those behind it that are answered already:
+        // if it has to be sent again, the responder must know its PSN for an old one and remember what it answered.
         let (mut reads, mut packets) = (0, 0);
         for index in 0..sq.owed.len() {
-            let alone = sq.owed.range(..index).all(|owed| matches!(owed.stage, Stage::Done(0)));
+            let alone = sq.owed.range(..index).all(|owed| owed.stage == Stage::Done(abi::PVRDMA_WC_SUCCESS));
+            if alone {
+                (reads, packets) = (0, 0);
+            }
             let owed = &sq.owed[index];
             let is_read = owed.wr.operation.is_ok_and(Operation::reads);
+            let too_many_reads = is_read && reads >= u32::from(attrs.raw.max_rd_atomic);
+            reads += u32::from(is_read);
             packets += u64::from(owed.packets);
             match owed.stage {
-                Stage::Done(abi::PVRDMA_WC_SUCCESS) => {
-                    if alone {
-                        packets = 0;
-                    }
-                    continue;
-                }
-                Stage::Pending => {
-                    reads += u32::from(is_read);
-                    continue;
-                }
+                Stage::Pending | Stage::Done(abi::PVRDMA_WC_SUCCESS) => continue,
                 // An error ends the queue behind it; an unanswered request is what the others wait for.
                 Stage::Done(_) | Stage::Unanswered => return,
                 Stage::Ready => {}
             }
-            let too_many_reads = is_read && reads >= u32::from(attrs.raw.max_rd_atomic);
             if !alone && (owed.wr.fence || packets >= PSN_WINDOW) || too_many_reads || *turn == 0 {
                 return;
             }
@@ -302,7 +299,6 @@ impl Device {
                 continue;
             }
             *turn = turn.saturating_sub(owed.wr.sg_list.total());
-            reads += u32::from(is_read);
             if alone {
                 // The timer counts from here: a wait for RNR is no wait for an answer.
                 sq.deadline = None;

@@ -109,10 +109,10 @@ impl RecvQueue {
         self.ring.release(&qp.pages, device.memory())
     }
 
-    /// Answers an atomic operation again. One that is too old to be remembered was not sent by a requester in its
-    /// right mind.
+    /// Answers an atomic operation again. One that is too old to be remembered breaks what was agreed on
+    /// (`max_dest_rd_atomic`). The newest of a PSN counts: numbers come back after 2^24 packets.
     fn repeat_reply(&self, psn: Psn, far: &dyn Far) -> Answer {
-        let Some((_, old)) = self.replies.iter().find(|(of, _)| *of == psn) else { return Answer::Silence };
+        let Some((_, old)) = self.replies.iter().rfind(|(of, _)| *of == psn) else { return Answer::Silence };
         match far.put(&old.to_ne_bytes()) {
             Ok(()) => Answer::Ack,
             Err(_) => Answer::RequesterFault,

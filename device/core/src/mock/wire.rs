@@ -4,9 +4,10 @@
 use super::Ram;
 use super::driver::{Driver, Layout};
 use crate::device::Device;
-use crate::handle::Gid;
+use crate::handle::{Gid, Psn, QpHandle};
 use crate::memory::{DmaAddr, Memory, Span};
 use crate::transport::{Answer, CopyFault, Far, Op, QpView, Request, Submitted, Token, Transport};
+use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -31,6 +32,16 @@ struct Flight {
     answer: Option<Answer>,
 }
 
+/// What the requester may have to ask again, and the responder to answer again.
+struct Outstanding {
+    psn: Psn,
+    /// The submission whose answer is still heard.
+    token: Option<Token>,
+    /// A READ or an atomic.
+    reads: bool,
+    acknowledged: bool,
+}
+
 #[derive(Default)]
 struct State {
     /// In the order of submission.
@@ -39,11 +50,39 @@ struct State {
     busy: u32,
     /// Takes one request of a QP at a time.
     one_by_one: bool,
+    /// Of each QP the requests from the oldest that is not acknowledged on, in the order of their PSNs.
+    outstanding: HashMap<QpHandle, VecDeque<Outstanding>>,
     submitted: Vec<Request>,
     cancelled: Vec<Token>,
     /// Requests that were lost: the wire knows, `lost` says so.
     lost: Vec<Token>,
     views: Vec<QpView>,
+}
+
+impl State {
+    fn submit(&mut self, request: &Request) {
+        let list = self.outstanding.entry(request.token.qp).or_default();
+        match list.iter_mut().find(|known| known.psn == request.psn) {
+            Some(known) => known.token = Some(request.token),
+            None => list.push_back(Outstanding {
+                psn: request.psn,
+                token: Some(request.token),
+                reads: request.op.reads(),
+                acknowledged: false,
+            }),
+        }
+        self.submitted.push(*request);
+    }
+
+    fn acknowledge(&mut self, token: Token) {
+        let Some(list) = self.outstanding.get_mut(&token.qp) else { return };
+        if let Some(known) = list.iter_mut().find(|known| known.token == Some(token)) {
+            known.acknowledged = true;
+        }
+        while list.front().is_some_and(|oldest| oldest.acknowledged) {
+            list.pop_front();
+        }
+    }
 }
 
 /// The transport of one device.
@@ -146,8 +185,18 @@ impl Wire {
         (flight.request.token, flight.answer.unwrap_or(Answer::Silence))
     }
 
+    /// READs and atomics of `qp` that its responder has to remember: those from its oldest request on that is not
+    /// acknowledged, whatever became of them.
+    pub fn outstanding_reads(&self, qp: QpHandle) -> usize {
+        let state = self.lock();
+        state.outstanding.get(&qp).map_or(0, |list| list.iter().filter(|request| request.reads).count())
+    }
+
     /// Hands the requester an answer that was taken before.
     pub fn answer_late(&self, token: Token, answer: Answer) {
+        if answer == Answer::Ack {
+            self.lock().acknowledge(token);
+        }
         if let Some(device) = self.device.get().and_then(Weak::upgrade) {
             device.answered(token, answer);
         }
@@ -191,7 +240,7 @@ impl Transport for Wire {
             state.flights.iter().all(|flight| flight.request.token != request.token),
             "two requests on the wire have one name"
         );
-        state.submitted.push(*request);
+        state.submit(request);
         state.flights.push_back(Flight { request: *request, local: local.to_vec(), answer: None });
         Submitted::Pending
     }
@@ -200,6 +249,9 @@ impl Transport for Wire {
         let mut state = self.lock();
         state.flights.retain(|flight| flight.request.token != token);
         state.lost.retain(|lost| *lost != token);
+        if let Some(list) = state.outstanding.get_mut(&token.qp) {
+            list.iter_mut().filter(|known| known.token == Some(token)).for_each(|known| known.token = None);
+        }
         state.cancelled.push(token);
     }
 
@@ -208,7 +260,11 @@ impl Transport for Wire {
     }
 
     fn qp_changed(&self, view: &QpView) {
-        self.lock().views.push(*view);
+        let mut state = self.lock();
+        if view.state == PVRDMA_QPS_RESET {
+            state.outstanding.remove(&view.handle);
+        }
+        state.views.push(*view);
     }
 
     fn gid_bound(&self, gid: Gid, bound: bool) {
