@@ -38,6 +38,25 @@ fn writes_and_atomics_survive_too() {
     }
 }
 
+/// Behind a lost answer others come, and more would be asked than the peer remembers, if only those without an answer
+/// were counted.
+#[test]
+fn the_peer_remembers_what_it_answered_until_that_is_heard() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    for program in ["ib_read_bw", "ib_atomic_bw"] {
+        for provider in Provider::BOTH {
+            let job = |guest| {
+                let job = stand.job(program).guest(guest).provider(&provider);
+                job.option("--fault", "drop-ack=0.01").args(["-n", "1000"])
+            };
+            let (server, client) = pair(job("a"), job("b"));
+            server.ok();
+            client.ok();
+        }
+    }
+}
+
 /// The client sends into the void: RETRY_EXC_ERR, whose text stock programs print.
 #[test]
 fn a_dead_peer_is_told_by_the_retry_counter() {
