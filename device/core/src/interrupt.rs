@@ -1,7 +1,7 @@
 //! What the device tells its front without being asked.
 
-use crate::cqe::Completion;
 use crate::handle::{CqHandle, QpHandle, SrqHandle};
+use crate::rings::cqe::Completion;
 
 /// An asynchronous event, as it stands in the event ring (`pvrdma_eqe`); numbers equal `IBV_EVENT_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 //! twice.
 
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, SendWr, sge};
-use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, SendWr, sge};
+use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::Answer;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
@@ -179,7 +179,7 @@ fn an_atomic_whose_answer_was_lost_is_answered_again_and_not_done_again() {
     (0..16).for_each(|_| wire.lose(0));
     let driver = [&*da];
     let again = || wire.flights() > 0;
-    assert!(pvrdma_device::mock::end::pump_until(&driver, std::time::Duration::from_secs(20), again));
+    assert!(pvrdma_device::testing::end::pump_until(&driver, std::time::Duration::from_secs(20), again));
     wire.run();
     pump(&[&da, &db]);
     wire.run();

@@ -6,10 +6,10 @@
 use pvrdma_device::command::{Command, CreateQp, MrKind, Response};
 use pvrdma_device::handle::*;
 use pvrdma_device::memory::Buffer;
-use pvrdma_device::mock::driver::{Driver, GSI, Layout, RC, UD};
-use pvrdma_device::mock::end::Path;
-use pvrdma_device::mock::queue::QpSize;
-use pvrdma_device::mock::rng::Rng;
+use pvrdma_device::testing::driver::{Driver, GSI, Layout, RC, UD};
+use pvrdma_device::testing::end::Path;
+use pvrdma_device::testing::queue::QpSize;
+use pvrdma_device::testing::rng::Rng;
 use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
@@ -21,7 +21,7 @@ const EBUSY: i32 = 16;
 const ENOMEM: i32 = 12;
 const EOPNOTSUPP: i32 = 95;
 
-/// Contexts that the mock's device has room for.
+/// Contexts that the device has room for.
 const CONTEXTS: usize = 15;
 
 #[derive(Clone, Debug)]
@@ -391,7 +391,7 @@ impl World {
 
 #[test]
 fn random_commands_end_as_the_model_says() {
-    let steps = pvrdma_device::mock::rng::steps(40_000);
+    let steps = pvrdma_device::testing::rng::steps(40_000);
     let mut world = World::new(21);
     let whole = world.driver.device.budget_left();
     for _ in 0..steps {

@@ -1,9 +1,9 @@
 //! Completion queues: notification is exact, overrun is final and told, and both end where they must.
 
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::mock::driver::{Driver, LAYOUTS, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{Driver, LAYOUTS, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -120,7 +120,7 @@ fn a_cq_doorbell_from_another_context_is_ignored() {
     let [a, b] = pair();
     let stranger = b.driver.context();
     let other = b.driver.cq(stranger, 16);
-    let arm = |ctx, cq: &pvrdma_device::mock::queue::CqRing| {
+    let arm = |ctx, cq: &pvrdma_device::testing::queue::CqRing| {
         let doorbell = pvrdma_device::doorbell::Doorbell::decode(4, cq.handle.0 | ARM).unwrap();
         b.driver.device.doorbell(ctx, doorbell);
     };

@@ -2,9 +2,9 @@
 
 use pvrdma_device::command::CommandError;
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -212,7 +212,7 @@ fn sq_drained_is_told_when_asked_for_and_when_it_is_true() {
     b.recv(&RecvWr::new(1, &[]));
     let limit = std::time::Duration::from_secs(5);
     let drivers = [&*a.driver, &*b.driver];
-    assert!(pvrdma_device::mock::end::pump_until(&drivers, limit, || a.send_cq.waiting() == 1));
+    assert!(pvrdma_device::testing::end::pump_until(&drivers, limit, || a.send_cq.waiting() == 1));
     assert_eq!(a.driver.bell.events(), [drained, drained]);
     assert_eq!(a.query().sq_draining, 0);
     a.qp.ring_send();
@@ -268,7 +268,7 @@ fn a_guest_cannot_speak_or_listen_under_anothers_address() {
     let bind = pvrdma_device::command::Command::CreateBind {
         index: 3,
         gid: b.driver.gid,
-        gid_type: pvrdma_device::mock::driver::GID_TYPE,
+        gid_type: pvrdma_device::testing::driver::GID_TYPE,
         vlan: 0xfff,
         mtu: 1024,
     };

@@ -1,10 +1,10 @@
 //! Every byte arrives where it should and no other byte changes: SEND, WRITE and READ, with and without immediate
 //! data, over sizes and SGE counts around every boundary, with both kinds of buffer, between two guests and within one.
 
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, connect};
-use pvrdma_device::mock::queue::{QpSize, RawSge, RecvWr, SendWr, Wc, sge};
-use pvrdma_device::mock::rng::Rng;
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, connect};
+use pvrdma_device::testing::queue::{QpSize, RawSge, RecvWr, SendWr, Wc, sge};
+use pvrdma_device::testing::rng::Rng;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::{PVRDMA_MTU_256, PVRDMA_MTU_4096};
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -68,7 +68,7 @@ impl Bench {
         (source, target)
     }
 
-    fn one(&self, end: &End, cq: fn(&End) -> &pvrdma_device::mock::queue::CqRing) -> Wc {
+    fn one(&self, end: &End, cq: fn(&End) -> &pvrdma_device::testing::queue::CqRing) -> Wc {
         let wcs = cq(end).drain();
         assert_eq!(wcs.len(), 1, "{wcs:?}");
         wcs[0]

@@ -4,9 +4,9 @@
 use pvrdma_device::command::Response;
 use pvrdma_device::handle::{CtxHandle, KERNEL, PdHandle, Qpn};
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::mock::driver::{Driver, GSI, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, To, sge};
+use pvrdma_device::testing::driver::{Driver, GSI, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, To, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -142,7 +142,7 @@ fn a_connected_qp_does_not_reach_a_datagram_qp() {
     connected.send(&SendWr::send(1, &[]));
     let drivers = [&*bench.a.driver, &*bench.b.driver];
     let told = || connected.send_cq.waiting() > 0;
-    assert!(pvrdma_device::mock::end::pump_until(&drivers, std::time::Duration::from_secs(20), told));
+    assert!(pvrdma_device::testing::end::pump_until(&drivers, std::time::Duration::from_secs(20), told));
     assert_eq!(connected.send_cq.ends(), [(1, PVRDMA_WC_RETRY_EXC_ERR)]);
     assert_eq!((bench.b.recv_cq.ends(), bench.b.qp.recvs_out()), (vec![], 1));
 }

@@ -1,9 +1,9 @@
 //! The end of work that is not done: what ERR flushes, what RESET forgets, and that DESTROY is final.
 
 use pvrdma_device::command::Command;
-use pvrdma_device::mock::driver::{Driver, LAYOUTS, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{Driver, LAYOUTS, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;

@@ -6,9 +6,9 @@ use pvrdma_device::command::{Command, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::memory::{Buffer, DmaAddr, Memory};
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, Layout, PAGE};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, Layout, PAGE};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -251,7 +251,7 @@ fn a_qp_made_of_one_page_repeated_does_not_hang_the_device() {
     }
     let Ok(Response::CreateQp { qpn, qp }) = driver.command(create) else { panic!("CREATE_QP") };
     let peer = pvrdma_device::transport::Endpoint { gid: driver.gid, qpn };
-    pvrdma_device::mock::end::bring_up(driver, qp, peer, &Path::default());
+    pvrdma_device::testing::end::bring_up(driver, qp, peer, &Path::default());
     for fill in [0u8, 1, 0x40, 0xff] {
         driver.ram.set(page, &[fill; 4096]);
         driver.ram.store(page, 64).unwrap();
@@ -316,7 +316,7 @@ fn create_commands_full_of_rubbish_are_refused_and_cost_nothing() {
     // Every field of CREATE_QP, CREATE_CQ and CREATE_MR from a list of ugly numbers, thousands of combinations.
     let bench = bench();
     let driver = &bench.liar.driver;
-    let mut rng = pvrdma_device::mock::rng::Rng::from_env(7);
+    let mut rng = pvrdma_device::testing::rng::Rng::from_env(7);
     let ugly = [0, 1, 2, 3, 15, 16, 17, 64, 4095, 4096, 16384, 16385, 65536, 1 << 20, 1 << 31, (1 << 31) + 1, u32::MAX];
     let good_dir = driver.pdir(&vec![DmaAddr(driver.alloc(1).0); 700]);
     for _ in 0..5000 {
@@ -371,7 +371,7 @@ fn create_commands_full_of_rubbish_are_refused_and_cost_nothing() {
 #[test]
 fn modify_with_rubbish_is_refused_or_survived() {
     let bench = bench();
-    let mut rng = pvrdma_device::mock::rng::Rng::from_env(8);
+    let mut rng = pvrdma_device::testing::rng::Rng::from_env(8);
     let liar = &bench.liar;
     for _ in 0..5000 {
         let mut attrs = pvrdma_qp_attr {
@@ -432,9 +432,9 @@ fn rings_that_fill_themselves_come_to_rest() {
     create.buffer = Buffer::Pdir { pdir: driver.pdir(&[page, ring, ring]), nchunks: 3 };
     let Ok(Response::CreateQp { qp, qpn }) = driver.command(Command::CreateQp(create)) else { panic!("CREATE_QP") };
     let peer = pvrdma_device::transport::Endpoint { gid: driver.gid, qpn };
-    pvrdma_device::mock::end::bring_up(driver, qp, peer, &Path::default());
+    pvrdma_device::testing::end::bring_up(driver, qp, peer, &Path::default());
     driver.ram.set(DmaAddr(page.0 + 8), &1u32.to_le_bytes());
-    pvrdma_device::mock::end::modify_state(driver, qp, PVRDMA_QPS_ERR).unwrap();
+    pvrdma_device::testing::end::modify_state(driver, qp, PVRDMA_QPS_ERR).unwrap();
     driver.bell.take_wake();
     let turns = (0..1000)
         .take_while(|_| {

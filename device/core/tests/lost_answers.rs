@@ -4,14 +4,14 @@
 
 use pvrdma_device::handle::{Psn, Rkey};
 use pvrdma_device::memory::{Memory, Span};
-use pvrdma_device::mock::driver::{Driver, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, connect, pump_until};
-use pvrdma_device::mock::queue::{QpSize, SendWr, sge};
-use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::rings::wqe::AtomicOp;
+use pvrdma_device::testing::driver::{Driver, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, connect, pump_until};
+use pvrdma_device::testing::queue::{QpSize, SendWr, sge};
+use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::fabric::{Fabric, Port};
 use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_device::transport::{Answer, CopyFault, Far, Op, Request, Token};
-use pvrdma_device::wqe::AtomicOp;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -5,9 +5,9 @@ use pvrdma_device::command::{Command, CommandError, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::{CtxHandle, MrHandle, QpHandle, SrqHandle};
 use pvrdma_device::memory::{Buffer, DmaAddr};
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, Layout, PAGE};
-use pvrdma_device::mock::end::{End, Path, connect, nowhere, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr};
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, Layout, PAGE};
+use pvrdma_device::testing::end::{End, Path, connect, nowhere, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr};
 use pvrdma_device::transport::fabric::Fabric;
 use std::alloc::{GlobalAlloc, Layout as Shape, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -218,7 +218,7 @@ fn what_hangs_on_a_busy_qp_is_paid_for() {
         let answer = driver.command(create.clone());
         if let Ok(Response::CreateQp { qp, .. }) = &answer {
             // All QPs share one ring's memory; it is filled anew for each.
-            pvrdma_device::mock::end::bring_up(driver, *qp, nowhere(), &path);
+            pvrdma_device::testing::end::bring_up(driver, *qp, nowhere(), &path);
             let wqe = SendWr::write(1, &pieces, &region, 0).to_bytes();
             (0..64).for_each(|slot| block.set(PAGE + slot * u64::from(size.send_stride()), &wqe));
             block.set_word(0, 64);
@@ -285,7 +285,7 @@ fn what_comes_and_goes_leaves_nothing() {
     let pdir = widest(greedy);
     let buffer = |nchunks| Buffer::Pdir { pdir, nchunks };
     let left = greedy.device.budget_left();
-    let rounds = pvrdma_device::mock::rng::steps(60_000) as u32;
+    let rounds = pvrdma_device::testing::rng::steps(60_000) as u32;
     for n in 0..rounds {
         let kind = MrKind::User(buffer(1));
         let create = Command::CreateMr { pd, start: 0, length: 1, access_flags: ALL_ACCESS, kind };
@@ -326,7 +326,7 @@ fn what_comes_and_goes_leaves_nothing() {
     for n in 0..rounds / 4 {
         let mut gid = [0xfe; 16];
         gid[..4].copy_from_slice(&n.to_le_bytes());
-        let gid_type = pvrdma_device::mock::driver::GID_TYPE;
+        let gid_type = pvrdma_device::testing::driver::GID_TYPE;
         greedy.command(Command::CreateBind { index: n % 16, gid, gid_type, vlan: 0xfff, mtu: 1024 }).unwrap();
     }
     let held = live().saturating_sub(before);

@@ -4,9 +4,9 @@
 use pvrdma_device::command::{Command, CommandError, CreateQp, MrKind, Response};
 use pvrdma_device::handle::*;
 use pvrdma_device::memory::{Buffer, DmaAddr, Span};
-use pvrdma_device::mock::driver::{ALL_ACCESS, Driver, GID_TYPE, LAYOUTS, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, pump};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, GID_TYPE, LAYOUTS, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;

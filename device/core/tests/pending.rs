@@ -4,10 +4,10 @@
 use pvrdma_device::command::{Command, MrKind, Response};
 use pvrdma_device::handle::KERNEL;
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::mock::driver::{Driver, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, pump, pump_until};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
-use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::testing::driver::{Driver, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump, pump_until};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::{Answer, Nak};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;

@@ -2,9 +2,9 @@
 //! succeeds.
 
 use pvrdma_device::command::Command;
-use pvrdma_device::mock::driver::{Driver, Layout};
-use pvrdma_device::mock::end::{End, Path, connect, modify, nowhere, pump_until};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{Driver, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, modify, nowhere, pump_until};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;

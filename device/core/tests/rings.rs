@@ -3,9 +3,9 @@
 
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::KERNEL;
-use pvrdma_device::mock::driver::{Driver, LAYOUTS, Layout};
-use pvrdma_device::mock::end::{End, Path, connect};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::driver::{Driver, LAYOUTS, Layout};
+use pvrdma_device::testing::end::{End, Path, connect};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ fn the_largest_rings_work() {
             assert!(a.qp.post_send(&SendWr::write(round << 32 | n, &[], &target, 0).flags(flags)));
         }
         a.qp.ring_send();
-        pvrdma_device::mock::end::pump(&[&*a.driver]);
+        pvrdma_device::testing::end::pump(&[&*a.driver]);
         let ends = a.send_cq.ends();
         assert_eq!(ends.len(), 256);
         assert!(ends.iter().zip(0..).all(|(end, n)| *end == (round << 32 | (n * 64 + 63), 0)));

@@ -4,11 +4,11 @@
 use pvrdma_device::command::{Command, CreateQp, Response};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::{CqHandle, PdHandle};
-use pvrdma_device::mock::driver::{Driver, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, bring_up, connect, modify_state};
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, sge};
-use pvrdma_device::mock::rng::Rng;
-use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::testing::driver::{Driver, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, bring_up, connect, modify_state};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::rng::Rng;
+use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
@@ -167,7 +167,7 @@ fn connections_come_and_go_under_traffic() {
     for n in 0..4u64 {
         let drivers = drivers.clone();
         let mut rng = Rng::new(n);
-        // Each its own contexts; memory is taken once, since the mock never gives any back.
+        // Each its own contexts; memory is taken once, since a `Driver` never gives any back.
         let ends: Vec<_> = (0..2).map(|side| End::new(&drivers[side ^ (n as usize & 1)], QpSize::wr(16))).collect();
         let regions: Vec<_> = ends.iter().map(|end| end.region(256)).collect();
         crew.add("life", move || {

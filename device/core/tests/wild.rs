@@ -1,15 +1,15 @@
-//! Random bytes drive a guest out of its mind (`mock/wild.rs`); what must hold whatever it does is checked there. And the
+//! Random bytes drive a hostile guest (`testing/wild.rs`); what must hold whatever it does is checked there. And the
 //! inputs that a fuzzer found worth keeping, again.
 //!
 //! `PVRDMA_SEED` repeats a run, `PVRDMA_STEPS` makes it longer.
 
-use pvrdma_device::mock::rng::Rng;
-use pvrdma_device::mock::wild::{Summary, run};
+use pvrdma_device::testing::rng::Rng;
+use pvrdma_device::testing::wild::{Summary, run};
 
 #[test]
 fn random_bytes_harm_nobody() {
     let mut rng = Rng::from_env(1);
-    let runs = pvrdma_device::mock::rng::steps(1000);
+    let runs = pvrdma_device::testing::rng::steps(1000);
     let mut all = Summary::default();
     for n in 0..runs {
         let len = 1 + rng.below(4000) as usize;

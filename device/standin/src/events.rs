@@ -4,9 +4,9 @@
 //! wishes, and can be polled, with no call interposed. The device's end never blocks; what does not fit waits here.
 
 use crate::{fd, process, raw, signals, trace};
-use pvrdma_device::cqe::Completion;
 use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
+use pvrdma_device::rings::cqe::Completion;
 use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_async_event_desc, ib_uverbs_comp_event_desc};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_int, c_void};

@@ -7,11 +7,11 @@
 
 use crate::fresh::OWN;
 use crate::{config, fd, raw};
-use pvrdma_device::cqe::Completion;
 use pvrdma_device::doorbell::{Arm, Doorbell};
 use pvrdma_device::handle::CqHandle;
 use pvrdma_device::interrupt::AsyncEvent;
-use pvrdma_device::wqe::Ext;
+use pvrdma_device::rings::cqe::Completion;
+use pvrdma_device::rings::wqe::Ext;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -8,7 +8,7 @@ mod by_hand;
 use std::os::unix::fs::FileExt;
 
 use by_hand::{Guest, Pair, RAM, Region, hdr, joined, servers};
-use pvrdma_device::mock::rng::Rng;
+use pvrdma_device::testing::rng::Rng;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use zerocopy::IntoBytes;
@@ -102,7 +102,7 @@ fn reform(liar: &mut Guest) {
 #[test]
 fn rubbish_hurts_only_the_guest_it_comes_from() {
     let mut rng = Rng::from_env(5);
-    let steps = pvrdma_device::mock::rng::steps(6000);
+    let steps = pvrdma_device::testing::rng::steps(6000);
     let servers = servers(3);
     let mut others = joined(&servers, 4096);
     let mut liar = Guest::boot(&servers.paths[2], 3);

@@ -1,6 +1,6 @@
-//! A guest out of its mind: see `mock/wild.rs`, which says what the bytes mean and what must hold.
+//! A hostile guest: see `testing/wild.rs`, which says what the bytes mean and what must hold.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    pvrdma_device::mock::wild::run(bytes);
+    pvrdma_device::testing::wild::run(bytes);
 });

@@ -3,18 +3,18 @@
 //!
 //! A region object never changes: the table gets another one in its place, so that who holds the former has all of it.
 
-use crate::device::Device;
+use crate::engine::Engine;
 use crate::handle::Rkey;
 use crate::memory::{Buffer, PageTable};
-use crate::mr::Mr;
-use crate::qp::Qp;
-use crate::wqe::FastReg;
+use crate::objects::mr::Mr;
+use crate::objects::qp::Qp;
+use crate::rings::wqe::FastReg;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::Arc;
 
 const PAGE_SHIFT: u32 = abi::PVRDMA_PAGE_SIZE.trailing_zeros();
 
-impl Device {
+impl Engine {
     /// The region that `qp` may fill or invalidate by `rkey`; its key's low byte is the consumer's to choose.
     fn fast_reg_mr(&self, qp: &Qp, rkey: Rkey) -> Option<Arc<Mr>> {
         self.mr(rkey.0 >> 8).filter(|mr| mr.fast_reg.is_some() && mr.pd == qp.pd)

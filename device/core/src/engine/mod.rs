@@ -1,5 +1,8 @@
 //! What moves work: the requester half of a QP (`requester`), its responder half (`responder`), what work requests make
-//! of memory regions (`fast_reg`) and who runs them when (`schedule`).
+//! of memory regions (`fast_reg`) and who runs them when (`schedule`). The state of both halves is the QP's
+//! (`objects/send_queue.rs`, `objects/recv_queue.rs`).
+//!
+//! `device` calls `run_qp` and `run_ready`, a transport `receive` and `answered`, from any thread.
 //!
 //! Lock order: `sq` of a QP, then `rq` of a QP, then a CQ. A responder that fails its QP never takes a send
 //! queue lock; it schedules the flush.
@@ -9,8 +12,211 @@ pub mod requester;
 pub mod responder;
 pub mod schedule;
 
-use crate::memory::Span;
-use std::time::Duration;
+use crate::budget::Budget;
+use crate::handle::{CqHandle, Gid, QpHandle, Qpn};
+use crate::interrupt::Interrupts;
+use crate::memory::{Memory, Span};
+use crate::objects::mr::Mr;
+use crate::objects::qp::Qp;
+use crate::objects::table::Table;
+use crate::transport::Transport;
+use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
+use schedule::Schedule;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+/// Length of the GID table, in caps and port alike: Linux sizes its shadow table by one and indexes by the other.
+pub const GID_TBL_LEN: u32 = 16;
+/// Longest message: 1 GiB.
+pub const MAX_MSG_SZ: u32 = 1 << 30;
+/// Handles of user QPs start here: 0 reads as "none" for providers, 1 is the GSI QP.
+const FIRST_QP: u32 = 2;
+pub(crate) const MAX_QP: u32 = 32768;
+pub(crate) const MAX_MR: u32 = 1 << 20;
+
+/// What moves the work of one device: the objects that work requests and messages name, the addresses it answers to,
+/// the ways to its guest and to its peers. The device above owns it and changes it by commands; nobody here knows of that.
+pub struct Engine {
+    pub(crate) memory: Arc<dyn Memory>,
+    pub(crate) interrupts: Arc<dyn Interrupts>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) mrs: Table<Mr>,
+    pub(crate) qps: Table<Qp>,
+    pub(crate) gids: RwLock<[Option<Gid>; GID_TBL_LEN as usize]>,
+    /// `PVRDMA_GID_TYPE_FLAG_ROCE_V1` or `_V2`.
+    pub(crate) gid_type: u8,
+    /// The link of port 1.
+    pub(crate) up: AtomicBool,
+    pub(crate) qkey_violations: AtomicU32,
+    schedule: Schedule,
+    /// Read by whoever copies for a requester, written to wait for them (see `quiesce`).
+    requesting: RwLock<()>,
+    /// The same for responders.
+    responding: RwLock<()>,
+}
+
+impl Engine {
+    /// An engine without objects.
+    pub(crate) fn new(
+        memory: Arc<dyn Memory>,
+        interrupts: Arc<dyn Interrupts>,
+        transport: Arc<dyn Transport>,
+        gid_type: u8,
+        budget: &Arc<Budget>,
+    ) -> Engine {
+        Engine {
+            memory,
+            interrupts,
+            transport,
+            // Index 0 is left out: key 0 is never valid.
+            mrs: Table::new(1, MAX_MR, budget),
+            qps: Table::new(FIRST_QP, MAX_QP, budget),
+            gids: RwLock::default(),
+            gid_type,
+            up: AtomicBool::new(true),
+            qkey_violations: AtomicU32::new(0),
+            schedule: Schedule::default(),
+            requesting: RwLock::new(()),
+            responding: RwLock::new(()),
+        }
+    }
+
+    // ---- who runs when -------------------------------------------------------------------------
+
+    /// Does whatever `qp` can do now.
+    pub(crate) fn run_qp(&self, qp: &Qp) {
+        self.run_send_queue(qp);
+        if qp.state() == PVRDMA_QPS_ERR {
+            self.flush_receives(qp);
+        }
+    }
+
+    /// Runs QPs for about `turn`, so that those which keep each other busy do not keep the caller.
+    pub(crate) fn run_ready(&self, turn: Duration) {
+        let begin = Instant::now();
+        let mut now = begin;
+        while now - begin <= turn {
+            let Some(handle) = self.schedule.next(now) else { return };
+            if let Some(qp) = self.qp(handle) {
+                self.run_qp(&qp);
+            }
+            now = Instant::now();
+        }
+        self.interrupts.wake();
+    }
+
+    /// When `run_ready` will have something, if no one adds to it.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.schedule.deadline()
+    }
+
+    /// Nobody is to run any more: there are no QPs.
+    pub(crate) fn forget_work(&self) {
+        self.schedule.clear();
+    }
+
+    /// `qp` has work that its present stack cannot do.
+    pub(crate) fn run_soon(&self, qp: QpHandle) {
+        self.schedule.run_soon(qp);
+        self.interrupts.wake();
+    }
+
+    /// `qp` waits for `when`.
+    pub(crate) fn run_at(&self, qp: QpHandle, when: Instant) {
+        if self.schedule.run_at(qp, when) {
+            self.interrupts.wake();
+        }
+    }
+
+    /// A CQ takes no more: every QP that would complete there stops (IBA vol. 1, 11.6.3.2).
+    pub(crate) fn cq_died(&self, cq: CqHandle) {
+        let completes_there = |qp: &Qp| qp.send_cq.handle == cq || qp.recv_cq.handle == cq;
+        for qp in self.qps.all().iter().filter(|qp| completes_there(qp)) {
+            if qp.state() != PVRDMA_QPS_RESET {
+                qp.set_state(PVRDMA_QPS_ERR);
+                self.run_soon(qp.handle);
+            }
+        }
+    }
+
+    // ---- copies --------------------------------------------------------------------------------
+
+    /// Held while the keys of an own request are checked and its bytes move.
+    pub(crate) fn requesting(&self) -> RwLockReadGuard<'_, ()> {
+        self.requesting.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same for a request of a peer.
+    pub(crate) fn responding(&self) -> RwLockReadGuard<'_, ()> {
+        self.responding.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until every copy that began before has ended.
+    pub(crate) fn quiesce(&self) {
+        drop(self.requesting.write().unwrap_or_else(PoisonError::into_inner));
+        self.quiesce_responders();
+    }
+
+    /// The same for copies that peers asked for.
+    pub(crate) fn quiesce_responders(&self) {
+        drop(self.responding.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    // ---- what requests and messages name -------------------------------------------------------
+
+    pub(crate) fn qp(&self, handle: QpHandle) -> Option<Arc<Qp>> {
+        self.qps.get(handle.0)
+    }
+
+    pub(crate) fn qp_by_number(&self, qpn: Qpn) -> Option<Arc<Qp>> {
+        self.qps.get(qpn.0 & (MAX_QP - 1)).filter(|qp| qp.qpn == qpn)
+    }
+
+    pub(crate) fn mr(&self, handle: u32) -> Option<Arc<Mr>> {
+        self.mrs.get(handle)
+    }
+
+    /// `mr` takes the place of the region with its handle. `false`: that was destroyed meanwhile.
+    pub(crate) fn replace_mr(&self, mr: Mr) -> bool {
+        self.mrs.replace(mr.handle.0, mr)
+    }
+
+    pub(crate) fn has_gid(&self, gid: &Gid) -> bool {
+        self.gids.read().unwrap_or_else(PoisonError::into_inner).contains(&Some(*gid))
+    }
+
+    pub(crate) fn mr_by_key(&self, key: u32) -> Option<Arc<Mr>> {
+        self.mrs.get(key >> 8).filter(|mr| mr.key == key)
+    }
+
+    /// The GID at `index`.
+    pub(crate) fn gid(&self, index: u32) -> Option<Gid> {
+        self.gids.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).copied().flatten()
+    }
+
+    pub(crate) fn port_is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_qkey_violation(&self) {
+        self.qkey_violations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    // ---- the way out ---------------------------------------------------------------------------
+
+    pub(crate) fn memory(&self) -> &dyn Memory {
+        &*self.memory
+    }
+
+    pub(crate) fn interrupts(&self) -> &dyn Interrupts {
+        &*self.interrupts
+    }
+
+    pub(crate) fn transport(&self) -> &dyn Transport {
+        &*self.transport
+    }
+}
 
 /// Time of an RNR timer code in units of 10 us (IBA vol. 1, table 45).
 const RNR_10US: [u32; 32] = [

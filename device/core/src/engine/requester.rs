@@ -1,22 +1,19 @@
 //! The requester half of a QP: takes send WQEs, submits them in order, ends each exactly once.
 //!
-//! A WQE that was taken is `Owed`: it leaves the list only through `settle`, as a completion, a silent success or
-//! a flush. Up to `WINDOW` requests are on their way at once; they end in the order they were posted.
+//! Called by `Engine::run_qp`, and by the transport with answers that come later. Up to `WINDOW` requests are on their
+//! way at once; they end in the order they were posted, each through `settle`.
 
-use crate::cqe::Completion;
-use crate::device::Device;
-use crate::engine::{ack_timeout, give_back_scratch, rnr_time};
-use crate::handle::{KERNEL, Psn};
+use crate::engine::{Engine, MAX_MSG_SZ, ack_timeout, give_back_scratch, rnr_time};
+use crate::handle::KERNEL;
 use crate::interrupt::AsyncEvent;
-use crate::memory::Span;
-use crate::mr::Use;
-use crate::qp::{Attrs, Qp, QpKind};
-use crate::ring::{BrokenRing, Consumer};
-use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitted, Token};
-use crate::wqe::{Operation, WorkRequest};
+use crate::objects::qp::{Attrs, Qp};
+use crate::objects::send_queue::{Owed, SendQueue, Stage};
+use crate::rings::cqe::Completion;
+use crate::rings::ring::BrokenRing;
+use crate::rings::wqe::{Operation, QpKind, WorkRequest};
+use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitted, Token, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Requests of one QP that may be on their way at once.
@@ -47,127 +44,7 @@ const QKEY_OF_QP: u32 = 1 << 31;
 const SYNDROME_RNR: u8 = 0x20;
 const SYNDROME_NAK: u8 = 0x60;
 
-/// State of the requester half.
-#[derive(Debug)]
-pub struct SendQueue {
-    pub(crate) ring: Consumer,
-    /// Taken WQEs, oldest first.
-    owed: VecDeque<Owed>,
-    /// PSN of the next WQE taken.
-    pub(crate) psn: Psn,
-    /// Nothing is submitted before this: RNR wait, or a transport without room.
-    hold: Option<Instant>,
-    /// Since when the transport has had no room.
-    busy_since: Option<Instant>,
-    /// When the oldest request counts as unanswered.
-    deadline: Option<Instant>,
-    retries: u8,
-    rnr_retries: u8,
-    /// Numbers submissions, through all lives of the QP.
-    submissions: u32,
-    /// SQ_DRAINED is owed (RTS -> SQD with `en_sqd_async_notify`).
-    pub(crate) drain_event: bool,
-    /// The transport knows that the QP is in ERR.
-    pub(crate) told_err: bool,
-    spans: Vec<Span>,
-}
-
-/// A taken WQE. It must end by [`Device::settle`].
-#[derive(Debug)]
-struct Owed {
-    wr: WorkRequest,
-    psn: Psn,
-    packets: u32,
-    /// Number of its last submission.
-    submission: u32,
-    /// What the responder's last refusal was: an AETH syndrome.
-    syndrome: u8,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Not submitted, or to be submitted again.
-    Ready,
-    /// Submitted; the answer is owed.
-    Pending,
-    /// Submitted; nobody was there. The timer decides.
-    Unanswered,
-    /// Ended with this status; waits for those before it.
-    Done(u32),
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        debug_assert!(
-            matches!(self.stage, Stage::Done(_)) || std::thread::panicking(),
-            "a WQE was dropped without an end: {self:?}"
-        );
-    }
-}
-
-impl SendQueue {
-    pub(crate) fn new(ring: Consumer) -> SendQueue {
-        SendQueue {
-            ring,
-            owed: VecDeque::new(),
-            psn: Psn::default(),
-            hold: None,
-            busy_since: None,
-            deadline: None,
-            retries: 0,
-            rnr_retries: 0,
-            submissions: 0,
-            drain_event: false,
-            told_err: false,
-            spans: Vec::new(),
-        }
-    }
-
-    /// Forgets every WQE without a completion (RESET, DESTROY). Requests must have been cancelled.
-    pub(crate) fn reset(&mut self) {
-        for owed in &mut self.owed {
-            owed.stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
-        }
-        self.owed.clear();
-        self.ring.reset();
-        self.hold = None;
-        self.busy_since = None;
-        self.deadline = None;
-        self.drain_event = false;
-    }
-
-    /// Fresh retry budgets: when the QP reaches RTS, and on every acknowledged request.
-    pub(crate) fn renew_retries(&mut self, attrs: &pvrdma_qp_attr) {
-        self.retries = attrs.retry_cnt;
-        self.rnr_retries = attrs.rnr_retry;
-    }
-
-    /// Whatever became of them, the WQEs from `first` on end as flushed: nothing succeeds behind a failure.
-    fn flush_from(&mut self, first: usize) {
-        for owed in self.owed.iter_mut().skip(first) {
-            owed.stage = Stage::Done(abi::PVRDMA_WC_WR_FLUSH_ERR);
-        }
-    }
-
-    pub(crate) fn is_idle(&self) -> bool {
-        self.owed.is_empty()
-    }
-
-    fn token(&self, index: usize, qp: &Qp) -> Token {
-        let owed = &self.owed[index];
-        Token { qp: qp.handle, epoch: owed.submission, psn: owed.psn }
-    }
-}
-
-impl Drop for SendQueue {
-    fn drop(&mut self) {
-        // A device that is dropped as a whole owes nothing to anybody.
-        self.reset();
-    }
-}
-
-impl Device {
+impl Engine {
     /// Does whatever the send queue of `qp` can do now.
     pub(crate) fn run_send_queue(&self, qp: &Qp) {
         let mut sq = qp.lock_sq();
@@ -230,7 +107,7 @@ impl Device {
                 Ok(Operation::LocalInv { .. } | Operation::FastReg(_)) => 0,
                 _ => u32::try_from(len.div_ceil(attrs.mtu()).max(1)).unwrap_or(u32::MAX),
             };
-            let stage = match self.judge(qp, &wr, len, attrs) {
+            let stage = match self.check_wr(qp, &wr, len, attrs) {
                 Ok(()) => Stage::Ready,
                 Err(status) => Stage::Done(status),
             };
@@ -242,11 +119,10 @@ impl Device {
     }
 
     /// Whether a WQE can be carried out as far as its own fields tell, or the status it ends with.
-    fn judge(&self, qp: &Qp, wr: &WorkRequest, len: u64, attrs: &Attrs) -> Result<(), u32> {
+    fn check_wr(&self, qp: &Qp, wr: &WorkRequest, len: u64, attrs: &Attrs) -> Result<(), u32> {
         let operation = wr.operation?;
-        let port = self.port();
         match operation {
-            _ if len > u64::from(port.max_msg_sz) => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
+            _ if len > u64::from(MAX_MSG_SZ) => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
             _ if operation.reads() && attrs.raw.max_rd_atomic == 0 => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
             Operation::Atomic { .. } if len != 8 => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
             // A datagram is one packet.
@@ -350,7 +226,7 @@ impl Device {
         let _copying = self.requesting();
         sq.submissions = sq.submissions.wrapping_add(1);
         sq.owed[index].submission = sq.submissions;
-        let token = sq.token(index, qp);
+        let token = sq.token(index, qp.handle);
         let owed = &sq.owed[index];
         let Ok(operation) = owed.wr.operation else {
             return Submitted::Answered(Answer::RequesterFault);
@@ -472,7 +348,7 @@ impl Device {
     fn recall(&self, qp: &Qp, sq: &mut SendQueue, first: usize) {
         for index in first..sq.owed.len() {
             if sq.owed[index].stage == Stage::Pending {
-                self.transport().cancel(sq.token(index, qp));
+                self.transport().cancel(sq.token(index, qp.handle));
             }
             if matches!(sq.owed[index].stage, Stage::Pending | Stage::Unanswered) {
                 sq.owed[index].stage = Stage::Ready;
@@ -496,7 +372,7 @@ impl Device {
         match sq.owed[oldest].stage {
             Stage::Ready | Stage::Done(_) => return,
             // Its responder lives and has the request: a slow answer is no lost one.
-            Stage::Pending if !self.transport().lost(sq.token(oldest, qp)) => {
+            Stage::Pending if !self.transport().lost(sq.token(oldest, qp.handle)) => {
                 self.start_timer(sq, attrs);
                 return;
             }
@@ -572,9 +448,9 @@ impl Device {
     /// Ends every WQE, taken or not, with WR_FLUSH_ERR. Those that succeeded in order, and the first that failed, keep
     /// their status.
     fn flush_sends(&self, qp: &Qp, sq: &mut SendQueue) {
-        if !sq.told_err {
+        if !sq.transport_knows_err {
             // It went to ERR by itself: a transport that places data on its behalf must hear of it too.
-            sq.told_err = true;
+            sq.transport_knows_err = true;
             self.transport().qp_changed(&qp.view());
         }
         self.recall(qp, sq, 0);

@@ -1,39 +1,20 @@
 //! The responder half of a QP: checks a request, moves its bytes, answers.
 
-use crate::cqe::{Completion, Sender};
-use crate::device::Device;
-use crate::engine::give_back_scratch;
-use crate::grh::{self, GRH_LEN};
+use crate::engine::{Engine, give_back_scratch};
 use crate::handle::{Psn, Rkey};
 use crate::interrupt::AsyncEvent;
 use crate::memory::Span;
-use crate::mr::Use;
-use crate::qp::{MAX_RD_ATOMIC, Qp, QpKind};
-use crate::ring::{BrokenRing, Consumer};
-use crate::srq::Srq;
-use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Far, Nak, Op, Request};
-use crate::wqe::{AtomicOp, Ext, Receive, SgList};
+use crate::objects::qp::Qp;
+use crate::objects::recv_queue::RecvQueue;
+use crate::rings::cqe::{Completion, Sender};
+use crate::rings::grh::{self, GRH_LEN};
+use crate::rings::ring::BrokenRing;
+use crate::rings::wqe::{AtomicOp, Ext, QpKind, Receive, SgList};
+use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Far, Nak, Op, Request, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
-use std::collections::VecDeque;
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-
-/// State of the responder half. Its lock is held while a request is carried out, so that DESTROY and RESET wait
-/// for a running copy.
-#[derive(Debug)]
-pub struct RecvQueue {
-    pub(crate) ring: Consumer,
-    /// A WQE of the SRQ that was taken for a message which then did not come: the next one gets it.
-    held: Option<Receive>,
-    /// What the last atomic operations answered, oldest first: one whose answer was lost must not be done twice
-    /// (IBA vol. 1, 9.4.5).
-    replies: VecDeque<(Psn, u64)>,
-    /// QP_LAST_WQE_REACHED was raised in this life.
-    told_last_wqe: bool,
-    /// Scratch list, kept to save the allocation.
-    spans: Vec<Span>,
-}
 
 /// What the receive WQE of a message says.
 struct Received {
@@ -57,7 +38,7 @@ impl Failure {
         Failure { nak: Nak::RemoteAccess, receive: None, event: Some(AsyncEvent::QpAccessErr(qp.handle)) }
     }
 
-    /// A request that no requester in its right mind sends.
+    /// A request that no sane requester sends.
     fn invalid(qp: &Qp) -> Failure {
         Failure { nak: Nak::InvalidRequest, receive: None, event: Some(AsyncEvent::QpReqErr(qp.handle)) }
     }
@@ -79,48 +60,7 @@ impl From<Failure> for Stop {
     }
 }
 
-impl RecvQueue {
-    pub(crate) fn new(ring: Consumer) -> RecvQueue {
-        RecvQueue { ring, held: None, replies: VecDeque::new(), told_last_wqe: false, spans: Vec::new() }
-    }
-
-    pub(crate) fn reset(&mut self, srq: Option<&Srq>) {
-        self.ring.reset();
-        if let (Some(srq), Some(held)) = (srq, self.held.take()) {
-            srq.put_back(held);
-        }
-        self.replies.clear();
-        self.told_last_wqe = false;
-    }
-
-    /// The next WQE of the QP's own ring; it stays there.
-    fn peek(&self, qp: &Qp, device: &Device) -> Result<Option<Receive>, BrokenRing> {
-        let Some(at) = self.ring.peek(&qp.pages, device.memory())? else { return Ok(None) };
-        Ok(Some(Receive::read(at, qp.cap.max_recv_sge, &qp.pages, device.memory())?))
-    }
-
-    /// The WQE that was shown last has ended.
-    fn spend(&mut self, qp: &Qp, device: &Device) -> Result<(), BrokenRing> {
-        if qp.srq.is_some() {
-            self.held = None;
-            return Ok(());
-        }
-        self.ring.take();
-        self.ring.release(&qp.pages, device.memory())
-    }
-
-    /// Answers an atomic operation again. One that is too old to be remembered breaks what was agreed on
-    /// (`max_dest_rd_atomic`). The newest of a PSN counts: numbers come back after 2^24 packets.
-    fn repeat_reply(&self, psn: Psn, far: &dyn Far) -> Answer {
-        let Some((_, old)) = self.replies.iter().rfind(|(of, _)| *of == psn) else { return Answer::Silence };
-        match far.put(&old.to_ne_bytes()) {
-            Ok(()) => Answer::Ack,
-            Err(_) => Answer::RequesterFault,
-        }
-    }
-}
-
-impl Device {
+impl Engine {
     /// Carries out `request` on a QP of this device. Called by transports, from any thread.
     pub fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
         let Some(qp) = self.qp_by_number(request.dest.qpn) else { return Answer::Silence };
@@ -155,7 +95,7 @@ impl Device {
         match request.op {
             // Done before; the answer was lost (IBA vol. 1, 9.7.5.1.2). What was read is read anew, what an atomic found is
             // remembered.
-            Op::Atomic { .. } if duplicate => return rq.repeat_reply(request.psn, far),
+            Op::Atomic { .. } if duplicate => return repeat_reply(&rq, request.psn, far),
             Op::Read { .. } => {}
             _ if duplicate => return Answer::Ack,
             _ => {}
@@ -277,10 +217,7 @@ impl Device {
             _ => return Err(Failure::invalid(qp).into()),
         };
         let old = self.memory().update(place, &mut |old| op.apply(old)).map_err(|_| Failure::access(qp))?;
-        if rq.replies.len() == usize::from(MAX_RD_ATOMIC) {
-            rq.replies.pop_front();
-        }
-        rq.replies.push_back((request.psn, old));
+        rq.remember_reply(request.psn, old);
         far.put(&old.to_ne_bytes()).map_err(|fault| copy_failed(qp, fault, None))
     }
 
@@ -321,7 +258,7 @@ impl Device {
         }
         let payload = split_off(&mut rq.spans, GRH_LEN as u64);
         let (header, network_hdr_type) =
-            grh::header(self.gid_type(), &grh, &request.source.gid, &request.dest.gid, request.len as u16);
+            grh::header(self.gid_type, &grh, &request.source.gid, &request.dest.gid, request.len as u16);
         let mut moved = self.memory().scatter(&rq.spans, &header).map_err(|_| CopyFault::Near);
         if request.len > 0 {
             moved = moved.and_then(|()| far.pull(self.memory(), &payload));
@@ -374,7 +311,7 @@ impl Device {
         if found { Ok(()) } else { Err(Failure::access(qp)) }
     }
 
-    /// The receive WQE that the next message takes; it is spent by `RecvQueue::spend`.
+    /// The receive WQE that the next message takes; it is spent by `spend_receive`.
     fn next_receive(&self, qp: &Qp, rq: &mut RecvQueue) -> Result<Receive, Stop> {
         let broken = |_: BrokenRing| Failure::broken_ring(qp);
         let receive = match &qp.srq {
@@ -384,9 +321,25 @@ impl Device {
                 }
                 rq.held
             }
-            None => rq.peek(qp, self).map_err(broken)?,
+            None => self.peek_receive(qp, rq).map_err(broken)?,
         };
         receive.ok_or_else(|| Stop::Answer(Answer::RnrNak(qp.attrs().raw.min_rnr_timer)))
+    }
+
+    /// The next WQE of the QP's own ring; it stays there.
+    fn peek_receive(&self, qp: &Qp, rq: &RecvQueue) -> Result<Option<Receive>, BrokenRing> {
+        let Some(at) = rq.ring.peek(&qp.pages, self.memory())? else { return Ok(None) };
+        Ok(Some(Receive::read(at, qp.cap.max_recv_sge, &qp.pages, self.memory())?))
+    }
+
+    /// The WQE that was shown last has ended.
+    fn spend_receive(&self, qp: &Qp, rq: &mut RecvQueue) -> Result<(), BrokenRing> {
+        if qp.srq.is_some() {
+            rq.held = None;
+            return Ok(());
+        }
+        rq.ring.take();
+        rq.ring.release(&qp.pages, self.memory())
     }
 
     /// Spends the receive WQE that `next_receive` showed: it ends here, as a completion.
@@ -416,7 +369,7 @@ impl Device {
 
     /// Gives the receive WQE back to its owner and puts its completion.
     fn complete_receive(&self, qp: &Qp, rq: &mut RecvQueue, completion: &Completion) -> Result<(), Stop> {
-        rq.spend(qp, self).map_err(|_| Failure::broken_ring(qp))?;
+        self.spend_receive(qp, rq).map_err(|_| Failure::broken_ring(qp))?;
         let put = qp.recv_cq.put(completion, self.memory(), self.interrupts());
         put.map_err(|_| {
             self.cq_died(qp.recv_cq.handle);
@@ -440,7 +393,7 @@ impl Device {
     }
 
     fn end_receive(&self, qp: &Qp, rq: &mut RecvQueue, wr_id: u64, status: u32) {
-        let _ = rq.spend(qp, self);
+        let _ = self.spend_receive(qp, rq);
         let completion = Completion { wr_id, qp: qp.handle, opcode: abi::PVRDMA_WC_RECV, status, ..Default::default() };
         // A dead CQ has told its owner by CQ_ERR; there is nobody left to tell.
         let _ = qp.recv_cq.put(&completion, self.memory(), self.interrupts());
@@ -457,16 +410,25 @@ impl Device {
             if let Some(held) = rq.held {
                 self.end_receive(qp, &mut rq, held.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
             }
-            if !std::mem::replace(&mut rq.told_last_wqe, true) {
+            if !std::mem::replace(&mut rq.last_wqe_reported, true) {
                 self.interrupts().async_event(AsyncEvent::QpLastWqeReached(qp.handle));
             }
             return;
         }
-        while let Ok(Some(receive)) = rq.peek(qp, self)
+        while let Ok(Some(receive)) = self.peek_receive(qp, &rq)
             && qp.spend_recv()
         {
             self.end_receive(qp, &mut rq, receive.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
         }
+    }
+}
+
+/// Answers an atomic operation again.
+fn repeat_reply(rq: &RecvQueue, psn: Psn, far: &dyn Far) -> Answer {
+    let Some(old) = rq.reply(psn) else { return Answer::Silence };
+    match far.put(&old.to_ne_bytes()) {
+        Ok(()) => Answer::Ack,
+        Err(_) => Answer::RequesterFault,
     }
 }
 

@@ -1,7 +1,6 @@
 //! The transport between devices of one process: every request is answered by the calling thread.
 
-use super::{Answer, CopyFault, Far, Request, Submitted, Token, Transport};
-use crate::device::Device;
+use super::{Answer, CopyFault, Far, Request, Responder, Submitted, Token, Transport};
 use crate::handle::Gid;
 use crate::memory::{DmaAddr, Memory, Span};
 use std::collections::HashMap;
@@ -10,7 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 /// Devices of this process, by GID. One for each group of devices that can reach each other.
 #[derive(Default)]
 pub struct Fabric {
-    ports: RwLock<HashMap<Gid, Weak<Device>>>,
+    ports: RwLock<HashMap<Gid, Weak<dyn Responder>>>,
 }
 
 impl Fabric {
@@ -21,7 +20,7 @@ impl Fabric {
 
     /// The device that `dest` belongs to, if `source` really belongs to `device`: a guest may write any GID into its
     /// own table, but it does not speak under another's.
-    fn route(&self, device: &Weak<Device>, source: &Gid, dest: &Gid) -> Option<Arc<Device>> {
+    fn route(&self, device: &Weak<dyn Responder>, source: &Gid, dest: &Gid) -> Option<Arc<dyn Responder>> {
         let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
         ports.get(source).filter(|owner| owner.ptr_eq(device))?;
         ports.get(dest)?.upgrade()
@@ -31,7 +30,7 @@ impl Fabric {
 /// One device's plug into a [`Fabric`].
 pub struct Port {
     fabric: Arc<Fabric>,
-    device: OnceLock<Weak<Device>>,
+    device: OnceLock<Weak<dyn Responder>>,
 }
 
 impl Port {
@@ -41,8 +40,9 @@ impl Port {
     }
 
     /// Names the device that this plug serves. Later calls are ignored.
-    pub fn attach(&self, device: &Arc<Device>) {
-        let _ = self.device.set(Arc::downgrade(device));
+    pub fn attach<D: Responder + 'static>(&self, device: &Arc<D>) {
+        let device: Weak<D> = Arc::downgrade(device);
+        let _ = self.device.set(device);
     }
 }
 

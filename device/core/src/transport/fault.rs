@@ -4,10 +4,9 @@
 //! It stands between the engine and any other transport. A request that is lost is `Pending` for ever and `lost` when the
 //! engine asks, so that those behind it go on and meet a responder that misses one.
 
-use super::{Answer, Op, QpView, Request, Submitted, Token, Transport};
+use super::{Answer, Bounds, Op, QpView, Request, Submitted, Token, Transport};
 use crate::handle::{Gid, QpHandle};
 use crate::memory::{Memory, Span};
-use crate::mr::Bounds;
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;

@@ -9,8 +9,8 @@ pub mod fault;
 
 use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use crate::memory::{Memory, Span};
-use crate::mr::Bounds;
-use crate::wqe::{AtomicOp, Ext, Grh};
+use crate::rings::wqe::{AtomicOp, Ext, Grh};
+use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::atomic::AtomicU32;
 
 /// One end of a connection.
@@ -126,6 +126,12 @@ pub enum Answer {
     Silence,
 }
 
+/// The other end of a transport: a device.
+pub trait Responder: Send + Sync {
+    /// Carries out `request` on one of its QPs, with the requester's payload within reach.
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
+}
+
 /// What became of a submitted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Submitted {
@@ -200,6 +206,58 @@ pub struct QpView {
     pub peer: Endpoint,
     /// Its own number.
     pub qpn: Qpn,
+}
+
+/// What a key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Gather: the device reads local memory.
+    LocalRead,
+    /// Scatter: the device writes local memory.
+    LocalWrite,
+    /// A peer writes.
+    RemoteWrite,
+    /// A peer reads.
+    RemoteRead,
+    /// A peer does an atomic operation.
+    RemoteAtomic,
+}
+
+impl Use {
+    /// The right it takes, of the region (and for a peer's use, of the QP): `PVRDMA_ACCESS_*`.
+    pub fn needs(self) -> u32 {
+        match self {
+            Use::LocalRead => 0,
+            Use::LocalWrite => abi::PVRDMA_ACCESS_LOCAL_WRITE,
+            Use::RemoteWrite => abi::PVRDMA_ACCESS_REMOTE_WRITE,
+            Use::RemoteRead => abi::PVRDMA_ACCESS_REMOTE_READ,
+            Use::RemoteAtomic => abi::PVRDMA_ACCESS_REMOTE_ATOMIC,
+        }
+    }
+}
+
+/// The rules for a range within a region, apart from where its bytes are, so that a transport which knows a peer's
+/// regions judges them in the same words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Protection domain of the region.
+    pub pd: PdHandle,
+    /// `PVRDMA_ACCESS_*`.
+    pub access: u32,
+    /// Address of the first byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl Bounds {
+    /// Offset of `addr` in the region if `[addr, addr + len)` may be used for `purpose` within `pd`.
+    pub fn check(&self, pd: PdHandle, addr: u64, len: u64, purpose: Use) -> Option<u64> {
+        let offset = addr.checked_sub(self.start)?;
+        let end = offset.checked_add(len)?;
+        let needs = purpose.needs();
+        (self.pd == pd && self.access & needs == needs && end <= self.length).then_some(offset)
+    }
 }
 
 /// The way to other QPs. All methods may be called from any thread.

@@ -2,10 +2,10 @@
 //! has ended, and a send that fails stops the sends until RTS.
 
 use pvrdma_device::handle::{CtxHandle, PdHandle};
-use pvrdma_device::mock::driver::{Driver, Region};
-use pvrdma_device::mock::end::End;
-use pvrdma_device::mock::queue::{QpSize, RecvWr, SendWr, To, sge};
-use pvrdma_device::mock::rng::Rng;
+use pvrdma_device::testing::driver::{Driver, Region};
+use pvrdma_device::testing::end::End;
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, To, sge};
+use pvrdma_device::testing::rng::Rng;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::collections::{HashMap, VecDeque};

@@ -14,11 +14,11 @@ use pvrdma_device::command::{Command, MrKind, Response};
 use pvrdma_device::handle::{CtxHandle, KERNEL, MrHandle, PdHandle};
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::memory::DmaAddr;
-use pvrdma_device::mock::driver::{Driver, Layout, Region};
-use pvrdma_device::mock::end::{End, Path, connect, pump, pump_until};
-use pvrdma_device::mock::queue::{CqRing, QpSize, RawSge, RecvWr, SendWr, SrqRing, Wc, sge};
-use pvrdma_device::mock::rng::Rng;
-use pvrdma_device::mock::wire::{Net, Wire};
+use pvrdma_device::testing::driver::{Driver, Layout, Region};
+use pvrdma_device::testing::end::{End, Path, connect, pump, pump_until};
+use pvrdma_device::testing::queue::{CqRing, QpSize, RawSge, RecvWr, SendWr, SrqRing, Wc, sge};
+use pvrdma_device::testing::rng::Rng;
+use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -805,7 +805,7 @@ impl World {
 }
 
 fn run(seed: u64, lossy: bool, steps: u64) {
-    let steps = pvrdma_device::mock::rng::steps(steps);
+    let steps = pvrdma_device::testing::rng::steps(steps);
     let mut world = World::new(seed, lossy);
     for _ in 0..steps {
         world.step();

@@ -1,4 +1,4 @@
-//! A guest out of its mind. Bytes say what it does: commands, doorbells, posts, writes to its own rings and page
+//! A hostile guest. Bytes say what it does: commands, doorbells, posts, writes to its own rings and page
 //! directories, memory that goes away or changes while the device reads it. Beside it lives an honest guest, which it
 //! may send to.
 //!

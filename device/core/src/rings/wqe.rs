@@ -3,9 +3,19 @@
 
 use crate::handle::{Gid, Lkey, PdHandle, Qpn, Rkey};
 use crate::memory::{DmaAddr, Fault, Memory, PageTable};
-use crate::qp::QpKind;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use zerocopy::FromBytes;
+
+/// Service types the device has: what a send WQE may ask for, and how its union is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QpKind {
+    /// Reliable connection.
+    Rc,
+    /// Unreliable datagrams.
+    Ud,
+    /// The kernel's management QP, number 1.
+    Gsi,
+}
 
 /// Most SGEs of a WQE, send or receive (`caps.max_sge`).
 pub const MAX_SGE: usize = 16;

@@ -29,7 +29,7 @@ pub const UD: u8 = 4;
 /// See [`RC`].
 pub const GSI: u8 = 1;
 
-/// The GID type that the mock's devices have (RoCE v2).
+/// The GID type that these devices have (RoCE v2).
 pub const GID_TYPE: u8 = 2;
 
 /// How buffers are described to the device.
@@ -193,7 +193,7 @@ impl Driver {
     /// `count` pages, one after the other.
     pub fn alloc(&self, count: u64) -> DmaAddr {
         let at = self.next.fetch_add(count * PAGE, Ordering::Relaxed);
-        assert!(at + count * PAGE <= self.ram.len(), "the mock guest is out of memory");
+        assert!(at + count * PAGE <= self.ram.len(), "the guest is out of memory");
         DmaAddr(at)
     }
 

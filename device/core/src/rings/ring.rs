@@ -190,7 +190,7 @@ impl Producer {
 mod tests {
     use super::*;
     use crate::memory::{DmaAddr, Span};
-    use crate::mock::Ram;
+    use crate::testing::Ram;
 
     fn ring(slots: u32) -> (Ram, PageTable, Geometry) {
         let ram = Ram::new(3 * 4096);

@@ -1,12 +1,12 @@
 //! Completion queues: put, arm, fire.
 
 use crate::command::CommandError;
-use crate::cqe::Completion;
 use crate::doorbell::Arm;
 use crate::handle::{CqHandle, CtxHandle};
 use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{Memory, PageTable};
-use crate::ring::{Geometry, Producer, state};
+use crate::rings::cqe::Completion;
+use crate::rings::ring::{Geometry, Producer, state};
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_PAGE_SIZE, pvrdma_cqe};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::handle::QpHandle;
     use crate::memory::{DmaAddr, Span};
-    use crate::mock::{Bell, Ram};
+    use crate::testing::{Bell, Ram};
 
     fn completion(solicited: bool, status: u32) -> Completion {
         Completion { wr_id: 7, qp: QpHandle(3), opcode: 128, status, solicited, ..Default::default() }

@@ -2,6 +2,7 @@
 
 use crate::handle::{CtxHandle, MrHandle, PdHandle};
 use crate::memory::{PageTable, Span};
+use crate::transport::{Bounds, Use};
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 
 /// A memory region.
@@ -26,58 +27,6 @@ pub struct Mr {
     pub pages: Option<PageTable>,
     /// Most pages of a fast-register MR; `None` for one that was registered by a command and cannot be invalidated.
     pub fast_reg: Option<u32>,
-}
-
-/// What a key is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Gather: the device reads local memory.
-    LocalRead,
-    /// Scatter: the device writes local memory.
-    LocalWrite,
-    /// A peer writes.
-    RemoteWrite,
-    /// A peer reads.
-    RemoteRead,
-    /// A peer does an atomic operation.
-    RemoteAtomic,
-}
-
-impl Use {
-    /// The right it takes, of the region (and for a peer's use, of the QP): `PVRDMA_ACCESS_*`.
-    pub fn needs(self) -> u32 {
-        match self {
-            Use::LocalRead => 0,
-            Use::LocalWrite => abi::PVRDMA_ACCESS_LOCAL_WRITE,
-            Use::RemoteWrite => abi::PVRDMA_ACCESS_REMOTE_WRITE,
-            Use::RemoteRead => abi::PVRDMA_ACCESS_REMOTE_READ,
-            Use::RemoteAtomic => abi::PVRDMA_ACCESS_REMOTE_ATOMIC,
-        }
-    }
-}
-
-/// The rules for a range within a region, apart from where its bytes are, so that a transport which knows a peer's
-/// regions judges them in the same words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bounds {
-    /// Protection domain of the region.
-    pub pd: PdHandle,
-    /// `PVRDMA_ACCESS_*`.
-    pub access: u32,
-    /// Address of the first byte.
-    pub start: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
-impl Bounds {
-    /// Offset of `addr` in the region if `[addr, addr + len)` may be used for `purpose` within `pd`.
-    pub fn check(&self, pd: PdHandle, addr: u64, len: u64, purpose: Use) -> Option<u64> {
-        let offset = addr.checked_sub(self.start)?;
-        let end = offset.checked_add(len)?;
-        let needs = purpose.needs();
-        (self.pd == pd && self.access & needs == needs && end <= self.length).then_some(offset)
-    }
 }
 
 impl Mr {

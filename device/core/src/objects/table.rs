@@ -119,13 +119,9 @@ impl<T> Table<T> {
     }
 
     /// Number of objects.
-    pub fn len(&self) -> u32 {
+    #[cfg(test)]
+    fn len(&self) -> u32 {
         self.read().used
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

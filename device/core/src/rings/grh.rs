@@ -1,7 +1,7 @@
 //! The 40 bytes in front of a received datagram: what the wire's network header looked like.
 
 use crate::handle::Gid;
-use crate::wqe::Grh;
+use crate::rings::wqe::Grh;
 use pvrdma_ffi::dev_api::PVRDMA_GID_TYPE_FLAG_ROCE_V1;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_NETWORK_IPV4, PVRDMA_NETWORK_IPV6, PVRDMA_NETWORK_ROCE_V1};
 

@@ -1,7 +1,7 @@
 //! Completion -> the 64 bytes of a CQE (vmw_pvrdma-abi.h: `pvrdma_cqe`).
 
 use crate::handle::{QpHandle, Qpn};
-use crate::wqe::Ext;
+use crate::rings::wqe::Ext;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 
 /// The end of a work request, as the consumer will read it.

@@ -1,33 +1,19 @@
 //! Queue pairs: the object, its attributes and the rules by which they change.
 
 use crate::command::{CommandError, CreateQp};
-use crate::cq::Cq;
-use crate::engine::requester::SendQueue;
-use crate::engine::responder::RecvQueue;
 use crate::handle::{CtxHandle, PdHandle, QpHandle, Qpn};
 use crate::memory::PageTable;
-use crate::ring::{Consumer, Geometry, state};
-use crate::srq::Srq;
+use crate::objects::cq::Cq;
+use crate::objects::recv_queue::{MAX_RD_ATOMIC, RecvQueue};
+use crate::objects::send_queue::SendQueue;
+use crate::objects::srq::Srq;
+use crate::rings::ring::{Consumer, Geometry, state};
+use crate::rings::wqe::{MAX_SGE, QpKind, rq_stride, sq_stride};
 use crate::transport::{Endpoint, QpView};
-use crate::wqe::{MAX_SGE, rq_stride, sq_stride};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_PAGE_SIZE};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// READs and atomics of one QP that may be on their way, in either direction (`caps.max_qp_rd_atom`).
-pub const MAX_RD_ATOMIC: u8 = 16;
-
-/// Service types the device has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QpKind {
-    /// Reliable connection.
-    Rc,
-    /// Unreliable datagrams.
-    Ud,
-    /// The kernel's management QP, number 1.
-    Gsi,
-}
 
 /// A queue pair.
 #[derive(Debug)]
@@ -270,9 +256,9 @@ pub fn check_create(create: &CreateQp, caps: &pvrdma_device_caps) -> Result<QpKi
     Ok(kind)
 }
 
-/// Judges a MODIFY_QP and returns the state it leads to (IBA vol. 1, 11.2.5.2, in the form of the kernel's
+/// Checks a MODIFY_QP and returns the state it leads to (IBA vol. 1, 11.2.5.2, in the form of the kernel's
 /// transition table: required and optional attributes for each pair of states).
-pub fn judge_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) -> Result<u32, CommandError> {
+pub fn check_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) -> Result<u32, CommandError> {
     use CommandError::Invalid;
     let to = if mask & PVRDMA_QP_STATE != 0 { attrs.qp_state } else { from };
     if mask & PVRDMA_QP_CUR_STATE != 0 && attrs.cur_qp_state != from {
@@ -409,17 +395,17 @@ mod tests {
 
     #[test]
     fn every_required_attribute_is_required() {
-        let judge = |mask| judge_modify(QpKind::Rc, PVRDMA_QPS_INIT, mask, &attrs(PVRDMA_QPS_RTR));
-        assert_eq!(judge(RTR), Ok(PVRDMA_QPS_RTR));
+        let check = |mask| check_modify(QpKind::Rc, PVRDMA_QPS_INIT, mask, &attrs(PVRDMA_QPS_RTR));
+        assert_eq!(check(RTR), Ok(PVRDMA_QPS_RTR));
         for bit in (1..21).map(|n| 1 << n).filter(|bit| RTR & bit != 0) {
-            assert!(judge(RTR & !bit).is_err(), "without {bit:#x}");
+            assert!(check(RTR & !bit).is_err(), "without {bit:#x}");
         }
-        assert!(judge(RTR | PVRDMA_QP_QKEY).is_err(), "qkey is not for RC");
+        assert!(check(RTR | PVRDMA_QP_QKEY).is_err(), "qkey is not for RC");
     }
 
     #[test]
     fn illegal_transitions_are_refused() {
-        let judge = |from, to| judge_modify(QpKind::Rc, from, PVRDMA_QP_STATE, &attrs(to));
+        let check = |from, to| check_modify(QpKind::Rc, from, PVRDMA_QP_STATE, &attrs(to));
         for (from, to) in [
             (PVRDMA_QPS_RESET, PVRDMA_QPS_ERR),
             (PVRDMA_QPS_RESET, PVRDMA_QPS_RTR),
@@ -429,10 +415,10 @@ mod tests {
             (PVRDMA_QPS_RTS, PVRDMA_QPS_SQE),
             (PVRDMA_QPS_INIT, 7),
         ] {
-            assert!(judge(from, to).is_err(), "{from} -> {to}");
+            assert!(check(from, to).is_err(), "{from} -> {to}");
         }
         for from in PVRDMA_QPS_RESET..=PVRDMA_QPS_ERR {
-            assert_eq!(judge(from, PVRDMA_QPS_RESET), Ok(PVRDMA_QPS_RESET));
+            assert_eq!(check(from, PVRDMA_QPS_RESET), Ok(PVRDMA_QPS_RESET));
         }
     }
 
@@ -441,7 +427,7 @@ mod tests {
         let mask = PVRDMA_QP_STATE | PVRDMA_QP_CUR_STATE;
         let mut claim = attrs(PVRDMA_QPS_RTS);
         claim.cur_qp_state = PVRDMA_QPS_RTS;
-        assert!(judge_modify(QpKind::Rc, PVRDMA_QPS_SQD, mask, &claim).is_err());
-        assert_eq!(judge_modify(QpKind::Rc, PVRDMA_QPS_RTS, mask, &claim), Ok(PVRDMA_QPS_RTS));
+        assert!(check_modify(QpKind::Rc, PVRDMA_QPS_SQD, mask, &claim).is_err());
+        assert_eq!(check_modify(QpKind::Rc, PVRDMA_QPS_RTS, mask, &claim), Ok(PVRDMA_QPS_RTS));
     }
 }
