@@ -115,6 +115,11 @@ impl Wire {
         self.lock().flights.len()
     }
 
+    /// PSN of request `index`.
+    pub fn psn(&self, index: usize) -> Psn {
+        self.lock().flights[index].request.psn
+    }
+
     /// Every request ever submitted.
     pub fn submitted(&self) -> Vec<Request> {
         self.lock().submitted.clone()
