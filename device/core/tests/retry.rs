@@ -1,9 +1,12 @@
 //! Patience in real time: RNR waits and their end, ACK timeouts and their end, and that work which only had to wait
 //! succeeds.
+//!
+//! That an end comes not too early is measured. A busy machine may bring it late by any time, so what counts there is how
+//! often the device asks to be called again, and for when.
 
 use pvrdma_device::command::Command;
 use pvrdma_device::testing::driver::{Driver, Layout};
-use pvrdma_device::testing::end::{End, Path, connect, modify, nowhere, pump_until};
+use pvrdma_device::testing::end::{End, Path, connect, modify, nowhere, pump, pump_until};
 use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::fabric::Fabric;
@@ -15,20 +18,33 @@ use std::time::{Duration, Instant};
 const FLUSH: u32 = PVRDMA_WC_WR_FLUSH_ERR;
 /// Longer than anything here may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// What a busy machine may add. The number of tries is counted elsewhere (`pending.rs`), so this hides none too many.
-const SLACK: Duration = Duration::from_millis(500);
 
 fn guests() -> [End; 2] {
     let fabric = Fabric::new();
     [0, 1].map(|index| End::new(&Arc::new(Driver::new(&fabric, index, Layout::Ranges)), QpSize::default()))
 }
 
-/// Polls both until `a` has `count` send completions; returns them and the time it took.
-fn wait(a: &End, b: &End, count: u32) -> (Vec<(u64, u32)>, Duration) {
-    let start = Instant::now();
+/// Polls both until `a` has `count` send completions, and returns them.
+fn wait(a: &End, b: &End, count: u32) -> Vec<(u64, u32)> {
     let done = pump_until(&[&*a.driver, &*b.driver], LIMIT, || a.send_cq.waiting() >= count);
     assert!(done, "{} of {count} completions after {LIMIT:?}", a.send_cq.waiting());
-    (a.send_cq.ends(), start.elapsed())
+    a.send_cq.ends()
+}
+
+/// The same where `a` has to wait no more than `waits` times, and no longer than `time` each.
+fn wait_for_timers(a: &End, b: &End, count: u32, waits: u32, time: Duration) -> Vec<(u64, u32)> {
+    for slept in 0.. {
+        pump(&[&*a.driver, &*b.driver]);
+        let next = a.driver.device.poll();
+        if a.send_cq.waiting() >= count {
+            break;
+        }
+        let (next, now) = (next.expect("a timer runs"), Instant::now());
+        assert!(next <= now + time, "another {:?}, no more than {time:?} is right", next - now);
+        assert!(slept < waits, "not done after {slept} times {time:?}");
+        std::thread::sleep(next.saturating_duration_since(now));
+    }
+    a.send_cq.ends()
 }
 
 #[test]
@@ -42,12 +58,13 @@ fn no_receive_ends_in_rnr_retry_exceeded() {
             let wr = if imm { SendWr::write(1, &[], &target, 0).imm(5) } else { SendWr::send(1, &[]) };
             a.qp.post_send(&wr);
             a.qp.post_send(&SendWr::send(2, &[]));
+            let start = Instant::now();
             a.qp.ring_send();
-            let (ends, took) = wait(&a, &b, 2);
+            let time = Duration::from_micros(1280);
+            let ends = wait_for_timers(&a, &b, 2, waits, time);
             assert_eq!(ends, [(1, PVRDMA_WC_RNR_RETRY_EXC_ERR), (2, FLUSH)]);
-            let least = Duration::from_micros(1280) * waits;
-            assert!(took >= least, "{rnr_retry} retries took {took:?}");
-            assert!(took < least * 4 + SLACK, "{rnr_retry} retries took {took:?}");
+            let took = start.elapsed();
+            assert!(took >= time * waits, "{rnr_retry} retries took {took:?}");
             assert_eq!(b.query().qp_state, PVRDMA_QPS_RTS, "the responder did nothing wrong");
         }
     }
@@ -69,8 +86,7 @@ fn a_receive_in_time_saves_the_send() {
     for n in 0..3 {
         b.recv(&RecvWr::new(n, &[sge(&target, n * 8, 8)]));
     }
-    let (ends, _) = wait(&a, &b, 3);
-    assert_eq!(ends, [(0, 0), (1, 0), (2, 0)]);
+    assert_eq!(wait(&a, &b, 3), [(0, 0), (1, 0), (2, 0)]);
     assert_eq!(b.recv_cq.ends(), [(0, 0), (1, 0), (2, 0)]);
     assert_eq!(target.get(0, 24), source.get(0, 24));
 }
@@ -83,24 +99,22 @@ fn the_rnr_budget_is_renewed_by_every_success() {
         a.send(&SendWr::send(n, &[]));
         b.recv(&RecvWr::new(n, &[]));
         // One RNR each: five in all, more than two in a row would be too many.
-        let (ends, _) = wait(&a, &b, 1);
-        assert_eq!(ends, [(n, 0)]);
+        assert_eq!(wait(&a, &b, 1), [(n, 0)]);
     }
 }
 
-/// A send that nobody will answer ends between once and twice the time that its attributes say.
+/// A send that nobody will answer ends after the time that its attributes say.
 fn assert_retry_exceeded(a: &End, b: &End, path: &Path, what: &str) {
     let start = Instant::now();
     for n in 1..=3 {
         a.qp.post_send(&SendWr::send(n, &[]));
     }
     a.qp.ring_send();
-    let (ends, _) = wait(a, b, 3);
-    let took = start.elapsed();
+    let tries = u32::from(path.retry_cnt) + 1;
+    let ends = wait_for_timers(a, b, 3, tries, path.ack_timeout());
+    let (took, time) = (start.elapsed(), path.ack_timeout() * tries);
     assert_eq!(ends, [(1, PVRDMA_WC_RETRY_EXC_ERR), (2, FLUSH), (3, FLUSH)], "{what}");
-    let time = path.ack_timeout() * (u32::from(path.retry_cnt) + 1);
     assert!(took >= time, "{what}: {took:?}, due after {time:?}");
-    assert!(took < time * 2 + SLACK, "{what}: {took:?}, due after {time:?}");
     assert_eq!(a.query().qp_state, PVRDMA_QPS_ERR, "{what}");
 }
 
@@ -184,10 +198,9 @@ fn a_peer_that_comes_in_time_saves_the_send() {
         b.qp.post_recv(&RecvWr::new(n, &[]));
     }
     b.bring_up(a.endpoint(), &path);
-    let (ends, took) = wait(&a, &b, 4);
-    assert_eq!(ends, [(0, 0), (1, 0), (2, 0), (3, 0)]);
+    let ends = wait_for_timers(&a, &b, 4, 1, path.ack_timeout());
+    assert_eq!(ends, [(0, 0), (1, 0), (2, 0), (3, 0)], "the next retry finds the peer");
     assert_eq!(b.recv_cq.ends(), [(0, 0), (1, 0), (2, 0), (3, 0)]);
-    assert!(took < path.ack_timeout() * 2 + SLACK, "the next retry finds the peer; took {took:?}");
 }
 
 #[test]
@@ -255,12 +268,14 @@ fn a_qp_that_is_always_busy_does_not_starve_another() {
     let path = Path { timeout: 12, retry_cnt: 1, ..Path::default() };
     last.bring_up(nowhere(), &path);
     last.send(&SendWr::send(2, &[]));
-    let start = Instant::now();
-    while last.send_cq.waiting() == 0 {
-        driver.device.poll();
-        assert!(start.elapsed() < LIMIT, "starved");
+    for _ in 0..=path.retry_cnt {
+        std::thread::sleep(path.ack_timeout());
+        // Its timer has run out. A poll runs one QP at least, and each QP has its turn.
+        for _ in 0..=ends.len() {
+            driver.device.poll();
+        }
     }
-    assert!(start.elapsed() < path.ack_timeout() * 4 + SLACK, "{:?}", start.elapsed());
+    assert_eq!(last.send_cq.ends(), [(2, PVRDMA_WC_RETRY_EXC_ERR)]);
 }
 
 #[test]

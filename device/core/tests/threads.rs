@@ -59,7 +59,16 @@ impl Crew {
 
     /// Lets them run, stops them, and waits: a thread that does not come back is locked up.
     fn run(self) {
+        self.run_until(|| true);
+    }
+
+    /// The same, and no shorter than until `enough`.
+    fn run_until(self, mut enough: impl FnMut() -> bool) {
         std::thread::sleep(soak());
+        let end = Instant::now() + Duration::from_secs(60);
+        while !enough() && Instant::now() < end && self.threads.iter().all(|(_, thread)| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.stop.store(true, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
         for (name, thread) in self.threads {
@@ -155,9 +164,12 @@ fn streams_in_all_directions_lose_nothing() {
     for driver in &drivers {
         crew.add_worker(driver);
     }
-    crew.run();
-    drop(report);
-    assert!(reports.iter().sum::<u64>() >= 800, "the streams hardly moved");
+    let mut moved = 0;
+    crew.run_until(|| {
+        moved += reports.try_iter().sum::<u64>();
+        moved >= 800
+    });
+    assert!(moved >= 800, "the streams hardly moved");
 }
 
 #[test]
