@@ -770,7 +770,8 @@ impl World {
                         true => world.srqs[side].posted.len(),
                         false => world.pairs[pair][side].receives.len(),
                     };
-                    while waiting(self) < self.pairs[pair][1 - side].messages.len() {
+                    // One more than messages are to come: a request that must fail may need a receive for it.
+                    while waiting(self) <= self.pairs[pair][1 - side].messages.len() {
                         let before = waiting(self);
                         self.post_receive(pair, side);
                         if waiting(self) == before {
