@@ -1,12 +1,22 @@
 //! How the figures of perftest/README.md are measured. Called by `xtask demo` and `xtask bench`.
 //!
-//! Three kinds: what stock perftest tools print ([`Line`]), what a bare copy between two processes costs on the same
-//! machine in the same run ([`bare_copy`]), and how many instructions a verb takes ([`instructions()`]).
+//! Four kinds: what stock perftest tools print ([`Line`]), what a bare copy between two processes costs on the same
+//! machine in the same run ([`bare_copy`]), and for each hot verb how many instructions it takes ([`instructions()`])
+//! and how long, on a device that stands still ([`frozen`]).
 
+pub mod chart;
 mod copy;
+mod doorbells;
+pub mod frozen;
 mod instructions;
 mod line;
+mod operations;
+pub mod report;
+mod spread;
 
 pub use copy::bare_copy;
-pub use instructions::{Counts, instructions};
+pub use doorbells::{Doorbells, can_be_direct};
+pub use instructions::instructions;
 pub use line::{Figure, Line};
+pub use operations::{AtMost, Figures, OPERATIONS, Operation, Situation};
+pub use spread::{Spread, median};

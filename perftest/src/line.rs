@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use pvrdma_tests::{Provider, Stand, figures, pair};
 
+use crate::doorbells::Doorbells;
+
 /// What to run and which figure of it counts.
 pub struct Line {
     /// The tool.
@@ -25,6 +27,8 @@ pub enum Figure {
     Latency,
     /// The average, in MiB/s. perftest's MB are 2^20 bytes.
     Bandwidth,
+    /// The best of two neighbouring completions, in MiB/s.
+    Peak,
     /// Thousand messages a second.
     Rate,
 }
@@ -50,16 +54,20 @@ impl Line {
     }
 
     /// Runs the tool and gives the figure. Panics when the tool fails.
-    pub fn measure(&self, stand: &Stand, provider: &Provider) -> f64 {
+    pub fn measure(&self, stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
         // On a busy machine perftest sometimes fails to measure the CPU's clock and prints 0.
-        let mut tries = std::iter::repeat_with(|| self.run(stand, provider)).take(5);
+        let mut tries = std::iter::repeat_with(|| self.run(stand, provider, doorbells)).take(5);
         tries.find(|figure| *figure > 0.0).unwrap_or_else(|| panic!("{} prints 0 again and again", self.tool))
     }
 
-    fn run(&self, stand: &Stand, provider: &Provider) -> f64 {
+    fn run(&self, stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
         let [size, iterations] = [self.size, self.iterations].map(|number| number.to_string());
         let job = |guest| {
-            let job = stand.job(self.tool).guest(guest).provider(provider).args(["-F", "-n", &iterations]);
+            let job = doorbells.set(stand, stand.job(self.tool)).guest(guest).provider(provider).args([
+                "-F",
+                "-n",
+                &iterations,
+            ]);
             let job = job.time_out(TIME_OUT);
             let job = if self.tool.starts_with("ib_atomic") { job } else { job.args(["-s", &size]) };
             job.args(self.options)
@@ -69,6 +77,7 @@ impl Line {
         let column = match self.figure {
             Figure::Latency => "t_typical",
             Figure::Bandwidth => "BW average",
+            Figure::Peak => "BW peak",
             Figure::Rate => "MsgRate",
         };
         let figure = figures(&text).and_then(|figures| figures.get(column));
@@ -85,6 +94,7 @@ impl Line {
         let unit = match self.figure {
             Figure::Latency => "typical, us",
             Figure::Bandwidth => "average, MiB/s",
+            Figure::Peak => "peak, MiB/s",
             Figure::Rate => "thousand messages/s",
         };
         let tool = [&[self.tool], self.options].concat().join(" ");

@@ -1,95 +1,65 @@
 //! `cargo xtask bench`: the figures of perftest/README.md. They mean something on a machine that does nothing else.
 
-use anyhow::Result;
-use pvrdma_perftest::{Line, bare_copy, instructions};
-use pvrdma_tests::{Provider, Stand, User};
+mod doorbell;
+mod frozen;
+mod instructions;
+mod programs;
+
+use anyhow::{Result, bail};
+use pvrdma_tests::{Stand, User};
 
 use crate::{no_arguments, packages, shell};
 
-/// Each figure is the median of this many runs, the providers taking turns.
-const RUNS: usize = 11;
+const USAGE: &str = "\
+usage: cargo xtask bench [TABLE [OPTIONS]]
 
-const LATENCIES: &[Line] = &[
-    Line::latency("ib_send_lat", &[]),
-    Line::latency("ib_send_lat", &["-c", "UD"]),
-    Line::latency("ib_write_lat", &[]),
-    Line::latency("ib_read_lat", &[]),
-    Line::latency("ib_atomic_lat", &["-A", "FETCH_AND_ADD"]),
-    Line::latency("ib_atomic_lat", &["-A", "CMP_AND_SWAP"]),
-];
+  programs      stock perftest between two guests, ours beside the C provider
+  instructions  of each hot verb, by callgrind
+  frozen        time of each hot verb, on a device that stands still (`cargo xtask bench frozen --help`)
+  doorbell      what a doorbell without a trap gives the stand-in
 
-const RATES: &[Line] = &[
-    Line::rate("ib_send_bw", &[]),
-    // A receive for each: a datagram that finds none is lost, and perftest waits for it.
-    Line { iterations: 14_400, ..Line::rate("ib_send_bw", &["-c", "UD", "-r", "15000"]) },
-    Line::rate("ib_send_bw", &["--use-srq"]),
-    Line::rate("ib_write_bw", &[]),
-    Line::rate("ib_write_bw", &["-l", "16"]),
-    Line::rate("ib_read_bw", &[]),
-    Line::rate("ib_atomic_bw", &["-A", "FETCH_AND_ADD"]),
-];
-
-const BANDWIDTHS: &[Line] = &[
-    Line::bandwidth("ib_send_bw", &[], 65536, 20_000),
-    Line::bandwidth("ib_write_bw", &[], 65536, 20_000),
-    Line::bandwidth("ib_write_bw", &["-l", "16"], 65536, 19_200),
-    Line::bandwidth("ib_write_bw", &[], 1 << 20, 2_000),
-    Line::bandwidth("ib_read_bw", &[], 65536, 20_000),
-];
+Without a table: all of them.
+";
 
 /// Measures and prints.
 pub fn main(arguments: &[String]) -> Result<()> {
-    no_arguments(arguments)?;
+    let (table, rest) = match arguments.split_first() {
+        Some((table, rest)) => (table.as_str(), rest),
+        None => ("", arguments),
+    };
+    let plan = match table {
+        "--help" | "-h" => {
+            print!("{USAGE}");
+            return Ok(());
+        }
+        "frozen" | "" => match frozen::parse(rest)? {
+            Some(plan) => Some(plan),
+            None => return Ok(()),
+        },
+        "programs" | "instructions" | "doorbell" => {
+            no_arguments(rest)?;
+            None
+        }
+        other => bail!("no such table: {other}\n{USAGE}"),
+    };
     packages::install(packages::BENCH)?;
     shell::build_release()?;
     let stand = Stand::new(User::Me);
-    let cores = std::thread::available_parallelism()?;
-    println!("{cores} cores; two guests on the stand-in; median of {RUNS} runs\n");
-
-    println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
-    for line in LATENCIES.iter().chain(RATES) {
-        let mut runs = [Vec::new(), Vec::new()];
-        for _ in 0..RUNS {
-            for (runs, provider) in runs.iter_mut().zip(&Provider::BOTH) {
-                runs.push(line.measure(&stand, provider));
-            }
-        }
-        let [ours, system] = runs.map(|runs| line.show(median(runs)));
-        println!("{:<58}{ours:>14}{system:>14}", line.title());
+    println!("{}\n", pvrdma_perftest::report::machine());
+    let all = table.is_empty();
+    if all || table == "programs" {
+        programs::print(&stand);
     }
-    for line in BANDWIDTHS {
-        bandwidth(line, &stand);
+    if all || table == "instructions" {
+        instructions::print(&stand);
     }
-
-    println!("\nInstructions per call, callgrind\n");
-    println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
-    let [ours, system] = Provider::BOTH.map(|provider| instructions(&stand, &provider));
-    for ((name, ours), (_, system)) in ours.iter().zip(&system) {
-        println!("{name:<58}{ours:>14.1}{system:>14.1}");
+    if let Some(plan) = plan {
+        frozen::print(&stand, &plan)?;
+    }
+    match pvrdma_perftest::can_be_direct(&stand) {
+        true if all || table == "doorbell" => doorbell::print(&stand),
+        false if table == "doorbell" => bail!("this `pvrdma run` traps every doorbell: there is nothing to compare"),
+        _ => {}
     }
     Ok(())
-}
-
-/// The copy is measured beside each run: the machine is not equally fast all the time.
-fn bandwidth(line: &Line, stand: &Stand) {
-    let (mut copies, mut rates, mut ratios) = (Vec::new(), [Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for _ in 0..RUNS {
-        for (at, provider) in Provider::BOTH.iter().enumerate() {
-            let copy = bare_copy(line.size as usize, line.iterations);
-            let rate = line.measure(stand, provider);
-            copies.push(copy);
-            rates[at].push(rate);
-            ratios[at].push(rate / copy);
-        }
-    }
-    let [ours, system] = rates.map(|runs| line.show(median(runs)));
-    println!("{:<58}{ours:>14}{system:>14}", line.title());
-    let [ours, system] = ratios.map(median);
-    let copy = median(copies);
-    println!("{:<58}{ours:>14.2}{system:>14.2}", format!("  ratio to a bare copy ({copy:.0} MiB/s)"));
-}
-
-fn median(mut runs: Vec<f64>) -> f64 {
-    runs.sort_by(f64::total_cmp);
-    runs[runs.len() / 2]
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: stock RDMA programs between two guests, on our provider and on the system's.
 
 use anyhow::Result;
-use pvrdma_perftest::Line;
+use pvrdma_perftest::{Doorbells, Line};
 use pvrdma_tests::{Provider, Stand, User};
 
 use crate::{no_arguments, packages, shell};
@@ -22,7 +22,8 @@ pub fn main(arguments: &[String]) -> Result<()> {
     println!("Two guests of this machine, red and blue, with stock perftest:\n");
     println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
     for line in LINES {
-        let [ours, system] = Provider::BOTH.map(|provider| line.show(line.measure(&stand, &provider)));
+        let [ours, system] =
+            Provider::BOTH.map(|provider| line.show(line.measure(&stand, &provider, Doorbells::Trapped)));
         println!("{:<58}{ours:>14}{system:>14}", line.title());
     }
     println!("\nYour own program: {} run -- PROGRAM ARGUMENTS...", built.join("pvrdma").display());
