@@ -18,143 +18,10 @@
 #include <sched.h>
 #include <x86intrin.h>
 
-#include "../../tests/c/ud.h"
-#include "still.h"
+#include "queues.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define DEPTH 256
 #define LIST 16
-#define INLINE 64
-/* Few, as the counters of all lie at the front of a page, and so in one set of the cache. */
-#define CQS 4
-
-/* ---- queues ---- */
-
-static struct device device;
-static struct ibv_pd *pd;
-static struct end rc, far, ud, wr, inliner;
-static struct ibv_srq *srq;
-static struct ibv_cq_ex *cq_ex;
-static struct ibv_qp_ex *qp_ex;
-static struct ibv_cq *fresh_cq[CQS];
-
-static struct ring rc_sq, rc_rq, rc_cq, ud_sq, srq_ring, wr_sq, inline_sq, inline_cq, cq_ex_ring, fresh_ring[CQS];
-static long rc_handle, inline_handle;
-static size_t inline_stride;
-
-/* What the threads of a domain have all their queues in; the device's own where the provider has none. */
-static struct ibv_pd *open_domain(void)
-{
-    struct ibv_td *td = ibv_alloc_td(device.context, &(struct ibv_td_init_attr){0});
-    struct ibv_parent_domain_init_attr attr = {.pd = device.pd, .td = td};
-    struct ibv_pd *domain = td ? ibv_alloc_parent_domain(device.context, &attr) : NULL;
-    CHECK(!td || domain);
-    return domain ? domain : device.pd;
-}
-
-/* NULL where the provider has no extended CQs. */
-static struct ibv_cq_ex *open_cq_ex(void)
-{
-    struct ibv_cq_init_attr_ex attr = {.cqe = DEPTH, .wc_flags = IBV_WC_STANDARD_FLAGS};
-    if (pd != device.pd) {
-        attr.comp_mask = IBV_CQ_INIT_ATTR_MASK_PD;
-        attr.parent_domain = pd;
-    }
-    return ibv_create_cq_ex(device.context, &attr);
-}
-
-/* Only an extended create can say that a CQ is of a domain. */
-static struct ibv_cq *open_cq(void)
-{
-    struct ibv_cq *cq = NULL;
-    if (pd == device.pd) {
-        cq = ibv_create_cq(device.context, DEPTH, NULL, NULL, 0);
-    } else {
-        struct ibv_cq_ex *ex = open_cq_ex();
-        cq = ex ? ibv_cq_ex_to_cq(ex) : NULL;
-    }
-    CHECK(cq && cq->cqe == DEPTH);
-    return cq;
-}
-
-/* Without a QP where the provider does not have what is asked for. */
-static struct end open_queue(enum ibv_qp_type type, uint64_t ops, uint32_t inline_data)
-{
-    struct end end = {.cq = open_cq(), .length = 65536};
-    end.buffer = mmap(NULL, end.length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(end.buffer != MAP_FAILED);
-    end.mr = ibv_reg_mr(pd, end.buffer, end.length, ALL_ACCESS);
-    CHECK(end.mr);
-    struct ibv_qp_init_attr_ex init = {
-        .send_cq = end.cq,
-        .recv_cq = end.cq,
-        .qp_type = type,
-        .cap = {.max_send_wr = DEPTH, .max_recv_wr = DEPTH, .max_send_sge = 4, .max_recv_sge = 1,
-                .max_inline_data = inline_data},
-        .comp_mask = IBV_QP_INIT_ATTR_PD | (ops ? IBV_QP_INIT_ATTR_SEND_OPS_FLAGS : 0),
-        .pd = pd,
-        .send_ops_flags = ops,
-    };
-    struct ibv_qp_init_attr plain = {.send_cq = end.cq, .recv_cq = end.cq, .qp_type = type, .cap = init.cap};
-    end.qp = ops ? ibv_create_qp_ex(device.context, &init) : ibv_create_qp(pd, &plain);
-    if (end.qp && plain.cap.max_inline_data < inline_data)
-        end.qp = NULL;
-    return end;
-}
-
-static void connect_to(struct end *end, struct end *to)
-{
-    to_init(end);
-    to_rtr(end, to->qp->qp_num, device.gid);
-    to_rts(end, USUAL);
-}
-
-static void open_all(int in_domain)
-{
-    device = open_device();
-    pd = in_domain ? open_domain() : device.pd;
-    rc = open_queue(IBV_QPT_RC, 0, 0);
-    far = open_queue(IBV_QPT_RC, 0, 0);
-    ud = open_queue(IBV_QPT_UD, 0, 0);
-    CHECK(rc.qp && far.qp && ud.qp);
-    connect_ends(&device, &rc, &far, USUAL);
-    ud_to_rts(&ud);
-    struct ibv_srq_init_attr init = {.attr = {.max_wr = DEPTH, .max_sge = 1}};
-    srq = ibv_create_srq(pd, &init);
-    CHECK(srq && init.attr.max_wr == DEPTH);
-    for (int i = 0; i < CQS; i++) {
-        fresh_cq[i] = open_cq();
-        fresh_ring[i] = recv_ring(fresh_cq[i]->handle, DEPTH);
-    }
-    rc_handle = handle_of(rc.qp->handle);
-    rc_sq = send_ring(rc.qp, DEPTH);
-    rc_rq = recv_ring(rc.qp->handle, DEPTH);
-    rc_cq = recv_ring(rc.cq->handle, DEPTH);
-    ud_sq = send_ring(ud.qp, DEPTH);
-    srq_ring = recv_ring(srq->handle, DEPTH);
-
-    wr = open_queue(IBV_QPT_RC, IBV_QP_EX_WITH_RDMA_WRITE, 0);
-    if (wr.qp) {
-        connect_to(&wr, &far);
-        qp_ex = ibv_qp_to_qp_ex(wr.qp);
-        wr_sq = send_ring(wr.qp, DEPTH);
-    }
-    inliner = open_queue(IBV_QPT_RC, 0, INLINE);
-    if (inliner.qp) {
-        size_t length;
-        connect_to(&inliner, &far);
-        inline_handle = handle_of(inliner.qp->handle);
-        inline_sq = send_ring(inliner.qp, DEPTH);
-        inline_cq = recv_ring(inliner.cq->handle, DEPTH);
-        ring_of(inliner.qp->handle, 0, &length);
-        /* A power of two, and pages are filled up. */
-        for (inline_stride = 64; 2 * inline_stride * DEPTH <= length - PVRDMA_PAGE_SIZE;)
-            inline_stride *= 2;
-    }
-    cq_ex = open_cq_ex();
-    if (cq_ex)
-        cq_ex_ring = recv_ring(ibv_cq_ex_to_cq(cq_ex)->handle, DEPTH);
-}
 
 /* ---- operations ---- */
 
@@ -362,29 +229,31 @@ static const struct operation {
     /* Calls of a batch. */
     unsigned n;
     void (*after)(unsigned n);
+    /* Whether the batch must ring: what is posted does, what finds a completion does not. */
+    enum { RINGS, SILENT, EITHER } doorbell;
 } OPERATIONS[] = {
-    {"post_send_1", post_send_1, NULL, &rc_sq, 1, 0, 32, NULL},
-    {"post_send_fresh", post_send_fresh, NULL, &rc_sq, 1, 0, 32, NULL},
-    {"post_send_16", post_send_16, NULL, &rc_sq, LIST, 0, 4, NULL},
-    {"post_send_sge_2", post_send_sge_2, NULL, &rc_sq, 1, 0, 32, NULL},
-    {"post_send_sge_4", post_send_sge_4, NULL, &rc_sq, 1, 0, 32, NULL},
-    {"post_send_ud", post_send_ud, NULL, &ud_sq, 1, 0, 32, NULL},
-    {"post_send_inline", post_send_inline, NULL, &inline_sq, 1, 0, 32, complete_inline},
-    {"post_recv_1", post_recv_1, NULL, &rc_rq, 1, 0, 32, NULL},
-    {"post_recv_16", post_recv_16, NULL, &rc_rq, LIST, 0, 4, NULL},
-    {"post_srq_recv_1", post_srq_recv_1, NULL, &srq_ring, 1, 0, 32, NULL},
-    {"post_srq_recv_16", post_srq_recv_16, NULL, &srq_ring, LIST, 0, 4, NULL},
-    {"poll_cq_1", poll_cq_1, write_n, &rc_cq, 0, 1, 32, NULL},
-    {"poll_cq_of_many", poll_cq_of_many, put_n, &rc_cq, 0, 1, 32, NULL},
-    {"poll_cq_16", poll_cq_16, put_16n, &rc_cq, 0, LIST, 4, NULL},
-    {"poll_cq_rung", poll_cq_rung, hit_all, &fresh_ring[0], 0, 0, CQS, NULL},
-    {"poll_cq_rationed", poll_cq_rationed, miss_many, &rc_cq, 0, 0, 64, NULL},
-    {"wr_1", wr_1, NULL, &wr_sq, 1, 0, 32, NULL},
-    {"wr_16", wr_16, NULL, &wr_sq, LIST, 0, 4, NULL},
-    {"cq_ex_16", cq_ex_16, put_ex_16n, &cq_ex_ring, 0, LIST, 4, NULL},
+    {"post_send_1", post_send_1, NULL, &rc_sq, 1, 0, 32, NULL, RINGS},
+    {"post_send_fresh", post_send_fresh, NULL, &rc_sq, 1, 0, 32, NULL, RINGS},
+    {"post_send_16", post_send_16, NULL, &rc_sq, LIST, 0, 4, NULL, RINGS},
+    {"post_send_sge_2", post_send_sge_2, NULL, &rc_sq, 1, 0, 32, NULL, RINGS},
+    {"post_send_sge_4", post_send_sge_4, NULL, &rc_sq, 1, 0, 32, NULL, RINGS},
+    {"post_send_ud", post_send_ud, NULL, &ud_sq, 1, 0, 32, NULL, RINGS},
+    {"post_send_inline", post_send_inline, NULL, &inline_sq, 1, 0, 32, complete_inline, RINGS},
+    {"post_recv_1", post_recv_1, NULL, &rc_rq, 1, 0, 32, NULL, RINGS},
+    {"post_recv_16", post_recv_16, NULL, &rc_rq, LIST, 0, 4, NULL, RINGS},
+    {"post_srq_recv_1", post_srq_recv_1, NULL, &srq_ring, 1, 0, 32, NULL, RINGS},
+    {"post_srq_recv_16", post_srq_recv_16, NULL, &srq_ring, LIST, 0, 4, NULL, RINGS},
+    {"poll_cq_1", poll_cq_1, write_n, &rc_cq, 0, 1, 32, NULL, SILENT},
+    {"poll_cq_of_many", poll_cq_of_many, put_n, &rc_cq, 0, 1, 32, NULL, SILENT},
+    {"poll_cq_16", poll_cq_16, put_16n, &rc_cq, 0, LIST, 4, NULL, SILENT},
+    {"poll_cq_rung", poll_cq_rung, hit_all, &fresh_ring[0], 0, 0, CQS, NULL, RINGS},
+    {"poll_cq_rationed", poll_cq_rationed, miss_many, &rc_cq, 0, 0, 64, NULL, EITHER},
+    {"wr_1", wr_1, NULL, &wr_sq, 1, 0, 32, NULL, RINGS},
+    {"wr_16", wr_16, NULL, &wr_sq, LIST, 0, 4, NULL, RINGS},
+    {"cq_ex_16", cq_ex_16, put_ex_16n, &cq_ex_ring, 0, LIST, 4, NULL, SILENT},
 };
 
-static const struct operation DOORBELL = {"doorbell", req_notify_cq, NULL, &rc_cq, 0, 0, 8, NULL};
+static const struct operation DOORBELL = {"doorbell", req_notify_cq, NULL, &rc_cq, 0, 0, 8, NULL, RINGS};
 
 /* Nothing before or after it in the program's order happens on the other side of it. */
 static inline uint64_t ticks(void)
@@ -400,11 +269,14 @@ static uint64_t batch(const struct operation *op)
 {
     if (op->before)
         op->before(op->n);
+    if (doorbell_page)
+        rang();
     uint64_t start = ticks();
     int wrong = op->run(op->n);
     uint64_t end = ticks();
     CHECK(!wrong, "%s gives %d", op->name, wrong);
     CHECK(filled(op->ring) == op->n * op->posted, "%s leaves %u", op->name, filled(op->ring));
+    CHECK(!doorbell_page || op->doorbell == EITHER || rang() == (op->doorbell == RINGS), "%s", op->name);
     if (op->after)
         op->after(op->n);
     else if (op->posted)

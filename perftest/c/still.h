@@ -84,6 +84,20 @@ static inline void write_cqe(const struct ring *cq, uint32_t nth, long qp, uint6
     memcpy(cq->entries + at * sizeof(cqe), &cqe, sizeof(cqe));
 }
 
+/* The doorbell page, once it is plain memory. */
+static volatile uint32_t *doorbell_page;
+
+/* Whether a doorbell was written since the last time. */
+static inline int rang(void)
+{
+    uint32_t sum = 0;
+    for (int offset = PVRDMA_UAR_QP_OFFSET; offset <= PVRDMA_UAR_SRQ_OFFSET; offset += sizeof(sum)) {
+        sum |= doorbell_page[offset / sizeof(sum)];
+        doorbell_page[offset / sizeof(sum)] = 0;
+    }
+    return sum != 0;
+}
+
 /* Makes plain memory of the doorbell page: a private page that cannot be written and is not for children ("dc"). */
 static inline void calm_doorbells(void)
 {
@@ -105,6 +119,7 @@ static inline void calm_doorbells(void)
             long page = syscall(SYS_mmap, from, PVRDMA_PAGE_SIZE, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0L);
             CHECK((unsigned long)page == from);
+            doorbell_page = (void *)page;
             found++;
         }
     }
