@@ -43,25 +43,9 @@ pub fn nothing(body: impl FnOnce()) {
     });
 }
 
-/// For the post verbs: 0, or an errno with `*bad` set to the request that failed.
-///
-/// # Safety
-/// `bad` must be valid for a write.
+/// For whoever has more to do than to return the errno.
 #[inline(always)]
-pub unsafe fn posted<W>(first: *mut W, bad: *mut *mut W, body: impl FnOnce() -> Result<(), (Errno, *mut W)>) -> c_int {
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err((Errno::EIO, first)));
-    match result {
-        Ok(()) => 0,
-        Err((Errno(errno), wr)) => {
-            // SAFETY: passed on from the caller.
-            unsafe { bad.write(wr) };
-            errno
-        }
-    }
-}
-
-#[inline(always)]
-fn catch<T>(body: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+pub fn catch<T>(body: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     // Everything a body shares with other calls is behind a lock that opens on unwind or is an
     // atomic, hence AssertUnwindSafe.
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err(Errno::EIO))
@@ -79,21 +63,12 @@ mod tests {
     fn a_panic_becomes_eio() {
         assert_eq!(errno(|| Err(fail())), libc::EIO);
         assert_eq!(count(|| fail().0), -libc::EIO);
+        assert_eq!(catch::<()>(|| Err(fail())), Err(Errno::EIO));
         assert!(pointer::<u8>(|| Err(fail())).is_null());
         assert_eq!(Errno::last(), Errno::EIO);
         nothing(|| {
             fail();
         });
-    }
-
-    #[test]
-    fn a_panic_while_posting_blames_the_first_request() {
-        let mut wr = 0u8;
-        let mut bad = ptr::null_mut();
-        // SAFETY: `bad` is a local variable.
-        let ret = unsafe { posted(&raw mut wr, &raw mut bad, || Err((fail(), ptr::null_mut()))) };
-        assert_eq!(ret, libc::EIO);
-        assert_eq!(bad, &raw mut wr);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 pub mod cq_ex;
 pub mod poll_cq;
+pub mod post;
 pub mod post_recv;
 pub mod post_send;
 pub mod qp_ex;
 pub mod wqe;
+pub mod wr;

@@ -1,5 +1,6 @@
 //! The table of verbs: start reading here. Each row names the C function below it, a thin shim
-//! that goes through the wall ([`crate::boundary`]) into the module of that verb.
+//! that goes through the wall ([`crate::boundary`]) into the module of that verb. The hot verbs have no
+//! shim: what is in the table is what runs, and cannot panic.
 //!
 //! What the shims rely on is what libibverbs and the manual pages promise: objects are alive, were
 //! made by this provider, and are not destroyed while another call uses them; lists and attributes
@@ -34,10 +35,10 @@ pub static OPS: verbs_context_ops = verbs_context_ops {
     free_context: Some(free_context),
     modify_qp: Some(modify_qp),
     modify_srq: Some(modify_srq),
-    poll_cq: Some(poll_cq),
-    post_recv: Some(post_recv),
-    post_send: Some(post_send),
-    post_srq_recv: Some(post_srq_recv),
+    poll_cq: Some(poll_cq::poll_cq),
+    post_recv: Some(post_recv::post_recv),
+    post_send: Some(post_send::post_send),
+    post_srq_recv: Some(post_recv::post_srq_recv),
     query_device: Some(query_device),
     query_device_ex: Some(query_device_ex),
     query_port: Some(query_port),
@@ -153,11 +154,6 @@ unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_
     })
 }
 
-unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
-    // SAFETY: the promise at the top of this file.
-    boundary::count(|| unsafe { poll_cq::poll_cq(cq::Cq::of(cq), num_entries, wc) })
-}
-
 unsafe extern "C" fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp {
     // SAFETY: the promise at the top of this file.
     boundary::pointer(|| unsafe { qp::create_qp(pd, attr) })
@@ -219,33 +215,4 @@ unsafe extern "C" fn destroy_ah(ah: *mut ibv_ah) -> c_int {
         unsafe { ah::destroy_ah(ah) };
         Ok(())
     })
-}
-
-unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
-    // SAFETY: the promise at the top of this file.
-    unsafe {
-        let own = qp::Qp::of(qp);
-        // Before the wall and in a function of its own, so that the other kinds cost plain RC one
-        // comparison.
-        if own.kind != qp::Kind::Rc {
-            return post_send_extras(qp, wr, bad_wr);
-        }
-        boundary::posted(wr, bad_wr, || post_send::post_send(own, wr))
-    }
-}
-
-#[inline(never)]
-unsafe extern "C" fn post_send_extras(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
-    // SAFETY: the promise at the top of this file.
-    unsafe { boundary::posted(wr, bad_wr, || post_send::post_send_extras(qp::Qp::of(qp), wr)) }
-}
-
-unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
-    // SAFETY: the promise at the top of this file.
-    unsafe { boundary::posted(wr, bad_wr, || post_recv::post_recv(qp::Qp::of(qp), wr)) }
-}
-
-unsafe extern "C" fn post_srq_recv(srq: *mut ibv_srq, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
-    // SAFETY: the promise at the top of this file.
-    unsafe { boundary::posted(wr, bad_wr, || post_recv::post_srq_recv(srq::Srq::of(srq), wr)) }
 }

@@ -3,5 +3,7 @@
 
 pub mod barrier;
 pub mod counters;
+pub mod cq_ring;
 pub mod cqe;
 pub mod uar;
+pub mod work_queue;

@@ -10,3 +10,4 @@ pub mod qp_nums;
 pub mod send_log;
 pub mod switches;
 pub mod sync;
+pub mod threads;

@@ -5,17 +5,17 @@
 //! fails. Entries are given back at the end, all at once.
 
 use crate::boundary;
-use crate::fast::poll_cq::judge;
 use crate::ring::cqe::Cqe;
 use crate::support::buf::Source;
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
-use crate::support::lock::Held;
 use crate::support::log::refuse;
-use crate::support::qp_nums;
-use crate::verbs::cq::{self, Cq, CqRing, Current};
+use crate::support::qp_nums::{self, LOGGED};
+use crate::support::sync::own_slot;
+use crate::verbs::cq::{self, Cq};
 use crate::verbs::pd::{DomainRef, Pd};
 use core::ffi::{c_int, c_uint};
+use core::ptr::NonNull;
 use pvrdma_ffi::verbs::*;
 
 /// `create_cq_ex`. `wc_flags` that no completion of this device can serve are EOPNOTSUPP.
@@ -92,83 +92,156 @@ unsafe fn install(cq: *mut ibv_cq_ex) {
 }
 
 /// # Safety
-/// `cq` must be a live extended CQ of ours, which the caller may use.
+/// `cq` must be a live extended CQ of ours, which the caller may use, `attr` valid.
 unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr) -> c_int {
     boundary::errno(|| {
-        // SAFETY: the manual page: a valid attribute.
+        // SAFETY: promise of the caller.
+        let own = unsafe { Cq::of(cq.cast()) };
+        // SAFETY: promise of the caller.
         if unsafe { (*attr).comp_mask } != 0 {
             return Err(Errno::EINVAL);
         }
-        // SAFETY: a live CQ. Opened below or in `end_poll`.
-        let (own, mut ring) = unsafe {
-            let own = Cq::of(cq.cast());
-            own.ring.lock_on();
-            (own, own.ring.held())
-        };
-        let mut found = look(own, &mut ring, cq, 0);
-        // The device may hold completions back until asked.
-        if found == Err((Errno::ENOENT, 0)) && own.ring_poll(&mut ring) {
-            found = look(own, &mut ring, cq, 0);
+        // SAFETY: promise of the caller. `end_poll` opens the lock.
+        let mut found = unsafe { begin(own, cq) };
+        // SAFETY: the lock is held, and nobody else here refers to the ring.
+        if found == Err(Errno::ENOENT) && unsafe { close_and_ask(own) } {
+            // SAFETY: as above.
+            found = unsafe { begin(own, cq) };
+            if found.is_err() {
+                // SAFETY: as above; strays may have been passed.
+                unsafe { close(own) };
+            }
+        } else if found == Err(Errno::EIO) {
+            // SAFETY: as above.
+            unsafe { close(own) };
         }
-        found.map_err(|(errno, passed)| {
-            // SAFETY: taken above; there is nothing to end.
-            unsafe { leave(own, ring, passed) };
-            errno
-        })
+        found
     })
 }
 
+/// Take the lock, for long, and walk to the first completion.
+///
+/// # Safety
+/// `own` must be `cq`.
+unsafe fn begin(own: &Cq, cq: *mut ibv_cq_ex) -> Result<(), Errno> {
+    if !own.ring.enter_for_long() {
+        own.ring.wait();
+    }
+    // SAFETY: the lock is held.
+    unsafe {
+        (*own.ring.data()).walk_from_head();
+        walk(own, cq)
+    }
+}
+
+/// # Safety
+/// The lock must be held, and nobody else here refer to the ring.
+#[inline(always)]
+unsafe fn close(own: &Cq) {
+    // SAFETY: promise of the caller.
+    unsafe {
+        (*own.ring.data()).end_walk();
+        own.ring.leave();
+    }
+}
+
+/// Nothing was found: the device may hold completions back until asked; not under the lock, since it may take
+/// its time. Whether it was asked.
+///
+/// # Safety
+/// As [`close`].
+unsafe fn close_and_ask(own: &Cq) -> bool {
+    // SAFETY: promise of the caller. Strays go back first.
+    let is_time = unsafe {
+        let ring = &mut *own.ring.data();
+        ring.end_walk();
+        ring.is_time_to_ask(ring.head())
+    };
+    let is_time = is_time || own.is_armed();
+    // SAFETY: as above.
+    unsafe { own.ring.leave() };
+    if is_time {
+        own.ring_poll();
+    }
+    is_time
+}
+
+/// Make the next entry the current one, if it is known to be there and of a plain QP.
+///
 /// # Safety
 /// As [`start_poll`], after a `start_poll` that gave 0.
 unsafe extern "C" fn next_poll(cq: *mut ibv_cq_ex) -> c_int {
+    // SAFETY: promise of the caller: the lock is held.
+    unsafe {
+        let ring = (*cq.cast::<Cq>()).ring.data();
+        let walk = &raw mut (*ring).walk;
+        let next = (*walk).next;
+        if next == (*walk).limit {
+            return next_poll_slowly(cq);
+        }
+        let entry = Cqe::new(NonNull::new_unchecked(next.cast_mut()));
+        own_slot(next);
+        let qp_num = qp_nums::qp_num((*ring).qp_nums(), entry.handle());
+        // 1..LOGGED in one comparison: a plain QP.
+        if qp_num.wrapping_sub(1) >= LOGGED - 1 {
+            return next_poll_slowly(cq);
+        }
+        (*walk).next = next.add(1);
+        (*walk).qp_num = qp_num;
+        (*cq).status = entry.status();
+        (*cq).wr_id = entry.wr_id();
+        0
+    }
+}
+
+/// [`next_poll`] in other cases.
+///
+/// # Safety
+/// As [`next_poll`].
+#[inline(never)]
+unsafe extern "C" fn next_poll_slowly(cq: *mut ibv_cq_ex) -> c_int {
     boundary::errno(|| {
-        // SAFETY: a live CQ whose lock `start_poll` has taken.
-        let (own, mut ring) = unsafe {
+        // SAFETY: promise of the caller.
+        unsafe {
             let own = Cq::of(cq.cast());
-            (own, own.ring.held())
-        };
-        let passed = ring.at.map_or(0, |current| current.passed);
-        look(own, &mut ring, cq, passed).map_err(|(errno, passed)| {
-            if let Some(current) = &mut ring.at {
-                current.passed = passed;
+            // Not started: nothing is there for whoever asks.
+            if (*own.ring.data()).walk.next.is_null() {
+                return Err(Errno::ENOENT);
             }
-            errno
-        })
+            walk(own, cq)
+        }
     })
 }
 
 /// # Safety
 /// As [`next_poll`].
 unsafe extern "C" fn end_poll(cq: *mut ibv_cq_ex) {
-    boundary::nothing(|| {
-        // SAFETY: as in `next_poll`.
-        unsafe {
-            let own = Cq::of(cq.cast());
-            let ring = own.ring.held();
-            let passed = ring.at.map_or(0, |current| current.passed);
-            leave(own, ring, passed);
-        }
-    });
+    // SAFETY: promise of the caller.
+    unsafe { close(&*cq.cast::<Cq>()) }
 }
 
-/// Make the first completion after `passed` entries the current one. ENOENT: there is none; EIO: the
-/// device's counter is impossible. With the error comes how many entries are passed now.
-fn look(own: &Cq, ring: &mut CqRing, cq: *mut ibv_cq_ex, mut passed: u32) -> Result<(), (Errno, u32)> {
+/// Make the next completion the current one, whatever it is. ENOENT: there is none; EIO: the device's counter
+/// is impossible.
+///
+/// # Safety
+/// The lock of `own`, which is `cq`, must be held, and a walk have begun.
+unsafe fn walk(own: &Cq, cq: *mut ibv_cq_ex) -> Result<(), Errno> {
+    // SAFETY: promise of the caller, and nobody else here refers to the ring.
+    let ring = unsafe { &mut *own.ring.data() };
     loop {
-        match ring.consumer.ready() {
-            Ok(ready) if passed < ready => {}
-            Ok(_) => return Err((Errno::ENOENT, passed)),
-            Err(_) => return Err((Errno::EIO, passed)),
+        if ring.walk.next == ring.walk.limit && !ring.walk_on().map_err(|_| Errno::EIO)? {
+            return Err(Errno::ENOENT);
         }
-        // SAFETY: ready, and given back by `leave` only.
-        let cqe = unsafe { Cqe::new(ring.entries.at(ring.consumer.slot(passed))) };
-        passed += 1;
-        let qp_num = qp_nums::qp_num(own.qp_nums.table(), cqe.handle());
-        if let Some((qp_num, wr_id)) = judge(&ring.logs, cqe, qp_num) {
-            ring.at = Some(Current { cqe, qp_num, passed });
+        own_slot(ring.walk.next);
+        // SAFETY: before the limit entries are there; none is at NULL. One after it is inside, or the end.
+        let entry = unsafe { Cqe::new(NonNull::new_unchecked(ring.walk.next.cast_mut())) };
+        ring.walk.next = ring.walk.next.wrapping_add(1);
+        let qp_num = qp_nums::qp_num(own.qp_nums.table(), entry.handle());
+        if let Some((qp_num, wr_id)) = own.whose(entry, qp_num) {
+            ring.walk.qp_num = qp_num;
             // SAFETY: the CQ the application polls: these two are for it to read.
             unsafe {
-                (*cq).status = cqe.status();
+                (*cq).status = entry.status();
                 (*cq).wr_id = wr_id;
             }
             return Ok(());
@@ -176,26 +249,21 @@ fn look(own: &Cq, ring: &mut CqRing, cq: *mut ibv_cq_ex, mut passed: u32) -> Res
     }
 }
 
-/// Give back what was passed and open the lock.
+/// What is read of the current completion; `T`'s default where there is none.
 ///
-/// # Safety
-/// The caller must hold the lock.
-unsafe fn leave(own: &Cq, mut ring: Held<'_, CqRing>, passed: u32) {
-    if passed > 0 {
-        ring.release(passed);
-    }
-    ring.at = None;
-    // SAFETY: promise of the caller; the guard is not used after this.
-    unsafe { own.ring.unlock() };
-}
-
 /// # Safety
 /// As [`next_poll`].
 #[inline(always)]
-unsafe fn current<T: Default>(cq: *mut ibv_cq_ex, read: impl FnOnce(&Current) -> T) -> T {
-    // SAFETY: as in `next_poll`.
-    let ring = unsafe { Cq::of(cq.cast()).ring.held() };
-    ring.at.as_ref().map_or_else(T::default, read)
+unsafe fn current<T: Default>(cq: *mut ibv_cq_ex, read: impl FnOnce(Cqe, u32) -> T) -> T {
+    // SAFETY: promise of the caller: the lock is held; the entry is given back by `end_poll` only. Who walks
+    // has passed an entry.
+    unsafe {
+        let walk = &raw const (*(*cq.cast::<Cq>()).ring.data()).walk;
+        match NonNull::new((*walk).next.cast_mut()) {
+            None => T::default(),
+            Some(next) => read(Cqe::new(next.sub(1)), (*walk).qp_num),
+        }
+    }
 }
 
 macro_rules! readers {
@@ -212,16 +280,16 @@ macro_rules! readers {
 }
 
 readers! {
-    read_opcode: u32 = |current| current.cqe.opcode();
-    read_vendor_err: u32 = |current| current.cqe.vendor_err();
-    read_byte_len: u32 = |current| current.cqe.byte_len();
-    read_imm_data: u32 = |current| current.cqe.imm_data();
-    read_qp_num: u32 = |current| current.qp_num;
-    read_src_qp: u32 = |current| current.cqe.src_qp();
-    read_wc_flags: c_uint = |current| current.cqe.wc_flags();
-    read_slid: u32 = |current| current.cqe.slid();
-    read_sl: u8 = |current| current.cqe.sl();
-    read_dlid_path_bits: u8 = |current| current.cqe.dlid_path_bits();
+    read_opcode: u32 = |entry, _| entry.opcode();
+    read_vendor_err: u32 = |entry, _| entry.vendor_err();
+    read_byte_len: u32 = |entry, _| entry.byte_len();
+    read_imm_data: u32 = |entry, _| entry.imm_data();
+    read_qp_num: u32 = |_, qp_num| qp_num;
+    read_src_qp: u32 = |entry, _| entry.src_qp();
+    read_wc_flags: c_uint = |entry, _| entry.wc_flags();
+    read_slid: u32 = |entry, _| entry.slid();
+    read_sl: u8 = |entry, _| entry.sl();
+    read_dlid_path_bits: u8 = |entry, _| entry.dlid_path_bits();
 }
 
 #[cfg(test)]

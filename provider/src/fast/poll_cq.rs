@@ -1,162 +1,282 @@
 //! `ibv_poll_cq`.
+//!
+//! [`poll_cq`] itself takes the one completion that is there, or sees that there is none; [`poll_run`] takes
+//! several. Both copy, and leave what must be translated, is of no plain QP, or wraps, to [`poll_rest`]: by
+//! tail calls, with the lock held and nothing given back yet.
 
-use crate::ring::counters::BadCounter;
-use crate::ring::cqe::{Cqe, CqeHandle};
+use crate::boundary;
+use crate::ring::counters::Words;
+use crate::ring::cq_ring::{CqRing, look};
+use crate::ring::cqe::{Cqe, Raw};
+use crate::support::lock::SpinLock;
 use crate::support::qp_nums::{self, LOGGED, QpNumTable};
-use crate::support::send_log::{Logged, SendLog};
-use crate::verbs::cq::{Cq, CqRing};
+use crate::verbs::cq::Cq;
 use core::ffi::c_int;
-use pvrdma_ffi::verbs::ibv_wc;
-use std::sync::Arc;
-
-/// Take up to `num_entries` completions. Returns how many, or a negative errno. Fewer than asked
-/// for means that the CQ is empty.
-///
-/// # Safety
-/// `wc` must be valid for writes of `num_entries` completions.
-#[inline(always)]
-pub unsafe fn poll_cq(cq: &Cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
-    let Ok(wanted @ 1..) = u32::try_from(num_entries) else {
-        return 0;
-    };
-    let mut ring = cq.ring.lock();
-    let ready = match ring.consumer.ready() {
-        // The device may hold completions back until asked.
-        Ok(0) => {
-            // Most often nothing came of it: that is one comparison.
-            if !cq.ring_poll(&mut ring) || ring.consumer.is_unchanged() {
-                return 0;
-            }
-            match ring.consumer.ready() {
-                Ok(ready) => ready,
-                Err(BadCounter) => return BROKEN,
-            }
-        }
-        Ok(ready) => ready,
-        Err(BadCounter) => return BROKEN,
-    };
-    let qp_nums = cq.qp_nums.table();
-    let count = wanted.min(ready);
-    // SAFETY: `count` are ready, and `wc` has room for them (promise of the caller).
-    let (strays, rest) = unsafe { take(&mut ring, qp_nums, count, wc) };
-    if strays == 0 {
-        return count as c_int;
-    }
-    // SAFETY: `strays` of the caller's places are still free, from `rest` on.
-    let more = unsafe { fill_up(&mut ring, qp_nums, strays, rest) };
-    (count - strays + more) as c_int
-}
-
-/// Translate the first `count` entries and give them back. Returns how many were strays, for which
-/// nothing was written, and the place after the last completion written.
-///
-/// # Safety
-/// `count` entries must be ready and `wc` valid for writes of as many completions.
-#[inline(always)]
-unsafe fn take(ring: &mut CqRing, qp_nums: &QpNumTable, count: u32, mut wc: *mut ibv_wc) -> (u32, *mut ibv_wc) {
-    // A copy, so that it stays in a register across the stores to `wc`.
-    let entries = ring.entries;
-    let mut strays = 0;
-    for slot in ring.consumer.slots(count) {
-        // SAFETY: ready and not yet released.
-        let cqe = unsafe { Cqe::new(entries.at(slot)) };
-        let qp_num = qp_nums::qp_num(qp_nums, cqe.handle());
-        // 1..LOGGED in one comparison: a plain QP.
-        if qp_num.wrapping_sub(1) < LOGGED - 1 {
-            // SAFETY: no more than `count` are written (promise of the caller).
-            unsafe {
-                cqe.write_to(wc, qp_num);
-                wc = wc.add(1);
-            }
-        } else {
-            // SAFETY: as above.
-            match unsafe { take_logged(&ring.logs, cqe, qp_num, wc) } {
-                // SAFETY: as above.
-                true => wc = unsafe { wc.add(1) },
-                false => strays += 1,
-            }
-        }
-    }
-    ring.release(count);
-    (strays, wc)
-}
-
-/// Translate an entry of a QP with a log, or of none. False: nothing was written.
-///
-/// # Safety
-/// `wc` must be valid for a write, `cqe` ready and not yet released.
-#[cold]
-#[inline(never)]
-unsafe fn take_logged(logs: &[(CqeHandle, Arc<SendLog>)], cqe: Cqe, qp_num: u32, wc: *mut ibv_wc) -> bool {
-    let Some((qp_num, wr_id)) = judge(logs, cqe, qp_num) else {
-        return false;
-    };
-    // SAFETY: promise of the caller.
-    unsafe {
-        cqe.write_to(wc, qp_num);
-        (*wc).wr_id = wr_id;
-    }
-    true
-}
-
-/// Number of the QP and `wr_id` of an entry, `qp_num` being what the table has for it. `None`: it is
-/// not for the application. An entry without a QP is that of one being destroyed, or the device
-/// erred: skipping it costs nobody anything, stopping at it would block every QP of this CQ for
-/// ever.
-#[inline(always)]
-pub fn judge(logs: &[(CqeHandle, Arc<SendLog>)], cqe: Cqe, qp_num: u32) -> Option<(u32, u64)> {
-    // Not in use, or [`qp_nums::LEAVING`].
-    if qp_num & !LOGGED == 0 {
-        return None;
-    }
-    let wr_id = cqe.wr_id();
-    if qp_num & LOGGED == 0 || cqe.is_receive() {
-        return Some((qp_num & !LOGGED, wr_id));
-    }
-    // No log: a receive that failed, whose opcode need not be set, in a CQ other than that of the
-    // sends. No such request on its way: the same in one CQ.
-    let logged = logs.iter().find(|(handle, _)| *handle == cqe.handle()).and_then(|(_, log)| log.completed(wr_id));
-    match logged {
-        None => Some((qp_num & !LOGGED, wr_id)),
-        // Some devices complete what nobody asked to hear of.
-        Some(Logged { signaled: false, .. }) if cqe.is_success() => None,
-        Some(Logged { wr_id, .. }) => Some((qp_num & !LOGGED, wr_id)),
-    }
-}
-
-/// Some entries were strays: fill their places with later ones, as long as there are any. Returns
-/// how many. Not for ever: a device that puts strays faster than we take them must not hold the
-/// application in here.
-///
-/// # Safety
-/// `wc` must be valid for writes of `wanted` completions.
-#[cold]
-#[inline(never)]
-unsafe fn fill_up(ring: &mut CqRing, qp_nums: &QpNumTable, wanted: u32, mut wc: *mut ibv_wc) -> u32 {
-    let mut missing = wanted;
-    let mut patience = ring.consumer.size().get();
-    while missing > 0
-        && patience > 0
-        && let Ok(ready @ 1..) = ring.consumer.ready()
-    {
-        let count = missing.min(ready).min(patience);
-        patience -= count;
-        // SAFETY: from `wc` on, `missing` places are free.
-        let (strays, rest) = unsafe { take(ring, qp_nums, count, wc) };
-        missing -= count - strays;
-        wc = rest;
-    }
-    wanted - missing
-}
+use pvrdma_ffi::verbs::*;
 
 /// The device's counter is impossible: an error, not an empty queue.
 const BROKEN: c_int = -libc::EIO;
+
+/// The device was not asked yet in this call.
+const MAY_ASK: bool = true;
+
+/// `poll_cq`: take up to `num_entries` completions. Returns how many, or a negative errno. Fewer than asked
+/// for means that the CQ is empty.
+///
+/// # Safety
+/// `cq` must be a live CQ of ours, `wc` valid for writes of `num_entries` completions.
+pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    if num_entries <= 0 {
+        // SAFETY: promise of the caller.
+        return unsafe { poll_wait(cq, num_entries, wc) };
+    }
+    // SAFETY: promise of the caller; the ring's fields are ours while the lock is held.
+    unsafe {
+        let own = cq.cast::<Cq>();
+        let lock = &raw const (*own).ring;
+        if !(*lock).enter() {
+            return poll_wait(cq, num_entries, wc);
+        }
+        let ring = (*lock).data();
+        let (words, head) = ((*ring).words(), (*ring).head());
+        let next = (*ring).after(head);
+        let tail = look(words);
+        if tail == next {
+            // One: that is a counter, whatever the device thinks, and one entry fits.
+            if let Some(left) = take_one(cq, ring, head, num_entries, wc) {
+                return left;
+            }
+            (*ring).see(next);
+        } else if (*ring).seen() != head {
+            // More are there, and were judged before.
+            if num_entries != 1 {
+                return poll_run::<MAY_ASK>(cq, num_entries, wc);
+            }
+            if let Some(left) = take_one(cq, ring, head, num_entries, wc) {
+                return left;
+            }
+        } else if tail == head {
+            return ask(cq, num_entries, wc, words, head);
+        } else {
+            return poll_run::<MAY_ASK>(cq, num_entries, wc);
+        }
+        (*ring).release_to(words, next);
+        (*lock).leave();
+        1
+    }
+}
+
+#[inline(always)]
+fn lock_of(cq: *mut ibv_cq) -> *const SpinLock<CqRing> {
+    // The ibv_cq is at the front of the Cq.
+    cq.cast::<u8>().wrapping_add(core::mem::offset_of!(Cq, ring)).cast()
+}
+
+/// Number of the QP an entry is for, if it is a plain one.
+#[inline(always)]
+fn plain_qp(table: &QpNumTable, entry: Cqe) -> Option<u32> {
+    let qp_num = qp_nums::qp_num(table, entry.handle());
+    // 1..LOGGED in one comparison.
+    (qp_num.wrapping_sub(1) < LOGGED - 1).then_some(qp_num)
+}
+
+/// Copy the entry at `head`, unless it is of no plain QP or must be translated: what others then return.
+///
+/// # Safety
+/// It must be there, `wc` valid for a write; the rest as [`poll_run`].
+#[inline(always)]
+unsafe fn take_one(
+    cq: *mut ibv_cq,
+    ring: *const CqRing,
+    head: u32,
+    num_entries: c_int,
+    wc: *mut ibv_wc,
+) -> Option<c_int> {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let entry = (*ring).entry(head);
+        let Some(qp_num) = plain_qp((*ring).qp_nums(), entry) else {
+            return Some(poll_rest::<MAY_ASK>(cq, num_entries, wc));
+        };
+        if !entry.raw().has_same_opcodes() {
+            return Some(poll_rest::<MAY_ASK>(cq, num_entries, wc));
+        }
+        // To another one, which finds out too: or the compiler would make one test of these two, which is longer.
+        if !entry.raw().has_same_flags() {
+            return Some(poll_run::<MAY_ASK>(cq, num_entries, wc));
+        }
+        entry.copy_raw(wc, qp_num);
+    }
+    None
+}
+
+/// [`poll_cq`] for any number, the lock held. Where the entries wrap it leaves them.
+#[inline(never)]
+unsafe extern "C" fn poll_run<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let lock = lock_of(cq);
+        let ring = (*lock).data();
+        let Some(ready) = (*ring).some_ready() else {
+            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+        };
+        let count = ready.min(num_entries as u32);
+        if count > (*ring).run() {
+            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+        }
+        let table = (*ring).qp_nums();
+        let (mut entry, mut to) = ((*ring).entry((*ring).head()), wc);
+        let end = wc.wrapping_add(count as usize);
+        let mut all = Raw::default();
+        if count & 1 != 0 {
+            let Some(qp_num) = plain_qp(table, entry) else {
+                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            };
+            all = entry.raw();
+            entry.copy_raw(to, qp_num);
+            (entry, to) = (entry.next(), to.add(1));
+        }
+        // Two at a time: the loop itself is a tenth of one.
+        while to != end {
+            let Some(qp_num) = plain_qp(table, entry) else {
+                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            };
+            all = all.and(entry.raw());
+            entry.copy_raw(to, qp_num);
+            let Some(qp_num) = plain_qp(table, entry.next()) else {
+                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            };
+            all = all.and(entry.next().raw());
+            entry.next().copy_raw(to.add(1), qp_num);
+            (entry, to) = (entry.next().next(), to.add(2));
+        }
+        if !all.has_same_opcodes() || !all.has_same_flags() {
+            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+        }
+        (*ring).release(count);
+        (*lock).leave();
+        count as c_int
+    }
+}
+
+/// [`poll_cq`] when the CQ is empty, the lock held: the device may hold completions back until asked. Most
+/// often nothing comes of it. `words` and `head` are those of the ring.
+#[inline(never)]
+unsafe extern "C" fn ask(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc, words: Words, head: u32) -> c_int {
+    // SAFETY: promise of the caller. After the lock is open the ring is looked at once more, but only at a word
+    // that is the device's.
+    unsafe {
+        let own = cq.cast::<Cq>();
+        let lock = &raw const (*own).ring;
+        let ring = (*lock).data();
+        let is_time = (*ring).is_time_to_ask(head) || (*own).is_armed();
+        (*lock).leave();
+        if !is_time {
+            return 0;
+        }
+        (*own).ring_poll();
+        if look(words) == head {
+            return 0;
+        }
+        poll_again(cq, num_entries, wc)
+    }
+}
+
+/// [`poll_cq`] when the lock is taken, or nothing asked for.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn poll_wait(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    if num_entries <= 0 {
+        return 0;
+    }
+    // SAFETY: promise of the caller; the lock is held from `wait` on.
+    unsafe {
+        let lock = lock_of(cq);
+        (*lock).wait();
+        let ring = (*lock).data();
+        match (*ring).ready() {
+            Ok(0) => ask(cq, num_entries, wc, (*ring).words(), (*ring).head()),
+            _ => poll_rest::<MAY_ASK>(cq, num_entries, wc),
+        }
+    }
+}
+
+/// [`poll_cq`] after the device was asked.
+#[inline(never)]
+unsafe extern "C" fn poll_again(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let lock = lock_of(cq);
+        if !(*lock).enter() {
+            (*lock).wait();
+        }
+        poll_run::<{ !MAY_ASK }>(cq, num_entries, wc)
+    }
+}
+
+/// [`poll_cq`] of whatever is there, the lock held: opcodes and flags are translated, entries of QPs with
+/// a log found there, those of no QP skipped. If nothing is left, the device is asked.
+#[inline(never)]
+unsafe extern "C" fn poll_rest<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let own = Cq::of(cq);
+        let taken = boundary::count(|| take_any(own, &mut *own.ring.data(), num_entries as u32, wc));
+        if taken == 0 && MAY_ASK {
+            let ring = own.ring.data();
+            return ask(cq, num_entries, wc, (*ring).words(), (*ring).head());
+        }
+        own.ring.leave();
+        taken
+    }
+}
+
+/// Take up to `wanted` completions.
+///
+/// # Safety
+/// `ring` must be that of `own`, `wc` valid for writes of `wanted` completions.
+unsafe fn take_any(own: &Cq, ring: &mut CqRing, wanted: u32, wc: *mut ibv_wc) -> c_int {
+    let mut taken = 0;
+    // Places of strays are filled with later entries. Not for ever: a device that puts strays faster
+    // than we take them must not hold the application in here.
+    let mut patience = ring.size().get();
+    loop {
+        let ready = match ring.ready() {
+            Ok(ready) => ready,
+            Err(_) if taken == 0 => return BROKEN,
+            Err(_) => break,
+        };
+        let count = ready.min(wanted - taken).min(patience);
+        patience -= count;
+        let before = taken;
+        for nth in 0..count {
+            let entry = ring.entry(ring.head().wrapping_add(nth));
+            let qp_num = qp_nums::qp_num(own.qp_nums.table(), entry.handle());
+            if let Some((qp_num, wr_id)) = own.whose(entry, qp_num) {
+                // SAFETY: no more are written than were wanted.
+                unsafe {
+                    let wc = wc.add(taken as usize);
+                    entry.write_to(wc, qp_num);
+                    (*wc).wr_id = wr_id;
+                }
+                taken += 1;
+            }
+        }
+        if count > 0 {
+            ring.release(count);
+        }
+        if taken - before == count {
+            break;
+        }
+    }
+    taken as c_int
+}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::testing::mock::{Mock, send_cqe};
+    use crate::testing::mock::{Mock, poll_cq, send_cqe};
     use pvrdma_ffi::uapi::vmw_pvrdma::*;
 
     fn poll(mock: &Mock, num_entries: c_int) -> Result<Vec<u64>, c_int> {

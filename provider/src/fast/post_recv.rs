@@ -1,111 +1,106 @@
-//! `ibv_post_recv` and `ibv_post_srq_recv`.
+//! `ibv_post_recv` and `ibv_post_srq_recv`: one queue's way, under two names. As in
+//! [`crate::fast::post_send`] the hot loop leaves what is in its way.
 
-use crate::fast::wqe::fill_recv;
-use crate::ring::barrier::to_device;
-use crate::ring::counters::{Batch, Producer, Slots};
-use crate::support::error::Errno;
+use crate::fast::post::{Obstacle, failed, post, post_rest, wait_for};
+use crate::fast::wqe::{fill_recv, fill_recv_fast};
+use crate::ring::work_queue::WorkQueue;
+use crate::support::lock::SpinLock;
 use crate::verbs::qp::Qp;
 use crate::verbs::srq::Srq;
+use core::ffi::c_int;
 use core::ptr;
-use pvrdma_ffi::verbs::ibv_recv_wr;
+use pvrdma_ffi::verbs::*;
 
-/// A failed request of a list, and why.
-type Bad = (Errno, *mut ibv_recv_wr);
-
-/// Post a list of work requests. On failure the request that failed comes back; those before it
-/// are posted.
+/// As [`post`] from its beginning on, whatever is in the way.
 ///
 /// # Safety
-/// `first` must be NULL or a list of valid work requests, each with the SGL it says it has.
+/// As [`post`]; `bad_wr` must be valid for a write.
 #[inline(always)]
-pub unsafe fn post_recv(qp: &Qp, first: *mut ibv_recv_wr) -> Result<(), Bad> {
-    if first.is_null() {
-        return Err((Errno::EINVAL, ptr::null_mut()));
-    }
-    let mut rq = qp.rq.lock();
-    if !rq.open {
-        return Err((Errno::EINVAL, first));
-    }
-    let (slots, max_sge) = (rq.slots, rq.max_sge);
-    // SAFETY: slots and ring belong together; the rest is the caller's promise.
-    let (posted, result) = unsafe { post_list(&mut rq.producer, slots, max_sge, first) };
-    if posted {
-        to_device();
-        rq.uar.ring_recv(rq.qp_handle.into());
-    }
-    result
-}
-
-/// The same for a shared receive queue, which is always open.
-///
-/// # Safety
-/// As [`post_recv`].
-#[inline(always)]
-pub unsafe fn post_srq_recv(srq: &Srq, first: *mut ibv_recv_wr) -> Result<(), Bad> {
-    if first.is_null() {
-        return Err((Errno::EINVAL, ptr::null_mut()));
-    }
-    let mut queue = srq.queue.lock();
-    let (slots, max_sge) = (queue.slots, queue.max_sge);
-    // SAFETY: slots and ring belong together; the rest is the caller's promise.
-    let (posted, result) = unsafe { post_list(&mut queue.producer, slots, max_sge, first) };
-    if posted {
-        to_device();
-        queue.uar.ring_srq(queue.srqn);
-    }
-    result
-}
-
-/// Fill and publish. The first of the results says whether there is anything to ring for.
-///
-/// # Safety
-/// `slots` must be those of the producer's ring, with room for `max_sge` entries each; `first`
-/// must be a list of valid work requests.
-#[inline(always)]
-unsafe fn post_list(
-    producer: &mut Producer,
-    slots: Slots,
-    max_sge: u8,
-    first: *mut ibv_recv_wr,
-) -> (bool, Result<(), Bad>) {
-    let mut batch = producer.batch();
-    let mut wr = first;
-    let result = loop {
-        // SAFETY: a valid request of the caller's list.
-        let request = unsafe { &*wr };
-        // SAFETY: as above.
-        if let Err(errno) = unsafe { push(&mut batch, slots, request, max_sge.into()) } {
-            break Err((errno, wr));
-        }
-        wr = request.next;
+unsafe fn post_slowly(lock: &SpinLock<WorkQueue>, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
         if wr.is_null() {
-            break Ok(());
+            return failed(bad_wr, ptr::null_mut(), libc::EINVAL);
         }
-    };
-    (batch.publish(), result)
+        rest(lock, wr, bad_wr, wait_for(lock))
+    }
 }
 
+/// As [`post`] from `wr` on.
+///
 /// # Safety
-/// `wr.sg_list` must hold `wr.num_sge` entries; `slots` must be those of the batch's ring, with
-/// room for `max_sge` entries each.
+/// As [`post_rest`].
 #[inline(always)]
-unsafe fn push(batch: &mut Batch<'_>, slots: Slots, wr: &ibv_recv_wr, max_sge: u32) -> Result<(), Errno> {
-    let Some(slot) = batch.reserve().map_err(|_| Errno::EIO)? else {
-        return Err(Errno::ENOMEM);
+unsafe fn rest(lock: &SpinLock<WorkQueue>, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr, tail: u32) -> c_int {
+    // SAFETY: promise of the caller; the slot has room for `max_sge` entries.
+    unsafe { post_rest(lock, wr, bad_wr, tail, |slot, queue, wr| fill_recv(slot, wr, queue.max_sge)) }
+}
+
+/// The verb and what it leaves to others, for one kind of queue.
+macro_rules! verb {
+    ($(#[$doc:meta])* $verb:ident($object:ty) = $of:expr, $slowly:ident, $rest:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `queue` must be a live one of ours, `wr` NULL or a list of valid work requests, each with the SGL
+        /// it says it has; `bad_wr` must be valid for a write.
+        pub unsafe extern "C" fn $verb(
+            queue: *mut $object,
+            wr: *mut ibv_recv_wr,
+            bad_wr: *mut *mut ibv_recv_wr,
+        ) -> c_int {
+            // SAFETY: promise of the caller.
+            unsafe {
+                match post($of(queue), wr, |slot, queue, wr| fill_recv_fast(slot, queue, wr)) {
+                    Ok(()) => 0,
+                    Err(Obstacle::AtStart) => $slowly(queue, wr, bad_wr),
+                    Err(Obstacle::At(wr, tail)) => $rest(queue, wr, bad_wr, tail),
+                }
+            }
+        }
+
+        #[cold]
+        #[inline(never)]
+        unsafe extern "C" fn $slowly(
+            queue: *mut $object,
+            wr: *mut ibv_recv_wr,
+            bad_wr: *mut *mut ibv_recv_wr,
+        ) -> c_int {
+            // SAFETY: promise of the caller.
+            unsafe { post_slowly(&*$of(queue), wr, bad_wr) }
+        }
+
+        #[inline(never)]
+        unsafe extern "C" fn $rest(
+            queue: *mut $object,
+            wr: *mut ibv_recv_wr,
+            bad_wr: *mut *mut ibv_recv_wr,
+            tail: u32,
+        ) -> c_int {
+            // SAFETY: promise of the caller.
+            unsafe { rest(&*$of(queue), wr, bad_wr, tail) }
+        }
     };
-    // SAFETY: the slot is reserved; the rest is the caller's promise.
-    unsafe { fill_recv(slots.at(slot), wr, max_sge) }?;
-    batch.commit();
-    Ok(())
+}
+
+verb! {
+    /// `post_recv`. On failure the request that failed comes back; those before it are posted.
+    post_recv(ibv_qp) = |qp: *mut ibv_qp| &raw const (*qp.cast::<Qp>()).rq, post_recv_slowly, post_recv_rest
+}
+
+verb! {
+    /// `post_srq_recv`: the same for a shared receive queue, which is always open.
+    post_srq_recv(ibv_srq) =
+        |srq: *mut ibv_srq| &raw const (*srq.cast::<Srq>()).queue, post_srq_recv_slowly, post_srq_recv_rest
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::testing::mock::Mock;
+    use crate::support::error::Errno;
+    use crate::testing::mock::{Mock, post_recv, post_srq_recv};
     use pvrdma_ffi::uapi::vmw_pvrdma::*;
-    use pvrdma_ffi::verbs::*;
 
     fn wr(wr_id: u64, sge: &mut ibv_sge) -> ibv_recv_wr {
         ibv_recv_wr { wr_id, next: ptr::null_mut(), sg_list: sge, num_sge: 1 }

@@ -1,107 +1,153 @@
 //! `ibv_post_send`.
+//!
+//! [`post_send`] is the way nearly every request takes: to a reliable connection. Queues of another kind have
+//! hot loops of their own behind it.
 
-use crate::fast::wqe::{fill_extras, fill_rc, fill_ud};
-use crate::ring::barrier::to_device;
-use crate::ring::counters::{Batch, Slots};
-use crate::support::error::Errno;
-use crate::verbs::qp::Kind;
+use crate::fast::post::{Obstacle, failed, post, post_rest, wait_for};
+use crate::fast::wqe::{fill_extras, fill_inline_fast, fill_rc, fill_rc_fast, fill_ud, fill_ud_fast};
+use crate::ring::work_queue::{Kind, WorkQueue};
+use crate::support::lock::SpinLock;
 use crate::verbs::qp::Qp;
-use core::ptr::{self, NonNull};
-use pvrdma_ffi::verbs::ibv_send_wr;
+use core::ffi::c_int;
+use core::ptr;
+use pvrdma_ffi::verbs::*;
 
-/// A failed request of a list, and why.
-type Bad = (Errno, *mut ibv_send_wr);
-
-/// Post a list of work requests to a queue of [`Kind::Rc`]. On failure the request that failed
-/// comes back; those before it are posted.
-///
-/// # Safety
-/// `first` must be NULL or a list of valid work requests, each with the SGL it says it has and, on
-/// a UD QP, NULL or a live AH of ours.
 #[inline(always)]
-pub unsafe fn post_send(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
-    if first.is_null() {
-        return Err((Errno::EINVAL, ptr::null_mut()));
-    }
-    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
-    unsafe { post_list(qp, first, |slot, wr, max_sge, always| fill_rc(slot, wr, max_sge, always)) }
+unsafe fn sq_of(qp: *mut ibv_qp) -> *const SpinLock<WorkQueue> {
+    // SAFETY: `qp` is a live QP of ours: the ibv_qp is at its front.
+    unsafe { &raw const (*qp.cast::<Qp>()).sq }
 }
 
-/// [`post_send`] for a queue of another kind.
+/// `post_send`. On failure the request that failed comes back; those before it are posted.
 ///
 /// # Safety
-/// As [`post_send`].
-pub unsafe fn post_send_extras(qp: &Qp, first: *mut ibv_send_wr) -> Result<(), Bad> {
-    if first.is_null() {
-        return Err((Errno::EINVAL, ptr::null_mut()));
-    }
-    // SAFETY: passed on from the caller; `post_list` gives slots with room for `max_sge`.
+/// `qp` must be a live QP of ours, `wr` NULL or a list of valid work requests, each with the SGL it says
+/// it has and, on a UD QP, NULL or a live AH of ours; `bad_wr` must be valid for a write.
+pub unsafe extern "C" fn post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: promise of the caller; the kind of a queue never changes.
     unsafe {
-        match qp.kind {
-            Kind::Ud => post_list(qp, first, |slot, wr, max_sge, always| fill_ud(slot, wr, max_sge, always)),
-            Kind::Rc | Kind::Extras => {
-                post_list(qp, first, |slot, wr, max_sge, always| fill_extras(slot, wr, max_sge, always, &qp.extras))
-            }
+        let sq = sq_of(qp);
+        if (*(*sq).unlocked()).kind != Kind::Rc {
+            return post_send_other(qp, wr, bad_wr);
+        }
+        match post(sq, wr, |slot, queue, wr| fill_rc_fast(slot, queue, wr)) {
+            Ok(()) => 0,
+            Err(Obstacle::AtStart) => post_send_slowly(qp, wr, bad_wr),
+            Err(Obstacle::At(wr, tail)) => post_send_rest(qp, wr, bad_wr, tail),
         }
     }
 }
 
-/// Fill, publish, ring. `fill` gets a slot, the request for it, the longest SGL a slot has room
-/// for, and the flags to set in every request.
-///
-/// # Safety
-/// `first` must be a list of valid work requests.
-#[inline(always)]
-unsafe fn post_list(
-    qp: &Qp,
-    first: *mut ibv_send_wr,
-    fill: impl Fn(NonNull<u8>, &ibv_send_wr, u32, u32) -> Result<(), Errno>,
-) -> Result<(), Bad> {
-    let mut sq = qp.sq.lock();
-    if !sq.open {
-        return Err((Errno::EINVAL, first));
-    }
-    let (slots, max_sge, always) = (sq.slots, u32::from(sq.max_sge), u32::from(sq.always));
-    let mut batch = sq.producer.batch();
-    let mut wr = first;
-    let result = loop {
-        // SAFETY: a valid request of the caller's list.
-        let request = unsafe { &*wr };
-        if let Err(errno) = push(&mut batch, slots, |slot| fill(slot, request, max_sge, always)) {
-            break Err((errno, wr));
+/// [`post_send`] to a queue of another kind. A function of its own, so that theirs may save registers.
+#[inline(never)]
+unsafe extern "C" fn post_send_other(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: as in `post_send`.
+    unsafe {
+        // One comparison after the other, with memory: a match would load the kind first.
+        let queue = (*sq_of(qp)).unlocked();
+        if (*queue).kind == Kind::Inline {
+            return post_send_inline(qp, wr, bad_wr);
         }
-        wr = request.next;
+        if (*queue).kind == Kind::Ud {
+            return post_send_ud(qp, wr, bad_wr);
+        }
+        post_send_extras(qp, wr, bad_wr)
+    }
+}
+
+/// [`post_send`] of datagrams.
+#[inline(never)]
+unsafe extern "C" fn post_send_ud(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: as in `post_send`.
+    unsafe {
+        let sq = sq_of(qp);
+        match post(sq, wr, |slot, queue, wr| fill_ud_fast(slot, queue, wr)) {
+            Ok(()) => 0,
+            Err(Obstacle::AtStart) => post_send_slowly(qp, wr, bad_wr),
+            Err(Obstacle::At(wr, tail)) => post_send_rest(qp, wr, bad_wr, tail),
+        }
+    }
+}
+
+/// [`post_send`] to a reliable connection with room for inline data.
+#[inline(never)]
+unsafe extern "C" fn post_send_inline(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: as in `post_send`.
+    unsafe {
+        let sq = sq_of(qp);
+        // Such a queue has it: `Qp::new` made it of that kind for it.
+        let inline = (*qp.cast::<Qp>()).extras.inline.as_ref().unwrap_unchecked();
+        match post(sq, wr, |slot, queue, wr| fill_inline_fast(slot, queue, wr, inline)) {
+            Ok(()) => 0,
+            Err(Obstacle::AtStart) => post_send_slowly(qp, wr, bad_wr),
+            Err(Obstacle::At(wr, tail)) => post_send_rest(qp, wr, bad_wr, tail),
+        }
+    }
+}
+
+/// [`post_send`] to a queue that has more than the plain things.
+#[inline(never)]
+unsafe extern "C" fn post_send_extras(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: as in `post_send`.
+    unsafe {
+        let sq = sq_of(qp);
+        if wr.is_null() || !(*sq).enter() {
+            return post_send_slowly(qp, wr, bad_wr);
+        }
+        post_send_rest(qp, wr, bad_wr, (*(*sq).data()).tail())
+    }
+}
+
+/// [`post_send`] from its beginning on, when there is no list or the lock is taken.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn post_send_slowly(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
         if wr.is_null() {
-            break Ok(());
+            return failed(bad_wr, ptr::null_mut(), libc::EINVAL);
         }
-    };
-    if batch.publish() {
-        to_device();
-        sq.uar.ring_send(sq.qp_handle.into());
+        let tail = wait_for(&*sq_of(qp));
+        post_send_rest(qp, wr, bad_wr, tail)
     }
-    result
 }
 
-#[inline(always)]
-fn push(batch: &mut Batch<'_>, slots: Slots, fill: impl FnOnce(NonNull<u8>) -> Result<(), Errno>) -> Result<(), Errno> {
-    let Some(slot) = batch.reserve().map_err(|_| Errno::EIO)? else {
-        return Err(Errno::ENOMEM);
-    };
-    fill(slots.at(slot))?;
-    batch.commit();
-    Ok(())
+/// [`post_send`] from `wr` on, whatever is in the way. The lock is held, and requests before it are filled
+/// up to the counter `tail`.
+#[inline(never)]
+unsafe extern "C" fn post_send_rest(
+    qp: *mut ibv_qp,
+    wr: *mut ibv_send_wr,
+    bad_wr: *mut *mut ibv_send_wr,
+    tail: u32,
+) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let own = Qp::of(qp);
+        match own.kind() {
+            Kind::Rc => {
+                post_rest(&own.sq, wr, bad_wr, tail, |slot, queue, wr| fill_rc(slot, wr, queue.max_sge, queue.always))
+            }
+            Kind::Ud => {
+                post_rest(&own.sq, wr, bad_wr, tail, |slot, queue, wr| fill_ud(slot, wr, queue.max_sge, queue.always))
+            }
+            Kind::Inline | Kind::Extras => post_rest(&own.sq, wr, bad_wr, tail, |slot, queue, wr| {
+                fill_extras(slot, wr, queue.max_sge, queue.always, &own.extras)
+            }),
+        }
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::support::error::Errno;
     use crate::support::switches::Switches;
-    use crate::testing::mock::{Mock, send_cqe};
+    use crate::testing::mock::{Mock, post_send, send_cqe};
     use crate::verbs::ah::Ah;
     use crate::verbs::pd::DomainRef;
     use pvrdma_ffi::uapi::vmw_pvrdma::*;
-    use pvrdma_ffi::verbs::*;
     use zerocopy::FromBytes;
 
     /// A list of SEND requests with `wr_id` 0, 1, ... and one SGE each.
@@ -123,12 +169,7 @@ mod tests {
     fn post(mock: &Mock, wrs: &mut [ibv_send_wr]) -> Result<(), (Errno, u64)> {
         let first = wrs.first_mut().map_or(ptr::null_mut(), ptr::from_mut);
         // SAFETY: a valid list, see `list`.
-        let result = unsafe {
-            match mock.qp.kind {
-                Kind::Rc => post_send(&mock.qp, first),
-                _ => post_send_extras(&mock.qp, first),
-            }
-        };
+        let result = unsafe { post_send(&mock.qp, first) };
         result.map_err(|(errno, wr)| {
             // SAFETY: the failed request is one of the list.
             (errno, if wr.is_null() { u64::MAX } else { unsafe { (*wr).wr_id } })
@@ -386,7 +427,7 @@ mod tests {
     fn poll(mock: &Mock) -> Vec<u64> {
         let mut wc = [ibv_wc::default(); 8];
         // SAFETY: room for eight.
-        let polled = unsafe { crate::fast::poll_cq::poll_cq(&mock.cq, 8, wc.as_mut_ptr()) };
+        let polled = unsafe { crate::testing::mock::poll_cq(&mock.cq, 8, wc.as_mut_ptr()) };
         assert!(polled >= 0 && wc[..polled as usize].iter().all(|wc| wc.qp_num == Mock::QPN), "{polled} {wc:?}");
         wc[..polled as usize].iter().map(|wc| wc.wr_id).collect()
     }

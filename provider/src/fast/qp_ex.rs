@@ -1,24 +1,13 @@
-//! Extended QPs: `ibv_create_qp_ex` and the `ibv_wr_*` functions.
-//!
-//! `wr_start` takes the lock of the send queue, `wr_complete` and `wr_abort` open it. What comes
-//! between fills slots that the device does not see until `wr_complete`, which publishes all of them
-//! or, if anything was wrong, none.
+//! `ibv_create_qp_ex`: which of the functions of [`crate::fast::wr`] a QP gets.
 
-use crate::boundary;
-use crate::fast::wqe::{self, Form, SendHeader};
-use crate::ring::barrier::to_device;
+use crate::fast::wr::{any, not_offered, plain};
+use crate::ring::work_queue::Kind;
 use crate::support::error::Errno;
 use crate::support::loaded::Loaded;
 use crate::support::log::refuse;
-use crate::support::send_log::Logged;
 use crate::support::switches::Switches;
-use crate::verbs::qp::{self, At, Building, Qp, SendQueue};
-use core::ffi::{c_int, c_void};
-use core::mem::offset_of;
-use core::ptr;
-use core::slice;
+use crate::verbs::qp::{self, Qp};
 use pvrdma_ffi::pabi::VERBS_QP_EX;
-use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 
 /// `create_qp_ex`. What is asked for in `attr.cap` is written back on success only.
@@ -99,354 +88,51 @@ fn possible_ops(qp_type: u32, switches: Switches) -> u64 {
     ops.into()
 }
 
-/// Fill the `ibv_qp_ex` part. Operations that were not asked for are there too, and fail.
+/// Fill the `ibv_qp_ex` part. Operations that were not asked for are there too, and fail. A plain reliable
+/// connection has functions of its own, which do without what only other QPs need.
 ///
 /// # Safety
 /// `qp` must be a QP of ours that nobody else has yet; `comp_mask_at` must be where this libibverbs
 /// has `verbs_qp.comp_mask`.
 unsafe fn install(qp: *mut ibv_qp_ex, ops: u64, comp_mask_at: usize) {
-    let has = |op: u32| ops & u64::from(op) != 0;
+    // SAFETY: promise of the caller.
+    let is_plain = unsafe { Qp::of(qp.cast()) }.kind() == Kind::Rc;
     macro_rules! op {
-        ($flag:expr, $function:ident, $not:expr) => {
-            Some(if has($flag) { $function } else { $not })
+        ($function:ident) => {
+            Some(if is_plain { plain::$function } else { any::$function })
+        };
+        ($flag:expr, $function:ident) => {
+            match ops & u64::from($flag) {
+                0 => Some(not_offered::$function),
+                _ => op!($function),
+            }
         };
     }
     // SAFETY: promise of the caller.
     unsafe {
-        (*qp).wr_rdma_write = op!(IBV_QP_EX_WITH_RDMA_WRITE, wr_rdma_write, not_rdma);
-        (*qp).wr_rdma_write_imm = op!(IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM, wr_rdma_write_imm, not_rdma_imm);
-        (*qp).wr_send = op!(IBV_QP_EX_WITH_SEND, wr_send, not_offered);
-        (*qp).wr_send_imm = op!(IBV_QP_EX_WITH_SEND_WITH_IMM, wr_send_imm, not_word);
-        (*qp).wr_rdma_read = op!(IBV_QP_EX_WITH_RDMA_READ, wr_rdma_read, not_rdma);
-        (*qp).wr_atomic_cmp_swp = op!(IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP, wr_atomic_cmp_swp, not_cmp_swp);
-        (*qp).wr_atomic_fetch_add = op!(IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD, wr_atomic_fetch_add, not_fetch_add);
-        (*qp).wr_send_inv = op!(IBV_QP_EX_WITH_SEND_WITH_INV, wr_send_inv, not_word);
-        (*qp).wr_local_inv = op!(IBV_QP_EX_WITH_LOCAL_INV, wr_local_inv, not_word);
-        (*qp).wr_bind_mw = Some(not_bind_mw);
-        (*qp).wr_send_tso = Some(not_tso);
-        (*qp).wr_set_xrc_srqn = Some(not_word);
-        (*qp).wr_set_ud_addr = Some(wr_set_ud_addr);
-        (*qp).wr_set_inline_data = Some(wr_set_inline_data);
-        (*qp).wr_set_inline_data_list = Some(wr_set_inline_data_list);
-        (*qp).wr_set_sge = Some(wr_set_sge);
-        (*qp).wr_set_sge_list = Some(wr_set_sge_list);
-        (*qp).wr_start = Some(wr_start);
-        (*qp).wr_complete = Some(wr_complete);
-        (*qp).wr_abort = Some(wr_abort);
+        (*qp).wr_rdma_write = op!(IBV_QP_EX_WITH_RDMA_WRITE, wr_rdma_write);
+        (*qp).wr_rdma_write_imm = op!(IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM, wr_rdma_write_imm);
+        (*qp).wr_send = op!(IBV_QP_EX_WITH_SEND, wr_send);
+        (*qp).wr_send_imm = op!(IBV_QP_EX_WITH_SEND_WITH_IMM, wr_send_imm);
+        (*qp).wr_rdma_read = op!(IBV_QP_EX_WITH_RDMA_READ, wr_rdma_read);
+        (*qp).wr_atomic_cmp_swp = op!(IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP, wr_atomic_cmp_swp);
+        (*qp).wr_atomic_fetch_add = op!(IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD, wr_atomic_fetch_add);
+        (*qp).wr_send_inv = op!(IBV_QP_EX_WITH_SEND_WITH_INV, wr_send_inv);
+        (*qp).wr_local_inv = op!(IBV_QP_EX_WITH_LOCAL_INV, wr_local_inv);
+        (*qp).wr_bind_mw = Some(not_offered::wr_bind_mw);
+        (*qp).wr_send_tso = Some(not_offered::wr_send_tso);
+        (*qp).wr_set_xrc_srqn = Some(not_offered::wr_set_xrc_srqn);
+        (*qp).wr_set_ud_addr = Some(any::wr_set_ud_addr);
+        (*qp).wr_set_inline_data = Some(any::wr_set_inline_data);
+        (*qp).wr_set_inline_data_list = Some(any::wr_set_inline_data_list);
+        (*qp).wr_set_sge = Some(plain::wr_set_sge);
+        (*qp).wr_set_sge_list = Some(plain::wr_set_sge_list);
+        (*qp).wr_start = op!(wr_start);
+        (*qp).wr_complete = op!(wr_complete);
+        (*qp).wr_abort = Some(any::wr_abort);
         // What later releases put behind these stays NULL: nobody may call what was not asked for,
         // and asking is refused.
         qp.byte_add(comp_mask_at).cast::<u32>().write(VERBS_QP_EX);
-    }
-}
-
-// ---- begin and end -----------------------------------------------------------------------------
-
-/// # Safety
-/// `qp` must be a live extended QP of ours.
-unsafe extern "C" fn wr_start(qp: *mut ibv_qp_ex) {
-    boundary::nothing(|| {
-        // SAFETY: promise of the caller. The lock is opened by `wr_complete` or `wr_abort`, and
-        // gives us `building`.
-        unsafe {
-            let own = Qp::of(qp.cast());
-            own.sq.lock_on();
-            let sq = own.sq.held();
-            *own.building.get() = Building {
-                pending: sq.producer.pend(),
-                error: if sq.open { None } else { Some(Errno::EINVAL) },
-                at: None,
-                log_start: own.extras.inline.as_ref().map(|inline| inline.log.posted()),
-            };
-        }
-    });
-}
-
-/// # Safety
-/// As [`wr_start`], which the caller must have called.
-unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
-    boundary::errno(|| {
-        // SAFETY: promise of the caller; the lock is held.
-        unsafe {
-            let (own, mut sq, building) = parts(qp);
-            if building.at.is_some_and(|at| at.lacks_address) {
-                building.error.get_or_insert(Errno::EINVAL);
-            }
-            let result = building.error.map_or(Ok(()), Err);
-            match result {
-                Err(_) => rewind(own, building),
-                Ok(()) => {
-                    if sq.producer.publish_pending(building.pending) {
-                        to_device();
-                        sq.uar.ring_send(sq.qp_handle.into());
-                    }
-                }
-            }
-            own.sq.unlock();
-            result
-        }
-    })
-}
-
-/// # Safety
-/// As [`wr_complete`].
-unsafe extern "C" fn wr_abort(qp: *mut ibv_qp_ex) {
-    boundary::nothing(|| {
-        // SAFETY: promise of the caller; the lock is held.
-        unsafe {
-            let (own, _, building) = parts(qp);
-            rewind(own, building);
-            own.sq.unlock();
-        }
-    });
-}
-
-/// # Safety
-/// `qp` must be a live extended QP of ours whose lock `wr_start` has taken.
-#[inline(always)]
-unsafe fn parts<'a>(qp: *mut ibv_qp_ex) -> (&'a Qp, crate::support::lock::Held<'a, SendQueue>, &'a mut Building) {
-    // SAFETY: promise of the caller; each function asks for the parts once.
-    unsafe {
-        let own = Qp::of(qp.cast());
-        (own, own.sq.held(), &mut *own.building.get())
-    }
-}
-
-/// Nothing of what was built happens. The slots were never published.
-fn rewind(own: &Qp, building: &Building) {
-    if let (Some(inline), Some(start)) = (&own.extras.inline, building.log_start) {
-        inline.log.rewind(start);
-    }
-}
-
-// ---- requests ----------------------------------------------------------------------------------
-
-/// Take a slot and write the header: `opcode` is the device's, `ex` the immediate data or key.
-///
-/// # Safety
-/// As [`parts`].
-#[inline(always)]
-unsafe fn request(qp: *mut ibv_qp_ex, opcode: u32, ex: u32, form: Form) {
-    boundary::nothing(|| {
-        // SAFETY: promise of the caller. `wr_id` and `wr_flags` are the application's to set and
-        // ours to read.
-        let ((own, sq, building), wr_id, flags) = unsafe { (parts(qp), (*qp).wr_id, (*qp).wr_flags) };
-        if building.error.is_some() {
-            return;
-        }
-        if let Err(errno) = begin(own, &sq, building, (wr_id, flags), opcode, ex, form) {
-            building.error = Some(errno);
-        }
-    });
-}
-
-fn begin(
-    own: &Qp,
-    sq: &SendQueue,
-    building: &mut Building,
-    (wr_id, flags): (u64, u32),
-    opcode: u32,
-    ex: u32,
-    form: Form,
-) -> Result<(), Errno> {
-    if building.at.is_some_and(|at| at.lacks_address) {
-        return Err(Errno::EINVAL);
-    }
-    let flags = flags & wqe::FLAGS | u32::from(sq.always);
-    let position = match &own.extras.inline {
-        None => None,
-        Some(inline) => Some((inline, inline.log.next().ok_or(Errno::ENOMEM)?)),
-    };
-    let slot = sq.producer.reserve_in(&mut building.pending).map_err(|_| Errno::EIO)?.ok_or(Errno::ENOMEM)?;
-    let wr_id = position.map_or(wr_id, |(inline, position)| {
-        inline.log.note(position, Logged { wr_id, signaled: flags & IBV_SEND_SIGNALED != 0 })
-    });
-    let [w4, w5, w6, w7, w8, w9] = form;
-    let header: SendHeader = [wr_id, 0, u64::from(opcode) | u64::from(flags) << 32, ex.into(), w4, w5, w6, w7, w8, w9];
-    let slot = sq.slots.at(slot);
-    // SAFETY: a slot just reserved, 8-aligned and longer than a header.
-    unsafe { slot.cast::<SendHeader>().write(header) };
-    let position = position.map(|(_, position)| position);
-    building.at = Some(At { slot, opcode, position, lacks_address: own.extras.ud });
-    Ok(())
-}
-
-macro_rules! requests {
-    ($($name:ident($($arg:ident: $ty:ty),*) = $opcode:ident, $ex:expr, $form:expr;)*) => {
-        $(
-            /// # Safety
-            /// As [`parts`].
-            unsafe extern "C" fn $name(qp: *mut ibv_qp_ex $(, $arg: $ty)*) {
-                // SAFETY: promise of the caller.
-                unsafe { request(qp, $opcode, $ex, $form) }
-            }
-        )*
-    };
-}
-
-requests! {
-    wr_send() = PVRDMA_WR_SEND, 0, [0; 6];
-    wr_send_imm(imm_data: u32) = PVRDMA_WR_SEND_WITH_IMM, imm_data, [0; 6];
-    wr_send_inv(rkey: u32) = PVRDMA_WR_SEND_WITH_INV, rkey, [0; 6];
-    wr_local_inv(rkey: u32) = PVRDMA_WR_LOCAL_INV, rkey, [0; 6];
-    wr_rdma_write(rkey: u32, remote_addr: u64) = PVRDMA_WR_RDMA_WRITE, 0, wqe::rdma_form(remote_addr, rkey);
-    wr_rdma_write_imm(rkey: u32, remote_addr: u64, imm_data: u32) =
-        PVRDMA_WR_RDMA_WRITE_WITH_IMM, imm_data, wqe::rdma_form(remote_addr, rkey);
-    wr_rdma_read(rkey: u32, remote_addr: u64) = PVRDMA_WR_RDMA_READ, 0, wqe::rdma_form(remote_addr, rkey);
-    wr_atomic_cmp_swp(rkey: u32, remote_addr: u64, compare: u64, swap: u64) =
-        PVRDMA_WR_ATOMIC_CMP_AND_SWP, 0, wqe::atomic_form(remote_addr, rkey, compare, swap);
-    wr_atomic_fetch_add(rkey: u32, remote_addr: u64, add: u64) =
-        PVRDMA_WR_ATOMIC_FETCH_AND_ADD, 0, wqe::atomic_form(remote_addr, rkey, add, 0);
-}
-
-/// An operation that was not asked for at creation, or that the device does not have.
-///
-/// # Safety
-/// As [`parts`].
-unsafe extern "C" fn not_offered(qp: *mut ibv_qp_ex) {
-    boundary::nothing(|| {
-        // SAFETY: promise of the caller.
-        let (_, _, building) = unsafe { parts(qp) };
-        building.error.get_or_insert(Errno::EOPNOTSUPP);
-    });
-}
-
-macro_rules! not_offered {
-    ($($name:ident($($ty:ty),*);)*) => {
-        $(
-            /// # Safety
-            /// As [`parts`].
-            unsafe extern "C" fn $name(qp: *mut ibv_qp_ex $(, _: $ty)*) {
-                // SAFETY: promise of the caller.
-                unsafe { not_offered(qp) }
-            }
-        )*
-    };
-}
-
-not_offered! {
-    not_word(u32);
-    not_rdma(u32, u64);
-    not_rdma_imm(u32, u64, u32);
-    not_cmp_swp(u32, u64, u64, u64);
-    not_fetch_add(u32, u64, u64);
-    not_bind_mw(*mut c_void, u32, *const c_void);
-    not_tso(*mut c_void, u16, u16);
-}
-
-// ---- setters -----------------------------------------------------------------------------------
-
-/// Do `set` for the request that is being filled, if all is well so far.
-///
-/// # Safety
-/// As [`parts`].
-#[inline(always)]
-unsafe fn setter(qp: *mut ibv_qp_ex, set: impl FnOnce(&Qp, &SendQueue, &mut At) -> Result<(), Errno>) {
-    boundary::nothing(|| {
-        // SAFETY: promise of the caller.
-        let (own, sq, building) = unsafe { parts(qp) };
-        if building.error.is_some() {
-            return;
-        }
-        // No request yet: nothing this could be for.
-        let result = building.at.as_mut().map_or(Err(Errno::EINVAL), |at| set(own, &sq, at));
-        building.error = result.err();
-    });
-}
-
-/// Write the SGL of a request.
-///
-/// # Safety
-/// `at` must be a slot of `sq` that is being filled.
-#[inline(always)]
-unsafe fn set_sges(sq: &SendQueue, at: &At, sges: &[ibv_sge]) -> Result<(), Errno> {
-    if sges.len() > sq.max_sge.into() {
-        return Err(Errno::EINVAL);
-    }
-    // SAFETY: the slot has room for a header and `max_sge` entries, which there are no more of.
-    unsafe {
-        let count_at = at.slot.add(offset_of!(pvrdma_sq_wqe_hdr, num_sge)).cast::<u32>();
-        count_at.write(sges.len() as u32);
-        wqe::copy_sges(at.slot.add(size_of::<SendHeader>()), sges.as_ptr(), sges.len() as u32);
-    }
-    Ok(())
-}
-
-/// # Safety
-/// As [`parts`].
-unsafe extern "C" fn wr_set_sge(qp: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32) {
-    // SAFETY: promise of the caller.
-    unsafe { setter(qp, |_, sq, at| set_sges(sq, at, &[ibv_sge { addr, length, lkey }])) }
-}
-
-/// # Safety
-/// As [`parts`]; `sg_list` must hold `num_sge` entries.
-unsafe extern "C" fn wr_set_sge_list(qp: *mut ibv_qp_ex, num_sge: usize, sg_list: *const ibv_sge) {
-    // SAFETY: promise of the caller.
-    unsafe { setter(qp, |_, sq, at| set_sges(sq, at, list(sg_list, num_sge))) }
-}
-
-/// # Safety
-/// As [`parts`]; `addr` must be readable for `length` bytes.
-unsafe extern "C" fn wr_set_inline_data(qp: *mut ibv_qp_ex, addr: *mut c_void, length: usize) {
-    // SAFETY: promise of the caller.
-    unsafe { setter(qp, |own, sq, at| set_inline(own, sq, at, &[ibv_data_buf { addr, length }])) }
-}
-
-/// # Safety
-/// As [`parts`]; `buf_list` must hold `num_buf` entries, each readable.
-unsafe extern "C" fn wr_set_inline_data_list(qp: *mut ibv_qp_ex, num_buf: usize, buf_list: *const ibv_data_buf) {
-    // SAFETY: promise of the caller.
-    unsafe { setter(qp, |own, sq, at| set_inline(own, sq, at, list(buf_list, num_buf))) }
-}
-
-/// # Safety
-/// `first` must hold `count` entries.
-unsafe fn list<'a, T>(first: *const T, count: usize) -> &'a [T] {
-    if count == 0 || first.is_null() {
-        return &[];
-    }
-    // SAFETY: promise of the caller.
-    unsafe { slice::from_raw_parts(first, count) }
-}
-
-/// # Safety
-/// `at` must be a slot of `sq`, the send queue of `own`, that is being filled; `bufs` must be
-/// readable.
-unsafe fn set_inline(own: &Qp, sq: &SendQueue, at: &At, bufs: &[ibv_data_buf]) -> Result<(), Errno> {
-    if !wqe::takes_inline(at.opcode) {
-        return Err(Errno::EINVAL);
-    }
-    let (Some(inline), Some(position)) = (&own.extras.inline, at.position) else {
-        // No inline memory, but nothing to put there either?
-        if bufs.iter().any(|buf| buf.length != 0) {
-            return Err(Errno::EINVAL);
-        }
-        // SAFETY: promise of the caller.
-        return unsafe { set_sges(sq, at, &[]) };
-    };
-    let pieces = bufs.iter().map(|buf| (buf.addr.cast_const().cast(), buf.length));
-    // SAFETY: the position is that of this request, which the device does not see yet; the rest is
-    // the caller's promise.
-    unsafe {
-        let sge = inline.gather(position, pieces)?;
-        set_sges(sq, at, if sge.length == 0 { &[] } else { slice::from_ref(&sge) })
-    }
-}
-
-/// # Safety
-/// As [`parts`]; `ah` must be NULL or a live AH of ours.
-unsafe extern "C" fn wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32) {
-    // SAFETY: promise of the caller. The form has its place in every slot.
-    unsafe {
-        setter(qp, |own, _, at| {
-            if !own.extras.ud || ah.is_null() {
-                return Err(Errno::EINVAL);
-            }
-            let form_at = at.slot.add(offset_of!(pvrdma_sq_wqe_hdr, wr)).cast::<Form>();
-            ptr::write(form_at.as_ptr(), wqe::datagram_form(ah, remote_qpn, remote_qkey));
-            at.lacks_address = false;
-            Ok(())
-        });
     }
 }
 
@@ -457,7 +143,37 @@ mod tests {
     use crate::testing::mock::{Mock, send_cqe};
     use crate::verbs::ah::{Ah, destroy_ah};
     use crate::verbs::pd::DomainRef;
+    use core::ffi::{c_int, c_void};
+    use core::ptr;
+    use pvrdma_ffi::uapi::vmw_pvrdma::*;
     use zerocopy::FromBytes;
+
+    /// What an application calls: the functions that the QP has.
+    macro_rules! of_the_qp {
+        ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+            $(
+                unsafe fn $name(qp: *mut ibv_qp_ex $(, $arg: $ty)*) $(-> $ret)? {
+                    // SAFETY: promise of the caller.
+                    unsafe { (*qp).$name.unwrap()(qp $(, $arg)*) }
+                }
+            )*
+        };
+    }
+
+    of_the_qp! {
+        wr_start();
+        wr_complete() -> c_int;
+        wr_abort();
+        wr_send();
+        wr_send_imm(imm_data: u32);
+        wr_rdma_write(rkey: u32, remote_addr: u64);
+        wr_atomic_cmp_swp(rkey: u32, remote_addr: u64, compare: u64, swap: u64);
+        wr_set_sge(lkey: u32, addr: u64, length: u32);
+        wr_set_sge_list(num_sge: usize, sg_list: *const ibv_sge);
+        wr_set_inline_data(addr: *mut c_void, length: usize);
+        wr_set_inline_data_list(num_buf: usize, buf_list: *const ibv_data_buf);
+        wr_set_ud_addr(ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32);
+    }
 
     const ALL: u64 = 0x27f;
     const SEND: u32 = PVRDMA_UAR_QP_SEND | Mock::HANDLE as u32;
@@ -654,7 +370,7 @@ mod tests {
             mock.put(send_cqe(second.hdr.wr_id));
             let mut wc = ibv_wc::default();
             // SAFETY: room for one.
-            assert_eq!(unsafe { crate::fast::poll_cq::poll_cq(&mock.cq, 1, &mut wc) }, 1);
+            assert_eq!(unsafe { crate::testing::mock::poll_cq(&mock.cq, 1, &mut wc) }, 1);
             assert_eq!(wc.wr_id, u64::from(round));
         }
     }

@@ -61,44 +61,67 @@ impl Uar {
         Self(page)
     }
 
-    #[inline(always)]
-    fn store(self, offset: usize, value: u32) {
-        // SAFETY: `offset` is one of the three register offsets, inside the mapped page; the page
-        // outlives every object that holds a copy of `self`.
-        unsafe { store_doorbell(self.0.as_ptr().byte_add(offset), value) }
+    /// One of the registers.
+    fn register(self, offset: usize) -> Register {
+        // SAFETY: `offset` is one of the three register offsets, inside the mapped page.
+        Register(unsafe { self.0.byte_add(offset) })
     }
 
-    /// New entries in a send queue.
-    #[inline(always)]
-    pub fn ring_send(self, qp_handle: u32) {
-        self.store(PVRDMA_UAR_QP_OFFSET, PVRDMA_UAR_QP_SEND | qp_handle);
+    /// For send and receive queues.
+    pub fn qp(self) -> Register {
+        self.register(PVRDMA_UAR_QP_OFFSET)
     }
 
-    /// New entries in a receive queue.
-    #[inline(always)]
-    pub fn ring_recv(self, qp_handle: u32) {
-        self.store(PVRDMA_UAR_QP_OFFSET, PVRDMA_UAR_QP_RECV | qp_handle);
+    /// For completion queues.
+    pub fn cq(self) -> Register {
+        self.register(PVRDMA_UAR_CQ_OFFSET)
     }
 
-    /// New entries in a shared receive queue.
-    #[inline(always)]
-    pub fn ring_srq(self, srqn: u32) {
-        self.store(PVRDMA_UAR_SRQ_OFFSET, PVRDMA_UAR_SRQ_RECV | srqn);
+    /// For shared receive queues.
+    pub fn srq(self) -> Register {
+        self.register(PVRDMA_UAR_SRQ_OFFSET)
     }
+}
 
-    /// Please put pending completions into the CQ now.
-    #[inline(always)]
-    pub fn ring_poll(self, cqn: u32) {
-        self.store(PVRDMA_UAR_CQ_OFFSET, PVRDMA_UAR_CQ_POLL | cqn);
-    }
+/// One register of a doorbell page. As with [`Uar`], copies are gone before the page is.
+#[derive(Clone, Copy, Debug)]
+pub struct Register(NonNull<u32>);
 
-    /// Notify me once.
+impl Register {
+    /// Ring: `bell` is one of the values below.
     #[inline(always)]
-    pub fn ring_arm(self, cqn: u32, arm: Arm) {
-        let kind = match arm {
-            Arm::Any => PVRDMA_UAR_CQ_ARM,
-            Arm::Solicited => PVRDMA_UAR_CQ_ARM_SOL,
-        };
-        self.store(PVRDMA_UAR_CQ_OFFSET, kind | cqn);
+    pub fn ring(self, bell: u32) {
+        // SAFETY: a register of the mapped page, which outlives every object that holds a copy of `self`.
+        unsafe { store_doorbell(self.0.as_ptr(), bell) }
     }
+}
+
+/// New entries in a send queue.
+pub fn send_bell(qp_handle: u32) -> u32 {
+    PVRDMA_UAR_QP_SEND | qp_handle
+}
+
+/// New entries in a receive queue.
+pub fn recv_bell(qp_handle: u32) -> u32 {
+    PVRDMA_UAR_QP_RECV | qp_handle
+}
+
+/// New entries in a shared receive queue.
+pub fn srq_bell(srqn: u32) -> u32 {
+    PVRDMA_UAR_SRQ_RECV | srqn
+}
+
+/// Please put pending completions into the CQ now.
+pub fn poll_bell(cqn: u32) -> u32 {
+    PVRDMA_UAR_CQ_POLL | cqn
+}
+
+/// Notify me once.
+#[inline(always)]
+pub fn arm_bell(cqn: u32, arm: Arm) -> u32 {
+    let kind = match arm {
+        Arm::Any => PVRDMA_UAR_CQ_ARM,
+        Arm::Solicited => PVRDMA_UAR_CQ_ARM_SOL,
+    };
+    kind | cqn
 }

@@ -1,29 +1,39 @@
-//! The lock the verbs hold: a test-and-set spin lock with the data inside.
+//! The lock the verbs hold: a spin lock with the data inside.
 //!
-//! Critical sections are a few dozen instructions, so spinning beats sleeping, and an uncontended
-//! pair costs one locked instruction with no call into libc. A waiter yields after a while: with
-//! more threads than cores the holder may have lost its core.
+//! Critical sections are a few dozen instructions and never a doorbell that the device may sit on, so
+//! spinning beats sleeping. Where there is one thread ([`Threads`]) taking the lock is one comparison, and
+//! an uncontended pair is one locked instruction otherwise, with no call into libc.
 //!
-//! An object that its application keeps to one thread (a thread domain, a single-threaded CQ) has
-//! a lock that nobody takes: [`SpinLock::single_threaded`].
+//! Nobody starves: a thread that polls an empty queue in a loop would take a plain spin lock again before
+//! any other processor sees it open. So who waits is counted, and who comes later lets those go first, for
+//! a bounded while: one of them may have lost its core. A waiter too gives its core away after a time, since
+//! with more threads than cores the holder may have lost its own.
 
-use crate::support::sync::{AtomicBool, Ordering, UnsafeCell, spin_loop, yield_core};
+use crate::support::sync::{AtomicU32, Ordering, UnsafeCell, spin_loop, take, yield_core};
+use crate::support::threads::Threads;
 use core::ops::{Deref, DerefMut};
 
-/// Tries before a waiter gives its core away.
+/// Looks before a waiter gives its core away.
 const SPINS_BEFORE_YIELD: u32 = 1000;
 
-/// A spin lock around `T`.
-#[derive(Debug, Default)]
+/// Looks, then yields, in which a newcomer lets those go first who wait already.
+const COURTESY: (u32, u32) = if cfg!(all(loom, test)) { (0, 1) } else { (200, 8) };
+
+/// A spin lock around `T`. In this order, so that the lock and what it protects share a cache line, with
+/// nobody else; and at the beginning of two lines that processors fetch together.
+#[derive(Debug)]
+#[repr(C, align(128))]
 pub struct SpinLock<T> {
+    /// 0 or 1.
+    held: AtomicU32,
+    /// Threads in [`SpinLock::wait`].
+    waiting: AtomicU32,
+    threads: Threads,
     data: UnsafeCell<T>,
-    locked: AtomicBool,
-    /// Is there but one thread? Then the atomic instruction is saved.
-    single_threaded: bool,
 }
 
 // SAFETY: the lock hands out the data to one thread at a time; where it does not, there is but one
-// (promise of `single_threaded`).
+// (promise of `new`).
 unsafe impl<T: Send> Sync for SpinLock<T> {}
 
 /// Holds the lock until dropped, also when a panic unwinds.
@@ -31,96 +41,108 @@ unsafe impl<T: Send> Sync for SpinLock<T> {}
 pub struct Guard<'a, T>(&'a SpinLock<T>);
 
 impl<T> SpinLock<T> {
-    /// An open lock.
-    pub const fn new(data: T) -> Self {
-        Self { data: UnsafeCell::new(data), locked: AtomicBool::new(false), single_threaded: false }
-    }
+    /// Where in it the data are.
+    pub const DATA_AT: usize = core::mem::offset_of!(Self, data);
 
-    /// A lock for one thread at a time: taking it costs a comparison.
+    /// An open lock.
     ///
     /// # Safety
-    /// With `single_threaded`, no two threads may hold it at the same time.
-    pub const unsafe fn single_threaded(data: T, single_threaded: bool) -> Self {
-        Self { data: UnsafeCell::new(data), locked: AtomicBool::new(false), single_threaded }
+    /// While `threads` are one, no two threads may use the lock at the same time.
+    pub const unsafe fn new(data: T, threads: Threads) -> Self {
+        Self { held: AtomicU32::new(0), waiting: AtomicU32::new(0), threads, data: UnsafeCell::new(data) }
+    }
+
+    /// Take the lock if it is open and nobody waits for it, for a section in which the application does
+    /// not run. False: [`SpinLock::wait`] for it. [`SpinLock::leave`] opens it.
+    #[inline(always)]
+    pub fn enter(&self) -> bool {
+        // Acquire, in `take`: see everything the previous holder wrote before its Release.
+        self.threads.are_one() || self.waiting.load(Ordering::Relaxed) == 0 && take(&self.held)
+    }
+
+    /// As [`SpinLock::enter`], for a section in which the application runs: it may make its second thread
+    /// there, so the lock is really taken.
+    #[inline(always)]
+    pub fn enter_for_long(&self) -> bool {
+        self.enter_alone_for_long() || self.waiting.load(Ordering::Relaxed) == 0 && take(&self.held)
+    }
+
+    /// The part of [`SpinLock::enter_for_long`] for one thread. False: there are more, or the lock is taken.
+    #[inline(always)]
+    pub fn enter_alone_for_long(&self) -> bool {
+        // SAFETY: a word of ours, and nobody else is there to change it. Not as an atomic: so it is an operand.
+        if !self.threads.are_one() || unsafe { *self.held.as_ptr() } != 0 {
+            return false;
+        }
+        self.held.store(1, Ordering::Relaxed);
+        true
+    }
+
+    /// What [`SpinLock::enter`] could not have at once.
+    #[cold]
+    #[inline(never)]
+    pub fn wait(&self) {
+        let (spins, yields) = COURTESY;
+        let mut patience = spins + yields;
+        while patience > 0 && self.waiting.load(Ordering::Relaxed) != 0 {
+            patience -= 1;
+            if patience >= yields { spin_loop() } else { yield_core() }
+        }
+        // Relaxed: it orders nothing, it asks a favour.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut spins = 0;
+        loop {
+            // Look before trying: to try would take the cache line away from the holder.
+            while self.held.load(Ordering::Relaxed) != 0 {
+                spins += 1;
+                if spins < SPINS_BEFORE_YIELD { spin_loop() } else { yield_core() }
+            }
+            if take(&self.held) {
+                break;
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Open the lock.
+    ///
+    /// # Safety
+    /// The caller must hold it.
+    #[inline(always)]
+    pub unsafe fn leave(&self) {
+        // Release: hand everything written under the lock to the next holder.
+        self.held.store(0, Ordering::Release);
+    }
+
+    /// The data, for whoever holds the lock: the hot verbs, which want single fields and no reference.
+    #[inline(always)]
+    pub fn data(&self) -> *mut T {
+        self.data.get()
+    }
+
+    /// The data, for a look at what never changes.
+    #[inline(always)]
+    pub fn unlocked(&self) -> *const T {
+        // Not `get`, which loom takes for a use of all of it.
+        (&raw const self.data).cast()
     }
 
     /// Wait for the lock and take it.
     #[inline(always)]
     pub fn lock(&self) -> Guard<'_, T> {
-        // Acquire: see everything the previous holder wrote before its Release.
-        if !self.single_threaded && self.locked.swap(true, Ordering::Acquire) {
+        if !self.enter() {
             self.wait();
         }
         Guard(self)
     }
 
-    /// Take the lock and keep it when this call returns: for what begins in one call of the
-    /// application and ends in another.
+    /// A guard for a lock that is held already.
     ///
     /// # Safety
-    /// A call of [`SpinLock::unlock`] must follow.
+    /// The caller must hold it and use nothing else of it any more.
     #[inline(always)]
-    pub unsafe fn lock_on(&self) {
-        core::mem::forget(self.lock());
-    }
-
-    /// The data, for the holder of [`SpinLock::lock_on`].
-    ///
-    /// # Safety
-    /// The caller must hold the lock and use one guard at a time.
-    #[inline(always)]
-    pub unsafe fn held(&self) -> Held<'_, T> {
-        Held(self)
-    }
-
-    /// End what [`SpinLock::lock_on`] began.
-    ///
-    /// # Safety
-    /// The caller must hold the lock.
-    #[inline(always)]
-    pub unsafe fn unlock(&self) {
-        drop(Guard(self));
-    }
-
-    #[cold]
-    fn wait(&self) {
-        let mut spins = 0;
-        loop {
-            // Look before trying: a swap would take the cache line away from the holder.
-            while self.locked.load(Ordering::Relaxed) {
-                spins += 1;
-                if spins < SPINS_BEFORE_YIELD {
-                    spin_loop();
-                } else {
-                    yield_core();
-                }
-            }
-            if !self.locked.swap(true, Ordering::Acquire) {
-                return;
-            }
-        }
-    }
-}
-
-/// As [`Guard`], without opening the lock when dropped.
-#[derive(Debug)]
-pub struct Held<'a, T>(&'a SpinLock<T>);
-
-impl<T> Deref for Held<'_, T> {
-    type Target = T;
-
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        // SAFETY: the lock is held (promise of `held`).
-        unsafe { &*self.0.data.get() }
-    }
-}
-
-impl<T> DerefMut for Held<'_, T> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above, and there is one such guard at a time.
-        unsafe { &mut *self.0.data.get() }
+    pub unsafe fn held(&self) -> Guard<'_, T> {
+        Guard(self)
     }
 }
 
@@ -145,8 +167,8 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        // Release: hand everything written under the lock to the next holder.
-        self.0.locked.store(false, Ordering::Release);
+        // SAFETY: the guard held it.
+        unsafe { self.0.leave() };
     }
 }
 
@@ -154,42 +176,61 @@ impl<T> Drop for Guard<'_, T> {
 mod tests {
     use super::*;
 
+    /// A lock that many threads may use.
+    fn lock<T>(data: T) -> SpinLock<T> {
+        // SAFETY: never one thread, says this.
+        unsafe { SpinLock::new(data, Threads::MANY) }
+    }
+
     #[test]
     fn contended_increments_are_not_lost() {
-        let lock = SpinLock::new(0u32);
+        let lock = lock(0u32);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|_| *lock.lock() += 1));
             }
         });
         assert_eq!(*lock.lock(), 40_000);
+        assert_eq!(lock.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn a_lock_held_over_calls_keeps_others_out_until_it_is_opened() {
-        let lock = SpinLock::new(0);
-        // SAFETY: one thread; opened below.
-        unsafe {
-            lock.lock_on();
-            *lock.held() += 1;
-            assert!(lock.locked.load(Ordering::Relaxed));
-            lock.unlock();
+        for threads in [Threads::ONE, Threads::MANY] {
+            // SAFETY: one thread.
+            let lock = unsafe { SpinLock::new(0, threads) };
+            assert!(lock.enter_for_long());
+            // Whoever comes now, a second thread of the application for one, finds it shut.
+            assert!(!take(&lock.held));
+            assert!(!lock.enter_for_long());
+            // SAFETY: held.
+            unsafe { lock.leave() };
+            assert_eq!(*lock.lock(), 0);
         }
-        assert_eq!(*lock.lock(), 1);
     }
 
     #[test]
     fn a_lone_thread_takes_no_lock() {
         // SAFETY: one thread.
-        let lock = unsafe { SpinLock::single_threaded(0, true) };
+        let lock = unsafe { SpinLock::new(0, Threads::ONE) };
         let mut guard = lock.lock();
         *guard += 1;
-        assert!(!lock.locked.load(Ordering::Relaxed));
+        assert_eq!(lock.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_waits_goes_before_who_comes() {
+        let lock = lock(());
+        lock.waiting.store(1, Ordering::Relaxed);
+        assert!(!lock.enter(), "open, but somebody waits");
+        // That one never comes: it has lost its core, say. So the courtesy ends.
+        drop(lock.lock());
+        assert_eq!(lock.waiting.load(Ordering::Relaxed), 1);
     }
 
     #[test]
     fn a_panic_under_the_lock_leaves_it_open() {
-        let lock = SpinLock::new(());
+        let lock = lock(());
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _guard = lock.lock();
             std::panic::resume_unwind(Box::new(()));

@@ -10,7 +10,8 @@
 //! One side is the poster, under the lock of the send queue; the other is the poller, under the
 //! lock of the CQ.
 
-use crate::support::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::support::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use pvrdma_ffi::verbs::IBV_SEND_SIGNALED;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The log of one send queue.
@@ -18,19 +19,34 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 pub struct SendLog {
     /// Upper half of the cookies: one chance in four thousand million that a `wr_id` of a receive
     /// looks like one of these. (Only asked where nothing better tells them apart.)
-    tag: u32,
+    tag: u64,
     mask: u32,
     entries: Box<[Entry]>,
     /// Requests posted so far, modulo 2^32. Written by the poster.
     posted: AtomicU32,
+    /// What [`SendLog::posted`] may be at most, as far as the poster knows. The poster's alone.
+    limit: UnsafeCell<u32>,
     /// Of these, how many have completed. Written by the poller.
     done: AtomicU32,
 }
 
+// SAFETY: posters, who alone use the limit, hold the lock of the send queue.
+unsafe impl Sync for SendLog {}
+
+/// What is noted of one request.
 #[derive(Debug, Default)]
-struct Entry {
+pub struct Entry {
     wr_id: AtomicU64,
-    signaled: AtomicBool,
+    /// `IBV_SEND_*`.
+    flags: AtomicU32,
+}
+
+impl Entry {
+    /// The second third of [`SendLog::note`].
+    #[inline(always)]
+    pub fn note_wr_id(&self, wr_id: u64) {
+        self.wr_id.store(wr_id, Ordering::Relaxed);
+    }
 }
 
 /// A request's number in its queue, from the first one on, modulo 2^32.
@@ -51,43 +67,68 @@ impl SendLog {
     pub fn new(slots: u32) -> Self {
         debug_assert!(slots.is_power_of_two());
         Self {
-            tag: RandomState::new().build_hasher().finish() as u32,
+            tag: RandomState::new().build_hasher().finish() & !u64::from(u32::MAX),
             mask: slots - 1,
             entries: (0..slots).map(|_| Entry::default()).collect(),
             posted: AtomicU32::new(0),
+            limit: UnsafeCell::new(slots),
             done: AtomicU32::new(0),
         }
     }
 
-    fn entry(&self, Position(position): Position) -> Option<&Entry> {
-        // The mask keeps it in range.
-        self.entries.get((position & self.mask) as usize)
+    #[inline(always)]
+    fn entry(&self, Position(position): Position) -> &Entry {
+        // SAFETY: there are `mask` + 1 entries.
+        unsafe { self.entries.get_unchecked((position & self.mask) as usize) }
     }
 
     /// Which of the places a request has.
+    #[inline(always)]
     pub fn place(&self, Position(position): Position) -> usize {
         (position & self.mask) as usize
     }
 
     /// Poster: where the next request goes; `None`: as many are on their way as there are places.
     pub fn next(&self) -> Option<Position> {
+        self.known_next().or_else(|| {
+            // Acquire: the poller saw the completion before it moved `done`, so the device is finished
+            // with the place we are about to fill.
+            let limit = self.done.load(Ordering::Acquire).wrapping_add(self.mask + 1);
+            // SAFETY: the poster's alone, and there is one at a time.
+            unsafe { *self.limit.get() = limit };
+            self.known_next()
+        })
+    }
+
+    /// As [`SendLog::next`], without a look at what has completed. `None`: that may show more.
+    #[inline(always)]
+    pub fn known_next(&self) -> Option<Position> {
         let posted = self.posted.load(Ordering::Relaxed);
-        // Acquire: the poller saw the completion before it moved `done`, so the device is finished
-        // with the place we are about to fill.
-        let on_the_way = posted.wrapping_sub(self.done.load(Ordering::Acquire));
-        (on_the_way <= self.mask).then_some(Position(posted))
+        // SAFETY: the poster's alone, and there is one at a time.
+        (posted != unsafe { *self.limit.get() }).then_some(Position(posted))
     }
 
     /// Poster: note the request at [`SendLog::next`], which the device has not seen yet. Returns
     /// the `wr_id` to give to the device.
-    pub fn note(&self, position: Position, logged: Logged) -> u64 {
-        if let Some(entry) = self.entry(position) {
-            entry.wr_id.store(logged.wr_id, Ordering::Relaxed);
-            entry.signaled.store(logged.signaled, Ordering::Relaxed);
-        }
+    pub fn note(&self, position: Position, wr_id: u64, flags: u32) -> u64 {
+        self.note_flags(position, flags).note_wr_id(wr_id);
+        self.count(position)
+    }
+
+    /// The first third of [`SendLog::note`], for whoever wants little in registers at a time.
+    #[inline(always)]
+    pub fn note_flags(&self, position: Position, flags: u32) -> &Entry {
+        let entry = self.entry(position);
+        entry.flags.store(flags, Ordering::Relaxed);
+        entry
+    }
+
+    /// The last third.
+    #[inline(always)]
+    pub fn count(&self, position: Position) -> u64 {
         // Release: a poller that counts the request in sees what was noted.
         self.posted.store(position.0.wrapping_add(1), Ordering::Release);
-        u64::from(self.tag) << 32 | u64::from(position.0)
+        self.tag | u64::from(position.0)
     }
 
     /// Poster: how far it is, for [`SendLog::rewind`].
@@ -105,12 +146,14 @@ impl SendLog {
         let position = Position(cookie as u32);
         let done = self.done.load(Ordering::Relaxed);
         let on_the_way = self.posted.load(Ordering::Acquire).wrapping_sub(done);
-        if (cookie >> 32) as u32 != self.tag || position.0.wrapping_sub(done) >= on_the_way {
+        if (cookie ^ self.tag) >> 32 != 0 || position.0.wrapping_sub(done) >= on_the_way {
             return None;
         }
-        let entry = self.entry(position)?;
-        let logged =
-            Logged { wr_id: entry.wr_id.load(Ordering::Relaxed), signaled: entry.signaled.load(Ordering::Relaxed) };
+        let entry = self.entry(position);
+        let logged = Logged {
+            wr_id: entry.wr_id.load(Ordering::Relaxed),
+            signaled: entry.flags.load(Ordering::Relaxed) & IBV_SEND_SIGNALED != 0,
+        };
         // Release: the poster fills the places up to here only after we have read the entry.
         self.done.store(position.0.wrapping_add(1), Ordering::Release);
         Some(logged)
@@ -128,7 +171,7 @@ mod tests {
     use super::*;
 
     fn post(log: &SendLog, wr_id: u64, signaled: bool) -> Option<u64> {
-        Some(log.note(log.next()?, Logged { wr_id, signaled }))
+        Some(log.note(log.next()?, wr_id, u32::from(signaled) * IBV_SEND_SIGNALED))
     }
 
     #[test]
@@ -182,12 +225,14 @@ mod tests {
         let near_the_end = Position(u32::MAX - 2);
         log.posted.store(near_the_end.0, Ordering::Relaxed);
         log.forget();
+        // SAFETY: one thread.
+        unsafe { *log.limit.get() = near_the_end.0 };
         for i in 0..10 {
             let cookie = post(&log, i, true).unwrap();
             assert!(post(&log, 100 + i, false).is_some(), "{i}");
             assert_eq!(log.next(), None);
             assert_eq!(log.completed(cookie).map(|logged| logged.wr_id), Some(i));
-            let other = u64::from(log.tag) << 32 | u64::from(log.posted().0.wrapping_sub(1));
+            let other = log.tag | u64::from(log.posted().0.wrapping_sub(1));
             assert_eq!(log.completed(other).map(|logged| logged.wr_id), Some(100 + i));
         }
     }

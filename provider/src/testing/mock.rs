@@ -2,9 +2,12 @@
 //! unit tests here and for benches; needs neither libibverbs nor a device. Its index arithmetic is
 //! its own, so that a mistake in [`crate::ring::counters`] does not cancel out.
 
+use crate::fast;
 use crate::ring::counters::Size;
 use crate::ring::uar::Uar;
+use crate::ring::uar::srq_bell;
 use crate::support::buf::Buf;
+use crate::support::error::Errno;
 use crate::support::qp_nums::QpNums;
 use crate::support::switches::Switches;
 use crate::verbs::context::Limits;
@@ -13,6 +16,7 @@ use crate::verbs::inline::Inline;
 use crate::verbs::pd::DomainRef;
 use crate::verbs::qp::{Parts, Qp, Shape};
 use crate::verbs::srq::{self, Srq};
+use core::ffi::c_int;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering};
 pub use pvrdma_ffi::rng;
@@ -226,7 +230,7 @@ impl Mock {
         let cq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, size.get(), size_of::<pvrdma_cqe>());
         // SAFETY: nobody is promised to be single_threaded.
         let mut cq = unsafe { Cq::new(size, buf, uar, qp_nums.clone(), (false, DomainRef::NONE)) };
-        cq.cqn = Self::CQN;
+        cq.set_cqn(Self::CQN);
 
         let attr = ibv_srq_attr { max_wr: Self::SRQ_WR, max_sge: sge, srq_limit: 0 };
         let shape = srq::shape(&attr, &Self::LIMITS).unwrap();
@@ -234,7 +238,7 @@ impl Mock {
         let srq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, Self::SRQ_WR, stride(16, sge));
         // SAFETY: as above.
         let srq = unsafe { Srq::new(shape, buf, uar, (false, DomainRef::NONE)) };
-        srq.queue.lock().srqn = Self::SRQN;
+        srq.queue.lock().set_bell(srq_bell(Self::SRQN));
 
         let cap = ibv_qp_cap {
             max_send_wr: wr,
@@ -338,6 +342,51 @@ impl core::fmt::Debug for Mock {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Mock").finish_non_exhaustive()
     }
+}
+
+/// A verb as tests like it: 0 is `Ok`, and what is not posted comes with its errno.
+fn posted<W>(post: impl FnOnce(*mut *mut W) -> c_int) -> Result<(), (Errno, *mut W)> {
+    let mut bad = ptr::null_mut();
+    match post(&mut bad) {
+        0 => Ok(()),
+        errno => Err((Errno(errno), bad)),
+    }
+}
+
+/// `post_send`.
+///
+/// # Safety
+/// As the verb.
+pub unsafe fn post_send(qp: &Qp, wr: *mut ibv_send_wr) -> Result<(), (Errno, *mut ibv_send_wr)> {
+    // SAFETY: promise of the caller.
+    posted(|bad| unsafe { fast::post_send::post_send(ptr::from_ref(qp).cast_mut().cast(), wr, bad) })
+}
+
+/// `post_recv`.
+///
+/// # Safety
+/// As the verb.
+pub unsafe fn post_recv(qp: &Qp, wr: *mut ibv_recv_wr) -> Result<(), (Errno, *mut ibv_recv_wr)> {
+    // SAFETY: promise of the caller.
+    posted(|bad| unsafe { fast::post_recv::post_recv(ptr::from_ref(qp).cast_mut().cast(), wr, bad) })
+}
+
+/// `post_srq_recv`.
+///
+/// # Safety
+/// As the verb.
+pub unsafe fn post_srq_recv(srq: &Srq, wr: *mut ibv_recv_wr) -> Result<(), (Errno, *mut ibv_recv_wr)> {
+    // SAFETY: promise of the caller.
+    posted(|bad| unsafe { fast::post_recv::post_srq_recv(ptr::from_ref(srq).cast_mut().cast(), wr, bad) })
+}
+
+/// `poll_cq`.
+///
+/// # Safety
+/// As the verb.
+pub unsafe fn poll_cq(cq: &Cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe { fast::poll_cq::poll_cq(ptr::from_ref(cq).cast_mut().cast(), num_entries, wc) }
 }
 
 /// A successful completion of a send, for the QP of a [`Mock`].

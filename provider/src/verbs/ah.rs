@@ -45,8 +45,8 @@ impl Ah {
 
     /// What goes into a request.
     #[inline(always)]
-    pub fn av(&self) -> AvWords {
-        self.av
+    pub fn av(&self) -> &AvWords {
+        &self.av
     }
 
     /// As C sees it.

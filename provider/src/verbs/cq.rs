@@ -1,22 +1,24 @@
 //! Completion queues: create, destroy, arm. Polling is in [`crate::fast::poll_cq`].
 
 use crate::ring::barrier::{from_device, to_device};
-use crate::ring::counters::{Consumer, Entries, Size};
+use crate::ring::counters::{Size, Words};
+use crate::ring::cq_ring::CqRing;
 use crate::ring::cqe::{Cqe, CqeHandle};
-use crate::ring::uar::{Arm, Uar};
+use crate::ring::uar::{Arm, Register, Uar, arm_bell, poll_bell};
 use crate::support::buf::{Buf, Resource, Source};
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
 use crate::support::lock::SpinLock;
 use crate::support::log::refuse;
-use crate::support::qp_nums::QpNums;
-use crate::support::send_log::SendLog;
-use crate::support::sync::{AtomicBool, Ordering, cycles};
+use crate::support::qp_nums::{LOGGED, QpNums};
+use crate::support::send_log::{Logged, SendLog};
+use crate::support::sync::{AtomicBool, Ordering};
+use crate::support::threads::Threads;
 use crate::verbs::context::Context;
 use crate::verbs::pd::DomainRef;
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
-use core::ptr;
+use core::ptr::NonNull;
 use pvrdma_ffi::pabi::{Cmd, Resp, VERBS_CQ_ROOM};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -32,52 +34,18 @@ pub struct Cq {
     /// Our end of the ring.
     pub ring: SpinLock<CqRing>,
     /// Doorbells.
-    pub uar: Uar,
-    /// The device's number, at most 24 bits.
-    pub cqn: u32,
+    pub register: Register,
+    /// Rung to have the device put what it holds back.
+    pub poll_bell: u32,
     /// Was POLL not rung since the CQ was made or armed? Then it is time to.
     armed: AtomicBool,
+    /// Of the send queues with inline data that complete here, in the order of their handles. Apart from the
+    /// ring, so that making a QP needs no lock that a poller takes each time.
+    logs: SpinLock<Vec<(CqeHandle, Arc<SendLog>)>>,
     /// Translates completions.
     pub qp_nums: Arc<QpNums>,
     _buf: Buf,
     _domain_ref: DomainRef,
-}
-
-/// What the lock of a CQ protects.
-#[derive(Debug)]
-pub struct CqRing {
-    /// Counters.
-    pub consumer: Consumer,
-    /// Entries.
-    pub entries: Entries,
-    /// Of the send queues with inline data that complete here, by handle.
-    pub logs: Vec<(CqeHandle, Arc<SendLog>)>,
-    /// When POLL was rung last, by [`cycles`].
-    asked: u32,
-    /// So many empty polls may still ring POLL at once.
-    eager: u32,
-    /// Where `start_poll` and `next_poll` are.
-    pub at: Option<Current>,
-}
-
-/// The completion that is being read by [`crate::fast::cq_ex`].
-#[derive(Clone, Copy, Debug)]
-pub struct Current {
-    /// Its entry.
-    pub cqe: Cqe,
-    /// Of the QP it is for.
-    pub qp_num: u32,
-    /// Entries passed so far, this one included.
-    pub passed: u32,
-}
-
-impl CqRing {
-    /// Give `count` entries back to the device.
-    #[inline(always)]
-    pub fn release(&mut self, count: u32) {
-        self.consumer.release(count);
-        self.eager = EAGER;
-    }
 }
 
 impl Cq {
@@ -93,25 +61,23 @@ impl Cq {
         (single_threaded, domain_ref): (bool, DomainRef),
     ) -> Box<Self> {
         // SAFETY: the buffer begins with a state page, whose words it keeps mapped as long as the
-        // CQ lives, and holds `size` entries after it.
+        // CQ lives, and holds `size` entries after it. The CQ keeps the table too.
         let ring = unsafe {
             let state = buf.start().cast::<pvrdma_ring_state>().as_ptr();
-            CqRing {
-                consumer: Consumer::new(ptr::NonNull::from(&mut (*state).rx), size),
-                entries: Entries::new(buf.at(PVRDMA_PAGE_SIZE)),
-                logs: Vec::new(),
-                asked: 0,
-                eager: 0,
-                at: None,
-            }
+            let words = Words::new(NonNull::from(&mut (*state).rx));
+            CqRing::new(words, buf.at(PVRDMA_PAGE_SIZE), size, qp_nums.table())
         };
+        // SAFETY: promise of the caller.
+        let ring = unsafe { SpinLock::new(ring, Threads::promised(single_threaded)) };
+        // SAFETY: many threads may use it.
+        let logs = unsafe { SpinLock::new(Vec::new(), Threads::of_process()) };
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_CQ_ROOM / 8]),
-            // SAFETY: promise of the caller.
-            ring: unsafe { SpinLock::single_threaded(ring, single_threaded) },
-            uar,
-            cqn: 0,
+            ring,
+            register: uar.cq(),
+            poll_bell: 0,
             armed: AtomicBool::new(true),
+            logs,
             qp_nums,
             _buf: buf,
             _domain_ref: domain_ref,
@@ -126,35 +92,66 @@ impl Cq {
         unsafe { &*cq.cast() }
     }
 
-    /// Have the device put completions that it holds back. Whether it was asked: after some empty
-    /// polls in a row not again within a microsecond or so. The store may cost an exit of the virtual
-    /// machine, and a loop that finds nothing would do little else.
-    pub fn ring_poll(&self, ring: &mut CqRing) -> bool {
+    /// The kernel has made the CQ.
+    pub fn set_cqn(&mut self, cqn: u32) {
+        self.poll_bell = poll_bell(cqn);
+    }
+
+    /// Was the CQ armed since POLL was last rung?
+    #[inline(always)]
+    pub fn is_armed(&self) -> bool {
         // Relaxed: this thread's own arming is what it must not miss.
-        if cycles().wrapping_sub(ring.asked) < PAUSE && !self.armed.load(Ordering::Relaxed) {
-            if ring.eager == 0 {
-                return false;
-            }
-            ring.eager -= 1;
-        }
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    /// Have the device put completions that it holds back. Not under the lock: the device may take its time.
+    #[inline(always)]
+    pub fn ring_poll(&self) {
         // The mark goes before the doorbell. An ARM that comes after this POLL sets it again; were it
         // cleared later, that would be lost, and the last look of whoever armed would not ask.
         self.armed.store(false, Ordering::Relaxed);
         to_device();
-        self.uar.ring_poll(self.cqn);
+        self.register.ring(self.poll_bell);
         from_device();
-        ring.asked = cycles();
-        true
     }
 
     /// A send queue with inline data completes here from now on.
     pub fn add_log(&self, handle: CqeHandle, log: Arc<SendLog>) {
-        self.ring.lock().logs.push((handle, log));
+        let mut logs = self.logs.lock();
+        let at = logs.partition_point(|(of, _)| *of < handle);
+        logs.insert(at, (handle, log));
     }
 
     /// It does so no more. Nobody uses its log when this returns.
     pub fn remove_log(&self, handle: CqeHandle) {
-        self.ring.lock().logs.retain(|(of, _)| *of != handle);
+        self.logs.lock().retain(|(of, _)| *of != handle);
+    }
+
+    /// Number of the QP and `wr_id` of an entry, `qp_num` being what the table has for it. `None`: it is
+    /// not for the application. An entry without a QP is that of one being destroyed, or the device
+    /// erred: skipping it costs nobody anything, stopping at it would block every QP of this CQ for
+    /// ever.
+    ///
+    /// The caller holds the lock of the ring.
+    pub fn whose(&self, cqe: Cqe, qp_num: u32) -> Option<(u32, u64)> {
+        // Not in use, or LEAVING.
+        if qp_num & !LOGGED == 0 {
+            return None;
+        }
+        let wr_id = cqe.wr_id();
+        if qp_num & LOGGED == 0 || cqe.is_receive() {
+            return Some((qp_num & !LOGGED, wr_id));
+        }
+        // No log: a receive that failed, whose opcode need not be set, in a CQ other than that of the
+        // sends. No such request on its way: the same in one CQ.
+        let logs = self.logs.lock();
+        let log = logs.binary_search_by_key(&cqe.handle(), |(of, _)| *of).ok().and_then(|at| logs.get(at));
+        match log.and_then(|(_, log)| log.completed(wr_id)) {
+            None => Some((qp_num & !LOGGED, wr_id)),
+            // Some devices complete what nobody asked to hear of.
+            Some(Logged { signaled: false, .. }) if cqe.is_success() => None,
+            Some(Logged { wr_id, .. }) => Some((qp_num & !LOGGED, wr_id)),
+        }
     }
 
     /// Remove all completions of a QP, keeping the order of the others: the QP is gone or starts
@@ -162,38 +159,26 @@ impl Cq {
     pub fn remove_completions_of(&self, handle: CqeHandle) {
         let mut ring = self.ring.lock();
         // A broken ring has nothing to remove; the next poll reports it.
-        let Ok(ready) = ring.consumer.ready() else {
+        let Ok(ready) = ring.ready() else {
             return;
         };
         // From the newest to the oldest, survivors move towards the tail. What is left free at
         // the head is given back.
-        let entries = ring.entries;
-        let mut removed = 0;
+        let (head, mut removed) = (ring.head(), 0);
         for nth in (0..ready).rev() {
-            let from = entries.at(ring.consumer.slot(nth));
-            // SAFETY: a ready slot.
-            if unsafe { Cqe::new(from) }.handle() == handle {
+            let from = ring.entry(head.wrapping_add(nth));
+            if from.handle() == handle {
                 removed += 1;
             } else if removed > 0 {
-                let to = entries.at(ring.consumer.slot(nth + removed));
-                // SAFETY: two different slots, both ours until released. Volatile: a device that
-                // breaks the rules may write meanwhile.
-                unsafe { to.write_volatile(from.read_volatile()) };
+                // SAFETY: two different entries, both ours until released.
+                unsafe { from.copy_to(ring.entry(head.wrapping_add(nth + removed))) };
             }
         }
         if removed > 0 {
-            ring.consumer.release(removed);
+            ring.release(removed);
         }
     }
 }
-
-/// Between half a microsecond and one, on the processors there are.
-const PAUSE: u32 = 2048;
-
-/// Empty polls that ring POLL at once after completions came: more may follow soon, and with two
-/// programs that answer each other a pause is seen in each round trip (measured on the stand-in:
-/// 0.4 us of 9.7, gone with 16, half gone with 4).
-const EAGER: u32 = 16;
 
 /// Bytes of the buffer of a CQ: the ring state has a page of its own.
 pub fn buf_len(size: Size) -> usize {
@@ -284,7 +269,7 @@ pub unsafe fn create(context: *mut ibv_context, request: Request) -> Result<*mut
         return Err(refuse(errno.device_refusal(), format_args!("create_cq: the kernel says errno {}", errno.0)));
     }
     // SAFETY: nobody else has the CQ yet.
-    unsafe { (*cq).cqn = resp.driver.cqn };
+    unsafe { (*cq).set_cqn(resp.driver.cqn) };
     // The device runs its counters modulo the length it answers. Any other than the one we
     // allocated would have us read outside the buffer.
     //
@@ -321,7 +306,7 @@ pub unsafe fn destroy_cq(cq: *mut ibv_cq) -> Result<(), Errno> {
 #[inline(always)]
 pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
     let arm = if solicited_only { Arm::Solicited } else { Arm::Any };
-    cq.uar.ring_arm(cq.cqn, arm);
+    cq.register.ring(arm_bell(cq.poll_bell & PVRDMA_UAR_HANDLE_MASK, arm));
     // Who arms polls once more before going to sleep: that poll asks, unless another one does so
     // between this and then. After the doorbell, or that other one could come too early.
     to_device();
@@ -331,7 +316,7 @@ pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fast::poll_cq::poll_cq;
+    use crate::testing::mock::poll_cq;
     use crate::testing::mock::{Mock, send_cqe};
 
     fn poll_all(mock: &Mock) -> Vec<(u32, u64)> {

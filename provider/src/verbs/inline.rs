@@ -23,6 +23,8 @@ pub struct Inline {
     pub log: Arc<SendLog>,
     /// Bytes of a place.
     max: u32,
+    /// Of these, what [`Inline::put_one`] takes.
+    one_line: u32,
     lkey: u32,
     /// NULL with the mock.
     mr: *mut verbs_mr,
@@ -58,7 +60,14 @@ impl Inline {
 
     /// With memory that is registered, or need not be.
     pub fn of_parts(buf: Buf, slots: u32, max: u32, lkey: u32) -> Self {
-        Self { log: Arc::new(SendLog::new(slots)), max, lkey, mr: core::ptr::null_mut(), buf }
+        Self {
+            log: Arc::new(SendLog::new(slots)),
+            max,
+            one_line: max.min(ONE_LINE),
+            lkey,
+            mr: core::ptr::null_mut(),
+            buf,
+        }
     }
 
     /// Copy pieces to the place of the request at `position`, one after the other. Returns the
@@ -86,8 +95,71 @@ impl Inline {
         Ok(ibv_sge { addr: place.as_ptr() as u64, length: length as u32, lkey: self.lkey })
     }
 
+    /// Does [`Inline::put_one`] take a piece of this length? It is a cache line at most, as nearly all are.
+    #[inline(always)]
+    pub fn takes_one(&self, length: u32) -> bool {
+        length <= self.one_line
+    }
+
+    /// As [`Inline::gather`] of one piece; `empty` is done if it is empty.
+    ///
+    /// # Safety
+    /// As [`Inline::gather`]; [`Inline::takes_one`] must have said so of its length.
+    #[inline(always)]
+    pub unsafe fn put_one(&self, position: Position, piece: *const u8, length: u32, empty: impl FnOnce()) -> ibv_sge {
+        let place = self.place(position);
+        own_slot(place.as_ptr());
+        // SAFETY: the place has room; the rest as in `gather`.
+        unsafe { copy_one_line(place.as_ptr(), piece, length as usize, empty) };
+        ibv_sge { addr: place.as_ptr() as u64, length, lkey: self.lkey }
+    }
+
+    #[inline(always)]
     fn place(&self, position: Position) -> NonNull<u8> {
         self.buf.at(self.log.place(position) * self.max as usize)
+    }
+}
+
+/// Bytes of a cache line.
+const ONE_LINE: u32 = 64;
+
+/// Copy up to [`ONE_LINE`] bytes; do `empty` if there are none, where no other length pays for asking. memcpy would be right too; but a call costs the hot verb that it is in a
+/// frame and its registers, which is more than the copy.
+///
+/// # Safety
+/// As memcpy: both must hold `len` bytes, and be apart.
+#[inline(always)]
+unsafe fn copy_one_line(to: *mut u8, from: *const u8, len: usize, empty: impl FnOnce()) {
+    /// One unaligned piece at `at`.
+    macro_rules! copy {
+        ($ty:ty, $at:expr) => {
+            to.add($at).cast::<$ty>().write_unaligned(from.add($at).cast::<$ty>().read_unaligned())
+        };
+    }
+    // Pieces from both ends, which meet or overlap in the middle.
+    //
+    // SAFETY: promise of the caller; each piece ends at `len` or before it.
+    unsafe {
+        if len >= 16 {
+            copy!(u128, 0);
+            copy!(u128, len - 16);
+            if len > 32 {
+                copy!(u128, 16);
+                copy!(u128, len - 32);
+            }
+        } else if len >= 8 {
+            copy!(u64, 0);
+            copy!(u64, len - 8);
+        } else if len >= 4 {
+            copy!(u32, 0);
+            copy!(u32, len - 4);
+        } else if len > 0 {
+            copy!(u8, 0);
+            copy!(u8, len - 1);
+            copy!(u8, len / 2);
+        } else {
+            empty();
+        }
     }
 }
 
@@ -102,10 +174,9 @@ impl Drop for Inline {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::support::send_log::Logged;
 
     fn inline(slots: u32, max: u32) -> Inline {
         Inline::of_parts(Buf::map(slots as usize * max as usize).unwrap(), slots, max, 0x77)
@@ -136,9 +207,32 @@ mod tests {
         assert_eq!((sge.length, sge.lkey), (7, 0x77));
         // SAFETY: written above.
         assert_eq!(unsafe { core::slice::from_raw_parts(sge.addr as *const u8, 7) }, b"abcdefg");
-        inline.log.note(first, Logged { wr_id: 0, signaled: true });
+        inline.log.note(first, 0, IBV_SEND_SIGNALED);
         let second = gather(&inline, inline.log.next().unwrap(), &[b"x"]).unwrap();
         assert_eq!(second.addr, sge.addr + 64);
+    }
+
+    #[test]
+    fn one_piece_of_any_length_arrives_whole_and_nothing_beside_it() {
+        let inline = inline(1, 128);
+        let position = inline.log.next().unwrap();
+        let data: Vec<u8> = (1..=200).collect();
+        for len in 0..=64 {
+            let place = inline.place(position).as_ptr();
+            // SAFETY: the place has 128 bytes; the piece is readable.
+            unsafe {
+                place.write_bytes(0xee, 128);
+                assert!(inline.takes_one(len as u32));
+                let mut empty = false;
+                let sge = inline.put_one(position, data.as_ptr(), len as u32, || empty = true);
+                assert_eq!(empty, len == 0);
+                assert_eq!((sge.addr, sge.length, sge.lkey), (place as u64, len as u32, 0x77));
+                let copied = core::slice::from_raw_parts(place, 128);
+                assert_eq!(&copied[..len], &data[..len]);
+                assert!(copied[len..].iter().all(|byte| *byte == 0xee), "{len} bytes");
+            }
+        }
+        assert!(!inline.takes_one(65));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Queue pairs: create, modify, query, destroy. Posting is in [`crate::fast::post_send`] and
 //! [`crate::fast::post_recv`].
 
-use crate::ring::counters::{Pending, Producer, QueueShape, Size, Slots, recv_stride, send_stride};
+use crate::ring::counters::{QueueShape, Size, Words, recv_stride, send_stride};
 use crate::ring::cqe::CqeHandle;
-use crate::ring::uar::Uar;
+use crate::ring::uar::{Uar, recv_bell, send_bell};
+use crate::ring::work_queue::{Kind, WorkQueue};
 use crate::support::buf::{Buf, Resource};
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
@@ -12,6 +13,7 @@ use crate::support::log::refuse;
 use crate::support::qp_nums::{LEAVING, LOGGED, QpNums};
 use crate::support::send_log::Position;
 use crate::support::switches::Switches;
+use crate::support::threads::Threads;
 use crate::verbs::context::{Context, Limits};
 use crate::verbs::cq::Cq;
 use crate::verbs::inline::{self, Inline, MAX_INLINE};
@@ -27,18 +29,16 @@ use std::sync::Arc;
 
 /// A queue pair. The room in front is libibverbs's `verbs_qp`, whose length differs between
 /// releases; its `ibv_qp` is what applications hold.
-#[repr(C, align(64))]
+#[repr(C)]
 #[derive(Debug)]
 pub struct Qp {
     verbs: UnsafeCell<[u64; VERBS_QP_ROOM / 8]>,
     /// Send queue.
-    pub sq: SpinLock<SendQueue>,
+    pub sq: SpinLock<WorkQueue>,
     /// Receive queue. One that never opens where the QP takes its receives from an SRQ.
-    pub rq: SpinLock<RecvQueue>,
+    pub rq: SpinLock<WorkQueue>,
     handle: CqeHandle,
-    /// What the send queue takes.
-    pub kind: Kind,
-    /// For [`Kind::Extras`] and for `ibv_wr_*`.
+    /// For [`Kind::Inline`], [`Kind::Extras`] and `ibv_wr_*`.
     pub extras: Extras,
     /// What `ibv_wr_start` began. Under the lock of the send queue.
     pub building: UnsafeCell<Building>,
@@ -51,18 +51,6 @@ pub struct Qp {
     _sq_buf: Buf,
     _rq_buf: Option<Buf>,
     _domain_ref: DomainRef,
-}
-
-/// How requests of a send queue are filled. Known before its lock is taken, so that the other kinds
-/// cost a plain RC queue one comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Of a reliable connection.
-    Rc,
-    /// Datagrams.
-    Ud,
-    /// Either, and more: [`Extras`].
-    Extras,
 }
 
 /// What a send queue may have besides the plain things.
@@ -103,68 +91,38 @@ pub struct Parts<'a> {
 /// QP numbers have 24 bits.
 const MAX_QPN: u32 = 0xff_ffff;
 
-/// What `wr_start` began.
-#[derive(Debug, Default)]
+/// What `wr_start` began: see `crate::fast::wr`.
+#[derive(Debug)]
+#[repr(C)]
 pub struct Building {
-    /// Slots taken.
-    pub pending: Pending,
-    /// What to say at `wr_complete`.
-    pub error: Option<Errno>,
-    /// The request that setters are for.
-    pub at: Option<At>,
-    /// Where the log of inline memory was.
+    /// The slot to fill next.
+    pub next: *mut u8,
+    /// The slot that setters are for. NULL: there is none.
+    pub slot: *mut u8,
+    /// Slots filled.
+    pub count: u32,
+    /// What to say at `wr_complete`; 0: all is well.
+    pub error: c_int,
+    /// The request at `slot` is a datagram that was not told yet where to go.
+    pub lacks_address: bool,
+    /// Its inline memory.
+    pub position: Option<Position>,
+    /// Where the log of inline memory was at `wr_start`.
     pub log_start: Option<Position>,
 }
 
-/// A request that is being filled.
-#[derive(Clone, Copy, Debug)]
-pub struct At {
-    /// Where.
-    pub slot: NonNull<u8>,
-    /// The device's opcode.
-    pub opcode: u32,
-    /// Its inline memory.
-    pub position: Option<Position>,
-    /// A datagram that was not told yet where to go.
-    pub lacks_address: bool,
-}
-
-/// What the lock of a send queue protects: all that posting needs, in one cache line.
-#[derive(Debug)]
-pub struct SendQueue {
-    /// Counters.
-    pub producer: Producer,
-    /// WQEs.
-    pub slots: Slots,
-    /// Doorbells.
-    pub uar: Uar,
-    /// For doorbells.
-    pub qp_handle: CqeHandle,
-    /// Longest SGL.
-    pub max_sge: u8,
-    /// May work requests be posted in the QP's state? Kept here, under the lock, and not read from
-    /// `ibv_qp.state`, which libibverbs changes when our `modify_qp` has returned.
-    pub open: bool,
-    /// Set in every request: `IBV_SEND_SIGNALED` for a QP made with `sq_sig_all`. The device was
-    /// told at creation; a device that forgets would leave the application waiting.
-    pub always: u8,
-}
-
-/// What the lock of a receive queue protects.
-#[derive(Debug)]
-pub struct RecvQueue {
-    /// Counters.
-    pub producer: Producer,
-    /// WQEs.
-    pub slots: Slots,
-    /// Doorbells.
-    pub uar: Uar,
-    /// For doorbells.
-    pub qp_handle: CqeHandle,
-    /// Longest SGL.
-    pub max_sge: u8,
-    /// May work requests be posted in the QP's state?
-    pub open: bool,
+impl Default for Building {
+    fn default() -> Self {
+        Self {
+            next: ptr::null_mut(),
+            slot: ptr::null_mut(),
+            count: 0,
+            error: 0,
+            lacks_address: false,
+            position: None,
+            log_start: None,
+        }
+    }
 }
 
 /// Shape of the rings of a QP, judged against the limits.
@@ -203,8 +161,8 @@ impl Shape {
         ibv_qp_cap {
             max_send_wr: self.sq.size.get(),
             max_recv_wr: self.rq.map_or(0, |rq| rq.size.get()),
-            max_send_sge: self.sq.max_sge.into(),
-            max_recv_sge: self.rq.map_or(0, |rq| rq.max_sge.into()),
+            max_send_sge: self.sq.max_sge,
+            max_recv_sge: self.rq.map_or(0, |rq| rq.max_sge),
             max_inline_data: self.max_inline,
         }
     }
@@ -228,41 +186,33 @@ impl Qp {
         // SAFETY: the send buffer begins with a state page, whose words it keeps mapped as long as
         // the QP lives.
         let (tx, rx) = unsafe { (&raw mut (*state).tx, &raw mut (*state).rx) };
-        let ring = |words: *mut pvrdma_ring, wqes, shape: QueueShape| {
+        let queue = |words: *mut pvrdma_ring, wqes, shape: QueueShape| {
             // SAFETY: words as above (never NULL, being inside a mapping); the buffer has room for
             // `size` strides from `wqes` on.
-            unsafe { (Producer::new(ptr::NonNull::new_unchecked(words), shape.size), Slots::new(wqes, shape.stride)) }
+            unsafe { WorkQueue::new(Words::new(NonNull::new_unchecked(words)), wqes, shape, uar.qp()) }
         };
-        let (producer, slots) = ring(tx, sq_buf.at(PVRDMA_PAGE_SIZE), shape.sq);
-        let sq = SendQueue {
-            producer,
-            slots,
-            uar,
-            qp_handle: 0,
-            max_sge: shape.sq.max_sge,
-            open: false,
-            always: if init.sq_sig_all != 0 { IBV_SEND_SIGNALED as u8 } else { 0 },
+        let mut sq = queue(tx, sq_buf.at(PVRDMA_PAGE_SIZE), shape.sq);
+        sq.always = if init.sq_sig_all != 0 { IBV_SEND_SIGNALED } else { 0 };
+        sq.kind = match ud {
+            true if inline.is_some() => Kind::Extras,
+            true => Kind::Ud,
+            false if switches.any() => Kind::Extras,
+            false if inline.is_some() => Kind::Inline,
+            false => Kind::Rc,
         };
-        let (producer, slots) = match (&rq_buf, shape.rq) {
-            (Some(rq_buf), Some(rq)) => ring(rx, rq_buf.start(), rq),
+        let rq = match (&rq_buf, shape.rq) {
+            (Some(rq_buf), Some(rq)) => queue(rx, rq_buf.start(), rq),
             // Never opened, so its one slot, some of the send buffer's, is never filled.
-            _ => ring(rx, sq_buf.at(PVRDMA_PAGE_SIZE), QueueShape { size: Size::ONE, ..shape.sq }),
+            _ => queue(rx, sq_buf.at(PVRDMA_PAGE_SIZE), QueueShape { size: Size::ONE, ..shape.sq }),
         };
-        let max_sge = shape.rq.map_or(0, |rq| rq.max_sge);
-        let rq = RecvQueue { producer, slots, uar, qp_handle: 0, max_sge, open: false };
+        let threads = Threads::promised(single_threaded);
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_QP_ROOM / 8]),
             // SAFETY: promise of the caller.
-            sq: unsafe { SpinLock::single_threaded(sq, single_threaded) },
+            sq: unsafe { SpinLock::new(sq, threads) },
             // SAFETY: as above.
-            rq: unsafe { SpinLock::single_threaded(rq, single_threaded) },
+            rq: unsafe { SpinLock::new(rq, threads) },
             handle: 0,
-            kind: match ud {
-                _ if inline.is_some() => Kind::Extras,
-                true => Kind::Ud,
-                false if switches.any() => Kind::Extras,
-                false => Kind::Rc,
-            },
             extras: Extras { ud, switches, inline },
             building: UnsafeCell::default(),
             has_srq: shape.rq.is_none(),
@@ -285,6 +235,12 @@ impl Qp {
         unsafe { &*qp.cast() }
     }
 
+    /// How requests of the send queue are filled.
+    pub fn kind(&self) -> Kind {
+        // SAFETY: the QP lives; this field never changes.
+        unsafe { (*self.sq.unlocked()).kind }
+    }
+
     /// The kernel has made the QP: its handle is known and its completions can be told apart. EIO:
     /// the handle or the number cannot be.
     pub fn enter(&mut self, handle: CqeHandle, qp_num: u32) -> Result<(), Errno> {
@@ -294,8 +250,8 @@ impl Qp {
         // Until the log is there the QP has no completions: nothing was posted.
         self.qp_nums.claim(handle, qp_num)?;
         self.handle = handle;
-        self.sq.lock().qp_handle = handle;
-        self.rq.lock().qp_handle = handle;
+        self.sq.lock().set_bell(send_bell(handle.into()));
+        self.rq.lock().set_bell(recv_bell(handle.into()));
         self.announce(qp_num);
         Ok(())
     }
@@ -332,8 +288,8 @@ impl Qp {
     /// Open and close the queues for a state: sends from RTS on, receives from INIT on. In the
     /// error states too: the device flushes what is posted there.
     pub fn set_state(&self, state: u32) {
-        self.sq.lock().open = state >= IBV_QPS_RTS;
-        self.rq.lock().open = state != IBV_QPS_RESET && !self.has_srq;
+        self.sq.lock().set_open(state >= IBV_QPS_RTS);
+        self.rq.lock().set_open(state != IBV_QPS_RESET && !self.has_srq);
     }
 
     /// The device has forgotten all about the QP: so do the rings and the CQs.
@@ -342,8 +298,8 @@ impl Qp {
         let mut sq = self.sq.lock();
         let mut rq = self.rq.lock();
         self.remove_completions();
-        sq.producer.reset();
-        rq.producer.reset();
+        sq.reset();
+        rq.reset();
         if let Some(inline) = &self.extras.inline {
             inline.log.forget();
         }
@@ -504,7 +460,7 @@ pub unsafe fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, attr_mask: c_in
         // SAFETY: promise of the caller: with this bit the field is valid.
         unsafe { (*attr).qp_state }
     });
-    let were_open = (own.sq.lock().open, own.rq.lock().open);
+    let were_open = (own.sq.lock().is_open(), own.rq.lock().is_open());
     if state == Some(IBV_QPS_RESET) {
         // Nothing may be posted between the device's forgetting and ours.
         own.set_state(IBV_QPS_RESET);
@@ -517,8 +473,8 @@ pub unsafe fn modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, attr_mask: c_in
     match (state, result) {
         (Some(IBV_QPS_RESET), Ok(())) => own.start_over(),
         (Some(IBV_QPS_RESET), Err(_)) => {
-            own.sq.lock().open = were_open.0;
-            own.rq.lock().open = were_open.1;
+            own.sq.lock().set_open(were_open.0);
+            own.rq.lock().set_open(were_open.1);
         }
         (Some(state), Ok(())) => own.set_state(state),
         _ => {}
@@ -588,7 +544,7 @@ pub unsafe fn destroy_qp(qp: *mut ibv_qp) -> Result<(), Errno> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::fast::poll_cq::poll_cq;
+    use crate::testing::mock::poll_cq;
     use crate::testing::mock::{Mock, send_cqe};
 
     fn cap(wr: u32, sge: u32) -> ibv_qp_cap {
@@ -635,7 +591,7 @@ mod tests {
         let mut sge = ibv_sge::default();
         let mut wr = ibv_recv_wr { wr_id: 0, next: ptr::null_mut(), sg_list: &mut sge, num_sge: 1 };
         // SAFETY: a valid request.
-        unsafe { crate::fast::post_recv::post_recv(&mock.qp, &mut wr) }.unwrap();
+        unsafe { crate::testing::mock::post_recv(&mock.qp, &mut wr) }.unwrap();
         mock.put(send_cqe(1));
         assert_eq!(mock.counters(), [0, 0, 1, 0]);
 
@@ -649,9 +605,12 @@ mod tests {
     }
 
     #[test]
-    fn what_posting_needs_is_one_cache_line() {
-        assert!(size_of::<SpinLock<SendQueue>>() <= 64);
-        assert_eq!(core::mem::offset_of!(Qp, sq) % 64, 0);
-        assert!(core::mem::offset_of!(Qp, rq) % 64 + size_of::<SpinLock<RecvQueue>>() <= 64);
+    fn what_posting_needs_is_two_neighbouring_cache_lines() {
+        use core::mem::offset_of;
+        // The lock itself comes before what it protects.
+        assert_eq!(SpinLock::<WorkQueue>::DATA_AT + WorkQueue::EACH_REQUEST, 64);
+        assert_eq!(size_of::<SpinLock<WorkQueue>>(), 128);
+        assert_eq!(offset_of!(Qp, sq) % 128, 0);
+        assert_eq!(offset_of!(Qp, rq) % 128, 0);
     }
 }

@@ -1,17 +1,19 @@
 //! Shared receive queues: create, modify, query, destroy. Posting is in [`crate::fast::post_recv`].
 
-use crate::ring::counters::{Producer, QueueShape, Slots, recv_stride};
-use crate::ring::uar::Uar;
+use crate::ring::counters::{QueueShape, Words, recv_stride};
+use crate::ring::uar::{Uar, srq_bell};
+use crate::ring::work_queue::WorkQueue;
 use crate::support::buf::{Buf, Resource};
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
 use crate::support::lock::SpinLock;
 use crate::support::log::refuse;
+use crate::support::threads::Threads;
 use crate::verbs::context::{Context, Limits};
 use crate::verbs::pd::{DomainRef, Pd};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
-use core::ptr;
+use core::ptr::NonNull;
 use pvrdma_ffi::pabi::{Cmd, Resp, VERBS_SRQ_ROOM};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
@@ -24,26 +26,11 @@ use pvrdma_ffi::verbs::*;
 pub struct Srq {
     verbs: UnsafeCell<[u64; VERBS_SRQ_ROOM / 8]>,
     /// The queue.
-    pub queue: SpinLock<SrqQueue>,
+    pub queue: SpinLock<WorkQueue>,
     max_wr: u32,
     max_sge: u32,
     _buf: Buf,
     _domain_ref: DomainRef,
-}
-
-/// What the lock of an SRQ protects.
-#[derive(Debug)]
-pub struct SrqQueue {
-    /// Counters.
-    pub producer: Producer,
-    /// WQEs.
-    pub slots: Slots,
-    /// Doorbells.
-    pub uar: Uar,
-    /// The device's number, at most 24 bits.
-    pub srqn: u32,
-    /// Longest SGL.
-    pub max_sge: u8,
 }
 
 impl Srq {
@@ -59,22 +46,18 @@ impl Srq {
     ) -> Box<Self> {
         // SAFETY: the buffer begins with a state page, whose words it keeps mapped as long as the
         // SRQ lives, and holds `size` strides after it.
-        let queue = unsafe {
+        let mut queue = unsafe {
             let state = buf.start().cast::<pvrdma_ring_state>().as_ptr();
-            SrqQueue {
-                producer: Producer::new(ptr::NonNull::from(&mut (*state).rx), shape.size),
-                slots: Slots::new(buf.at(PVRDMA_PAGE_SIZE), shape.stride),
-                uar,
-                srqn: 0,
-                max_sge: shape.max_sge,
-            }
+            let words = Words::new(NonNull::from(&mut (*state).rx));
+            WorkQueue::new(words, buf.at(PVRDMA_PAGE_SIZE), shape, uar.srq())
         };
+        queue.set_open(true);
         Box::new(Self {
             verbs: UnsafeCell::new([0; VERBS_SRQ_ROOM / 8]),
             // SAFETY: promise of the caller.
-            queue: unsafe { SpinLock::single_threaded(queue, single_threaded) },
+            queue: unsafe { SpinLock::new(queue, Threads::promised(single_threaded)) },
             max_wr: shape.size.get(),
-            max_sge: shape.max_sge.into(),
+            max_sge: shape.max_sge,
             _buf: buf,
             _domain_ref: domain_ref,
         })
@@ -169,7 +152,7 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     }
     // SAFETY: nobody else has the SRQ yet; `attr` as above.
     unsafe {
-        (*srq).queue.lock().srqn = resp.driver.srqn;
+        (*srq).queue.lock().set_bell(srq_bell(resp.driver.srqn));
         (*attr).attr = real;
     }
     Ok(srq.cast())

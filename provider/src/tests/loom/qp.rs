@@ -4,12 +4,11 @@
 
 use super::device::{self, Device};
 use super::{both, fails, holds, poll, shadow};
-use crate::fast::post_send::{post_send, post_send_extras};
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
 use crate::support::qp_nums::LEAVING;
+use crate::testing::mock::post_send;
 use crate::verbs::cq::Cq;
-use crate::verbs::qp::Kind;
 use crate::verbs::qp::{self, Qp};
 use core::ffi::c_int;
 use pvrdma_ffi::verbs::*;
@@ -33,11 +32,7 @@ fn post(qp: *mut ibv_qp, wr_id: u64, flags: u32) -> Result<(), Errno> {
         (wr.wr_id, wr.opcode, wr.send_flags) = (wr_id, IBV_WR_SEND, IBV_SEND_SIGNALED | flags);
         (wr.sg_list, wr.num_sge) = (&mut sge, 1);
         let qp = Qp::of(qp);
-        match qp.kind {
-            Kind::Rc => post_send(qp, &mut wr),
-            _ => post_send_extras(qp, &mut wr),
-        }
-        .map_err(|(errno, _)| errno)
+        post_send(qp, &mut wr).map_err(|(errno, _)| errno)
     }
 }
 

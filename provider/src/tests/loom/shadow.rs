@@ -22,7 +22,6 @@ const WAITERS: usize = 3;
 thread_local! {
     static SHADOWS: RefCell<Shadows> = RefCell::default();
     static DEVICE: RefCell<Option<Bell>> = const { RefCell::new(None) };
-    static CLOCK: Cell<u32> = const { Cell::new(0) };
     static IDLE: Cell<usize> = const { Cell::new(0) };
     static WEAK: Cell<Option<Place>> = const { Cell::new(None) };
     static SEEN: RefCell<BTreeSet<Place>> = const { RefCell::new(BTreeSet::new()) };
@@ -98,7 +97,6 @@ pub fn begin(ready: usize) {
         shadows.cells.begin(ready, || ::loom::cell::UnsafeCell::new(()));
     });
     DEVICE.set(None);
-    CLOCK.set(0);
     IDLE.set(0);
 }
 
@@ -143,12 +141,7 @@ pub fn changed() {
     IDLE.set(0);
 }
 
-// ---- clock and doorbells -----------------------------------------------------------------------
-
-/// The clock stands where the model has set it.
-pub fn cycles() -> u32 {
-    CLOCK.get()
-}
+// ---- doorbells ---------------------------------------------------------------------------------
 
 /// Doorbells of this run go to `device`: offset in the page, and value.
 pub fn rings(device: impl Fn(usize, u32) + 'static) {
@@ -353,11 +346,20 @@ impl AtomicBool {
     }
 }
 
+/// Set a lock's word, that of a provider's lock. One that changes nothing is no store: see
+/// [`AtomicBool::swap`].
+#[allow(dead_code, reason = "the fabric has no locks")]
+#[track_caller]
+pub fn take(word: &AtomicU32) -> bool {
+    word.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
 // ---- cells and slots ---------------------------------------------------------------------------
 
 /// Core's, for loom: two threads that ask for the data with nothing between them that orders them
 /// fail the model.
 #[derive(Default)]
+#[repr(transparent)]
 pub struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
 
 impl<T> UnsafeCell<T> {

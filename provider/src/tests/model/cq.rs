@@ -191,7 +191,7 @@ impl Lane<'_> {
             assert_eq!(taken, 0);
         }
         let model = self.cqs.get_mut(&number).unwrap();
-        let (cq, pinned, empty) = (model.cq, model.pinned, model.queue.is_empty());
+        let (cq, pinned) = (model.cq, model.pinned);
         let (mut expected, mut done) = (Vec::new(), Vec::new());
         while expected.len() < wanted
             && let Some(entry) = model.queue.pop_front()
@@ -217,18 +217,18 @@ impl Lane<'_> {
             assert!(done > qp.done);
             qp.done = done;
         }
-        self.asked(number, empty);
+        self.asked(number, expected.is_empty());
         !got.is_empty()
     }
 
-    /// Who polls an empty CQ asks the device: now and then, and always if it was armed since.
-    fn asked(&mut self, number: u32, empty: bool) {
+    /// Who polls and finds nothing asks the device: now and then, and always if the CQ was armed since.
+    fn asked(&mut self, number: u32, nothing: bool) {
         if !self.single_threaded() {
             return;
         }
         let rung = self.world().rung(PVRDMA_UAR_CQ_OFFSET);
         let model = self.cqs.get_mut(&number).unwrap();
-        match (empty, rung) {
+        match (nothing, rung) {
             (false, rung) => assert_eq!(rung, 0, "who finds something need not ask"),
             (true, 0) => assert!(!model.armed, "the poll after arming asks"),
             (true, rung) => {
