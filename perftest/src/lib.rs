@@ -4,6 +4,7 @@
 //! machine in the same run ([`bare_copy`]), and for each hot verb how many instructions it takes ([`instructions()`])
 //! and how long, on a device that stands still ([`frozen`]).
 
+pub mod assembly;
 pub mod chart;
 mod copy;
 mod doorbells;
