@@ -1,6 +1,6 @@
 //! Guest memory: the ranges QEMU has shared, and the core's `Memory` over them.
 //!
-//! `server.rs` calls [`DmaMap::map`] and [`DmaMap::unmap`] for DMA_MAP and DMA_UNMAP; the device core, `dsr.rs` and
+//! `server.rs` calls [`DmaMap::map`] and [`DmaMap::unmap`] for DMA_MAP and DMA_UNMAP; the device core, `session.rs` and
 //! `irq.rs` reach bytes through `Memory`. An address is what the guest calls a DMA address: guest-physical.
 //!
 //! Every access holds the read lock for as long as it touches a mapping and DMA_UNMAP takes the write lock before

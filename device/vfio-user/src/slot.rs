@@ -1,6 +1,6 @@
 //! The command slot's bytes: decodes a request into the core's `Command`, encodes its `Response`.
 //!
-//! Called by `dsr.rs` with a private copy of the slot. Past the struct that belongs to the command number the
+//! Called by `session.rs` with a private copy of the slot. Past the struct that belongs to the command number the
 //! driver leaves stale bytes, so only that struct is looked at. Values are passed on as the guest wrote them; the
 //! core judges them.
 
