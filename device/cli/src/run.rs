@@ -131,7 +131,6 @@ fn in_guest(
     std::os::unix::process::CommandExt::arg0(&mut command, &options.program);
     command.args(&options.args);
     command.env("PVRDMA_HOST_DIR", run_dir.path());
-    command.env("PVRDMA_GUEST", &options.guest);
     command.env("PVRDMA_GUEST_INDEX", guest.index().to_string());
     command.env("PVRDMA_ROCE", guest.roce().name());
     match trace {
