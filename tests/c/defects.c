@@ -2,8 +2,9 @@
  * The known defects of rdma-core's C provider (provider/DEFECTS.md), one case each: what an application, or a device,
  * sees of it. A case fails where the defect is.
  *
- * With the stand-in's hooks (device/standin/src/hooks.rs) this program is the device where traffic alone would not show
- * the defect: it reads requests out of the rings, writes completions into them, and has the kernel answer otherwise.
+ * With the stand-in's hooks (device/standin/src/support/hooks.rs) this program is the device where traffic alone would
+ * not show the defect: it reads requests out of the rings, writes completions into them, and has the kernel answer
+ * otherwise.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -1,7 +1,7 @@
-//! `cargo xtask loom`: the loom models of the provider and of the stand-in's transport, `src/loom` of both crates.
+//! `cargo xtask loom`: the loom models of the provider and of the host's fabric, `src/loom` of both crates.
 //!
-//! loom runs the real code once for each order in which its threads can meet, within a number of preemptions. `LOOM_MAX_PREEMPTIONS=3` looks further than
-//! the default of the models, and takes longer.
+//! loom runs the real code once for each order in which its threads can meet, within a number of preemptions.
+//! `LOOM_MAX_PREEMPTIONS=3` looks further than the default of the models, and takes longer.
 
 use anyhow::Result;
 
@@ -16,7 +16,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
 /// In a target folder of its own, since the flag would have everything built again.
 pub fn check() -> Result<()> {
     shell::run(
-        shell::cargo(&["test", "--quiet", "--release", "--locked", "-p", "vmw_pvrdma", "-p", "pvrdma-standin"])
+        shell::cargo(&["test", "--quiet", "--release", "--locked", "-p", "vmw_pvrdma", "-p", "pvrdma-fabric"])
             .args(["--lib", "loom"])
             .env("CARGO_TARGET_DIR", shell::target().join("loom"))
             .env("RUSTFLAGS", "--cfg loom")

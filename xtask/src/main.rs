@@ -31,7 +31,7 @@ usage: cargo xtask COMMAND
   pyverbs   rdma-core's own test suite on both providers (`--vm`: in QEMU guests, rdma_cm too)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
   fuzz      libFuzzer on a guest that is out of its mind (`cargo xtask fuzz --help`)
-  loom      the orders in which threads can meet: models of the provider and of the stand-in's transport
+  loom      the orders in which threads can meet: models of the provider and of the host's fabric
   races     threads on the provider under ThreadSanitizer (`cargo xtask races --help`)
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md

@@ -3,19 +3,33 @@
 //!
 //! | file | part of the kernel it plays |
 //! |---|---|
+//! | `load.rs` | what happens at load, in one order |
+//! | `process.rs` | this process on the host's fabric (crate `pvrdma-fabric`), with its device and its side thread |
+//! | **`interpose/`** | **the C library's side** |
 //! | `preload.rs` | the C library calls that would reach the driver; everything else falls through untouched |
+//! | `attributes.rs` | the same for questions about files: stat, access, readlink |
 //! | `library.rs` | functions of the C library that use files by themselves |
 //! | `paths.rs` | which paths are ours |
+//! | `netdev.rs` | the addresses of the guests' network interface |
+//! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
+//! | `next.rs` | what an interposer is made of |
+//! | **`kernel/`** | **the kernel's side** |
 //! | `fd.rs` | which file descriptors are ours |
-//! | `fresh.rs` | what a child of fork does not inherit |
 //! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
 //! | `events.rs` | completion channels and async event files |
 //! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
-//! | `signals.rs` | keeps the trap installed whatever the program does to SIGSEGV |
-//! | `memory.rs`, `process.rs`, `host/` | the process on the host's fabric |
+//! | `segv.rs` | the program's SIGSEGV action, and faults that are not ours |
+//! | **`support/`** | **what both use** |
+//! | `config.rs` | settings from the environment |
+//! | `fresh.rs` | what a child of fork does not inherit |
+//! | `raw.rs` | system calls that bypass every interposer |
+//! | `thread.rs` | threads of the library's own |
+//! | `trace.rs` | the trace file |
 //! | `hooks.rs` | what tests of providers may ask and change from inside |
-//! | `sync.rs` | atomics and locks of `host/`, which loom replaces in tests |
-//! | `config.rs`, `trace.rs`, `raw.rs`, `memcheck.rs` | settings, the trace file, system calls that bypass every interposer, a word to valgrind |
+//! | `memcheck.rs` | a word to valgrind |
+//!
+//! Imports go down this list: `load`, `interpose`, `process`, `kernel`, `support`. One circle is left, and it is the
+//! kernel's own: `fd` names what stands behind a descriptor (`events`, `uverbs`), and these make descriptors.
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
 //! The library exports the names in `exports.txt` and no others.
@@ -23,25 +37,8 @@
 #![allow(missing_docs, reason = "nothing here is called from Rust outside this crate")]
 #![cfg_attr(test, allow(dead_code, reason = "what is exported has no caller here, and tests export nothing"))]
 
-mod config;
-mod events;
-mod fd;
-mod fresh;
-mod hooks;
-mod host;
-mod library;
-#[cfg(all(loom, test))]
-mod loom;
-mod memcheck;
-mod memory;
-mod netdev;
-mod paths;
-mod preload;
+mod interpose;
+mod kernel;
+mod load;
 mod process;
-mod raw;
-mod signals;
-mod store;
-mod sync;
-mod trace;
-mod uar;
-mod uverbs;
+mod support;

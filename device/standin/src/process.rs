@@ -2,12 +2,11 @@
 //!
 //! Made at the first open of the device, so that the many programs which only inherit the preload library cost nothing.
 
-use crate::events::Events;
-use crate::fresh::{self, OWN};
-use crate::host::segment::Segment;
-use crate::host::transport::HostTransport;
-use crate::memory::ProcessMemory;
-use crate::{fd, hooks, raw, signals, trace, uar};
+use crate::kernel::events::Events;
+use crate::kernel::uverbs::Driver;
+use crate::kernel::{fd, uar};
+use crate::support::fresh::{self, OWN};
+use crate::support::{hooks, raw, thread, trace};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
@@ -15,6 +14,9 @@ use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
+use pvrdma_fabric::memory::ProcessMemory;
+use pvrdma_fabric::segment::Segment;
+use pvrdma_fabric::transport::HostTransport;
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -27,11 +29,7 @@ use std::time::{Duration, Instant};
 /// See the module text.
 pub struct Process {
     /// The device of this process's guest, as far as it lives here.
-    pub device: Arc<Device>,
-    /// Where its interrupts go.
-    pub events: Arc<Events>,
-    /// Who we are.
-    pub guest: Guest,
+    driver: Driver,
     transport: Arc<HostTransport>,
     pid: i32,
     /// Polls in a row that found nothing.
@@ -55,26 +53,26 @@ const NAP: Duration = Duration::from_micros(200);
 /// How long a process that exits waits for its last datagrams to be taken in.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The process, made on first use. The error is an errno.
-pub fn process() -> Result<&'static Process, i32> {
+/// The driver of this process's device, made on first use, with the whole process. The error is an errno.
+pub fn driver() -> Result<&'static Driver, i32> {
     if existing().is_none() {
         let _joining = OWN.joining.lock();
         if existing().is_none() {
             // Never freed: others use its parts at any time, until the last moment.
             let process = Box::into_raw(Box::new(Process::join()?));
             fresh::keep(process);
-            OWN.process.store(process, Ordering::Release);
+            OWN.process.store(process.cast(), Ordering::Release);
             start_side_thread();
         }
     }
-    uar::install();
-    existing().ok_or(libc::ENODEV)
+    uar::install(doorbell);
+    existing().map(|process| &process.driver).ok_or(libc::ENODEV)
 }
 
 /// The process if it was made. A child of fork has none until it opens the device itself.
 pub fn existing() -> Option<&'static Process> {
     // SAFETY: null or a leaked box.
-    unsafe { OWN.process.load(Ordering::Acquire).as_ref() }
+    unsafe { OWN.process.load(Ordering::Acquire).cast::<Process>().as_ref() }
 }
 
 /// At exit: gives the region back.
@@ -123,7 +121,7 @@ impl Process {
         let roce = std::env::var("PVRDMA_ROCE").ok().and_then(|roce| roce.parse().ok()).unwrap_or_default();
         let guest = number.and_then(|index| Guest::new(index, roce)).ok_or(libc::ENODEV)?;
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
-        let segment = Segment::join(&dir, u32::from(guest.index())).map_err(|error| {
+        let segment = Segment::join(&dir, u32::from(guest.index()), fd::hide).map_err(|error| {
             eprintln!("pvrdma: {}: {error}", dir.join("fabric").display());
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;
@@ -131,7 +129,7 @@ impl Process {
         // SAFETY: no pointers.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
         let transport = HostTransport::new(segment);
-        let events = Events::new();
+        let events = Events::new(wake);
         let config = Config {
             node_guid: guest.node_guid(),
             gid_type: roce.gid_type(),
@@ -150,7 +148,8 @@ impl Process {
             device.command(&bind).map_err(|error| error.errno())?;
         }
         leave_at_exit();
-        Ok(Process { pid: raw::getpid(), device, events, guest, transport, empty_polls: AtomicU32::new(0) })
+        let driver = Driver { device, events, guest };
+        Ok(Process { pid: raw::getpid(), driver, transport, empty_polls: AtomicU32::new(0) })
     }
 
     /// Indices of the guests that have a process on this host, with repeats.
@@ -162,7 +161,7 @@ impl Process {
     fn pump(&self) -> bool {
         let moved = self.transport.pump();
         if moved {
-            self.device.poll();
+            self.driver.device.poll();
         }
         moved
     }
@@ -203,7 +202,7 @@ impl Process {
 }
 
 /// A store to the doorbell page of `ctx`.
-pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
+fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     let Some(process) = existing() else { return };
     if trace::enabled() {
         trace::doorbell(doorbell);
@@ -211,10 +210,10 @@ pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     if hooks::doorbell(doorbell) {
         return;
     }
-    process.device.doorbell(ctx, doorbell);
+    process.driver.device.doorbell(ctx, doorbell);
     match doorbell {
-        Doorbell::Cq { cq, poll: true, .. } if process.device.cq_polled(ctx, cq) => {
-            process.empty_poll(|| process.device.cq_is_empty(ctx, cq));
+        Doorbell::Cq { cq, poll: true, .. } if process.driver.device.cq_polled(ctx, cq) => {
+            process.empty_poll(|| process.driver.device.cq_is_empty(ctx, cq));
         }
         // A poll that found something, only less than it had room for, ends with POLL too. It does not count as
         // polling: its caller may go to sleep on an event next, and then the side thread has to be woken for it.
@@ -229,7 +228,7 @@ pub fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
 }
 
 /// Gets the side thread up: there is work, or an earlier deadline.
-pub fn wake() {
+fn wake() {
     if let Some(process) = existing() {
         process.transport.segment().own().bell.wake_side();
     }
@@ -237,13 +236,13 @@ pub fn wake() {
 
 /// Starts the thread that serves a program which rings no doorbell: it waits in read(2), or spins on its memory.
 fn start_side_thread() {
-    if let Err(error) = signals::quiet_thread(side_thread, std::ptr::null_mut()) {
+    if let Err(error) = thread::start(side_thread, std::ptr::null_mut()) {
         eprintln!("pvrdma: no thread for one-sided traffic: {error}");
     }
 }
 
 extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
-    signals::name_thread(c"pvrdma");
+    thread::name(c"pvrdma");
     let Some(process) = existing() else { return std::ptr::null_mut() };
     let bell = &process.transport.segment().own().bell;
     loop {
@@ -251,7 +250,7 @@ extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
         while process.transport.pump() {
             bell.ring_pollers();
         }
-        let deadline = process.device.poll();
+        let deadline = process.driver.device.poll();
         let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if limit != Some(Duration::ZERO) {
             bell.wait_side(ticket, limit);

@@ -1,0 +1,36 @@
+//! The fabric of one host: how processes of its guests reach each other without a daemon.
+//!
+//! Each process owns one *region* of a shared file: its inbox, the requests it has on their way, and what others
+//! may know of its QPs and memory regions. Every word has one writer, or is changed by compare-and-swap from a value
+//! that names the incarnation and sequence it belongs to. No lock is shared: a process that gets SIGKILL in any
+//! instruction leaves nothing that another would wait for.
+//!
+//! SEND and WRITE_WITH_IMM go as requests through the inbox of the target, which carries them out on its own rings.
+//! WRITE and READ are carried out by the initiator itself when the target's published view allows it (`transport`),
+//! because a target that spins on its memory rings no doorbell and may have no core left for a helper thread.
+//!
+//! | file | |
+//! |---|---|
+//! | `segment.rs` | the shared file: regions, who owns them and whether they live; hazards, which say that a copy is running |
+//! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
+//! | `words.rs` | requests and answers as words of a slot |
+//! | `copy.rs` | one copy between two processes |
+//! | `bell.rs` | who sleeps and how to wake them |
+//! | `memory.rs` | the core's `Memory` over this process, in which an address is a virtual address |
+//! | `sync.rs` | atomics, locks and waiting, which loom replaces in tests |
+//! | `loom.rs` | the races that loom searches |
+//!
+//! The stand-in is a process of this fabric (`device/standin/src/process.rs`) and is the only user. A peer's words are
+//! untrusted: what they name is looked up, and what they hold is judged after it was read. Payload is named by virtual
+//! addresses and copied by the kernel, so a bad address is an error and never a fault. Links to other hosts have their
+//! place here too: [`transport::HostTransport`] sees every request that leaves a process, with the GID it is for.
+
+pub mod bell;
+pub mod copy;
+#[cfg(all(loom, test))]
+mod loom;
+pub mod memory;
+pub mod segment;
+mod sync;
+pub mod transport;
+mod words;

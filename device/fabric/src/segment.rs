@@ -1,0 +1,535 @@
+//! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives.
+
+use crate::bell::Bell;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, yield_core};
+use crate::words::REQUEST_WORDS;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::AtomicPtr;
+
+/// Regions of a fabric: one for each process. A QP number carries the region in its top 9 bits, counted from 1.
+pub const MAX_PROCESSES: usize = 511;
+/// Requests that one process may have on their way to one other.
+pub const CHANNEL_LEN: usize = 256;
+/// Requests that one process may have on their way in all.
+pub const SLOTS: usize = 1024;
+/// Memory regions of a process that others can use directly; those of further keys go through its inbox.
+pub const PUBLISHED_MRS: usize = 16384;
+/// QPs of a process.
+pub const PUBLISHED_QPS: usize = 32768;
+/// Direct copies that one process may have running at once; a further one goes through the inbox.
+pub const HAZARDS: usize = 8;
+/// Payload that travels inside a slot.
+pub const SLOT_SPANS: usize = crate::copy::MAX_SPANS;
+
+/// State of a slot, the low bits of its word.
+pub mod slot_state {
+    /// Its owner may fill it.
+    pub const FREE: u64 = 0;
+    /// Published in a channel; target and owner race for it by compare-and-swap.
+    pub const QUEUED: u64 = 1;
+    /// The target works on it.
+    pub const TAKEN: u64 = 2;
+    /// Answered: bits 4..16 hold the answer.
+    pub const DONE: u64 = 3;
+}
+
+/// A request on its way, owned by the requester's process. All plain fields are written before the word says QUEUED
+/// and not again before it says FREE.
+#[repr(C, align(64))]
+pub struct Slot {
+    /// Bits 0..4 the state, 4..16 the answer, 16..64 the sequence number that no other request of the host has.
+    pub word: AtomicU64,
+    /// The request, encoded (`words.rs`).
+    pub words: [AtomicU64; REQUEST_WORDS],
+    /// Number of spans.
+    pub span_cnt: AtomicU64,
+    /// Address and length of each span of payload.
+    pub spans: [[AtomicU64; 2]; SLOT_SPANS],
+}
+
+/// Room for the payload of a datagram.
+pub type SlotPayload = [AtomicU64; 512];
+
+/// Requests from the region's owner to one other process, oldest first. A cell is `sequence << 16 | slot`.
+#[repr(C)]
+pub struct Channel {
+    /// Incarnation of the target that the cells are meant for.
+    pub target: AtomicU32,
+    /// Count of cells ever published.
+    pub tail: AtomicU32,
+    /// The cells.
+    pub cells: [AtomicU64; CHANNEL_LEN],
+}
+
+/// What others may know of a memory region. Valid while `key` is not 0.
+#[repr(C)]
+pub struct PublishedMr {
+    /// Written last when added, cleared first when removed.
+    pub key: AtomicU32,
+    /// PD handle.
+    pub pd: AtomicU32,
+    /// Access flags.
+    pub access: AtomicU64,
+    /// First byte.
+    pub start: AtomicU64,
+    /// Bytes.
+    pub length: AtomicU64,
+}
+
+/// What others may know of a QP. `version` is odd while it changes.
+#[repr(C)]
+pub struct PublishedQp {
+    /// Counts changes.
+    pub version: AtomicU32,
+    /// 1: see `QpView::placeable`.
+    pub placeable: AtomicU32,
+    /// The responder's next expected PSN; advanced by whoever carried a request out.
+    pub expected_psn: std::sync::atomic::AtomicU32,
+    /// QP number, to tell a reused handle.
+    pub qpn: AtomicU32,
+    /// PD handle.
+    pub pd: AtomicU32,
+    /// `qp_access_flags`.
+    pub access: AtomicU32,
+    /// QP number of its peer.
+    pub peer_qpn: AtomicU32,
+    reserved: u32,
+    /// GID of its peer.
+    pub peer_gid: [AtomicU64; 2],
+}
+
+/// What everybody looks at of every process.
+#[repr(C, align(64))]
+struct Seat {
+    /// Whose it is: an `Owner`, or 0 while it is free.
+    owner: AtomicU64,
+    /// Guest index.
+    guest: AtomicU32,
+    reserved: u32,
+    /// A copy into or out of the memory of the process with this incarnation is running (0: none).
+    hazards: [AtomicU64; HAZARDS],
+}
+
+/// One process: what those look at who have to do with it.
+#[repr(C, align(4096))]
+pub struct Region {
+    /// Who sleeps.
+    pub bell: Bell,
+    /// Bit n: region n has published requests for this process.
+    pub inbox: [AtomicU64; 8],
+    /// How far this process has read the channel of region n: `incarnation of n << 32 | count`.
+    pub heads: [AtomicU64; MAX_PROCESSES],
+    /// Requests for others.
+    pub channels: [Channel; MAX_PROCESSES],
+    /// Their bodies.
+    pub slots: [Slot; SLOTS],
+    /// Payloads of datagrams, by slot.
+    pub payloads: [SlotPayload; SLOTS],
+    /// Memory regions by index (`key >> 8`).
+    pub mrs: [PublishedMr; PUBLISHED_MRS],
+    /// QPs by handle.
+    pub qps: [PublishedQp; PUBLISHED_QPS],
+}
+
+/// Version of this layout, so that two builds do not meet in one file.
+const LAYOUT: u64 = 0x7076_7264_6d61_0004;
+
+/// The front of the shared file.
+#[repr(C, align(4096))]
+pub struct Fabric {
+    /// `LAYOUT` plus the size, set by the first process.
+    layout: AtomicU64,
+    /// Next incarnation to give out.
+    incarnation: AtomicU32,
+    /// Regions from this one on were never used.
+    used: AtomicU32,
+    seats: [Seat; MAX_PROCESSES],
+}
+
+/// The regions follow in the file, one after the other.
+const FILE_LEN: u64 = (size_of::<Fabric>() + MAX_PROCESSES * size_of::<Region>()) as u64;
+
+/// Who owns a region, in one word, so that a region never seems to belong to a mixture of two processes, whatever
+/// instruction one of them is killed in: pid (bits 0..22), whether all is set up (22), low bits of the start time, to
+/// tell a reused pid (23..40), incarnation (40..64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner(u64);
+
+impl Owner {
+    const READY: u64 = 1 << 22;
+
+    fn new(incarnation: u32, pid: libc::pid_t, started: u64) -> Owner {
+        Owner(u64::from(incarnation) << 40 | (started & 0x1_ffff) << 23 | pid as u64 & 0x3f_ffff)
+    }
+
+    fn ready(self) -> Owner {
+        Owner(self.0 | Owner::READY)
+    }
+
+    fn is_ready(self) -> bool {
+        self.0 & Owner::READY != 0
+    }
+
+    /// Below 2^22 (threads.h: PID_MAX_LIMIT).
+    fn pid(self) -> libc::pid_t {
+        (self.0 & 0x3f_ffff) as libc::pid_t
+    }
+
+    fn incarnation(self) -> u32 {
+        (self.0 >> 40) as u32
+    }
+
+    /// Whether the process still runs. A zombie does not.
+    fn runs(self) -> bool {
+        match started(self.pid()) {
+            Ok(started) => started.is_some_and(|started| self.0 >> 23 & 0x1_ffff == started & 0x1_ffff),
+            // A program may have no descriptor left to look it up with: that somebody has the number must do.
+            Err(_) => !is_nobody(self.pid()),
+        }
+    }
+}
+
+/// The fabric as far as it is mapped, and this process's region in it.
+pub struct Segment {
+    fabric: &'static Fabric,
+    /// Hidden from the program.
+    file: RawFd,
+    /// Regions by index; null until somebody has to do with one. All of them are gigabytes of address space, which is
+    /// much for a debugger or a core file, and some tools look at every page that is mapped.
+    regions: Box<[AtomicPtr<Region>]>,
+    own: usize,
+    own_region: &'static Region,
+    owner: Owner,
+    /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
+    seen: Box<[AtomicU64]>,
+}
+
+/// A process as seen now; it may be gone the next moment, and then its words no longer match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Region.
+    pub index: usize,
+    /// Number of this process among all that ever joined the fabric; 24 bits.
+    pub incarnation: u32,
+    /// Process id.
+    pub pid: libc::pid_t,
+    owner: Owner,
+}
+
+/// A process that was seen alive so many milliseconds ago still has its pid: the kernel gives a number out again only
+/// when it has come past all others, of which there are 300 at the very least.
+const SURE: u64 = 20;
+
+impl Segment {
+    /// Maps the fabric below `dir`, making it if need be, and takes a free region for `guest`. `hide` takes the file's
+    /// descriptor out of the program's reach and returns its new number.
+    pub fn join(dir: &Path, guest: u32, hide: fn(RawFd) -> RawFd) -> io::Result<Segment> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(dir.join("fabric"))?;
+        // Sparse: only pages that somebody touched take memory.
+        if file.metadata()?.len() < FILE_LEN {
+            file.set_len(FILE_LEN)?;
+        }
+        // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only (an all-zero file
+        // is a valid value), so that writes by other processes are no data races.
+        let fabric: &'static Fabric = unsafe { &*map(file.as_raw_fd(), 0, size_of::<Fabric>())?.cast::<Fabric>() };
+        let layout = LAYOUT ^ FILE_LEN << 8;
+        let found = fabric.layout.compare_exchange(0, layout, Ordering::AcqRel, Ordering::Acquire);
+        if found.is_err_and(|found| found != layout) {
+            return Err(io::Error::other("the fabric of this host was made by another version"));
+        }
+        let started = started(own_pid())?.ok_or_else(|| io::Error::other("/proc does not show this process"))?;
+        let incarnation = (fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & 0xff_ffff).max(1);
+        let owner = Owner::new(incarnation, own_pid(), started);
+        let own = claim(fabric, owner)?;
+        // The former owner's words are of no use to anyone: give their pages back, which zeroes them.
+        let punched = punch(&file, offset_of_region(own), size_of::<Region>());
+        let regions: Box<[AtomicPtr<Region>]> = (0..MAX_PROCESSES).map(|_| AtomicPtr::default()).collect();
+        let file = hide(file.into_raw_fd());
+        let own_region = region(&regions, file, own).ok_or_else(io::Error::last_os_error)?;
+        if !punched {
+            own_region.clear();
+        }
+        let seat = &fabric.seats[own];
+        seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
+        seat.guest.store(guest, Ordering::Relaxed);
+        let owner = owner.ready();
+        seat.owner.store(owner.0, Ordering::SeqCst);
+        let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
+        Ok(Segment { fabric, file, regions, own, own_region, owner, seen })
+    }
+
+    /// Several processes in one, over memory of their own, for models. They all have this process's pid.
+    #[cfg(all(loom, test))]
+    pub fn by_hand(fabric: &'static Fabric, regions: &[&'static Region], own: usize) -> Segment {
+        let pid = own_pid();
+        let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
+        let seat = &fabric.seats[own];
+        seat.guest.store(1, Ordering::Relaxed);
+        seat.owner.store(owner.0, Ordering::SeqCst);
+        fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
+        Segment {
+            fabric,
+            file: -1,
+            own_region: regions[own],
+            regions: regions.iter().map(|region| AtomicPtr::new(std::ptr::from_ref(*region).cast_mut())).collect(),
+            own,
+            owner,
+            seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// This process's region.
+    pub fn own(&self) -> &'static Region {
+        self.own_region
+    }
+
+    /// Its number.
+    pub fn index(&self) -> usize {
+        self.own
+    }
+
+    /// This process's incarnation.
+    pub fn incarnation(&self) -> u32 {
+        self.owner.incarnation()
+    }
+
+    /// Region `index`, whoever owns it.
+    pub fn region(&self, index: usize) -> Option<&'static Region> {
+        region(&self.regions, self.file, index)
+    }
+
+    /// Who owns region `index` now.
+    pub fn process(&self, index: usize) -> Option<Process> {
+        let owner = Owner(self.fabric.seats.get(index)?.owner.load(Ordering::SeqCst));
+        let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
+        owner.is_ready().then_some(process)
+    }
+
+    /// The guest that `process` belongs to.
+    pub fn guest(&self, process: Process) -> Option<u8> {
+        u8::try_from(self.fabric.seats.get(process.index)?.guest.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Regions that somebody owns or once owned.
+    fn used(&self) -> std::ops::Range<usize> {
+        0..(self.fabric.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
+    }
+
+    /// The guests that the processes of this host belong to, with repeats.
+    pub fn guests(&self) -> impl Iterator<Item = u8> + '_ {
+        self.used().filter_map(|index| self.guest(self.process(index)?))
+    }
+
+    /// Whether `process` still owns its region and runs.
+    pub fn alive(&self, process: Process) -> bool {
+        self.process(process.index) == Some(process) && process.owner.runs()
+    }
+
+    /// Whether the pid of `process` is still its own, so that its memory may be touched: `alive`, really asked only now
+    /// and then, because that is dear. A killed process leaves its region as it was, and its pid goes to a stranger.
+    pub fn has_its_pid(&self, process: Process) -> bool {
+        const TIME: u64 = (1 << 40) - 1;
+        let Some(seen) = self.seen.get(process.index) else { return false };
+        let now = crate::bell::now() / 1_000_000;
+        let last = seen.load(Ordering::Relaxed);
+        if last >> 40 == u64::from(process.incarnation) && now.wrapping_sub(last) & TIME <= SURE {
+            return self.process(process.index) == Some(process);
+        }
+        let alive = self.alive(process);
+        if alive {
+            seen.store(u64::from(process.incarnation) << 40 | now & TIME, Ordering::Relaxed);
+        }
+        alive
+    }
+
+    /// Waits until no other process copies directly to or from this one's memory on the grounds of what it saw
+    /// before this call. What must no longer be used has to be unpublished before.
+    pub fn wait_for_hazards(&self) {
+        // SeqCst, against `Hazard::new`: either the copier sees what was unpublished, or we see its hazard.
+        fence(Ordering::SeqCst);
+        // A copier that is not among the used ones yet comes after what was unpublished.
+        for index in self.used() {
+            let Some(process) = self.process(index).filter(|_| index != self.own) else { continue };
+            for hazard in &self.fabric.seats[index].hazards {
+                let mut spins = 0u32;
+                while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation()) {
+                    spins += 1;
+                    yield_core();
+                    // A killed copier does not copy; asking is dear, so not at once.
+                    if spins.is_multiple_of(4096) && !self.alive(process) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the region back.
+    pub fn leave(&self) {
+        self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Says to the target that a copy is running, until dropped.
+pub struct Hazard(&'static AtomicU64);
+
+impl Hazard {
+    /// `None`: all are taken.
+    pub fn new(segment: &Segment, target: Process) -> Option<Hazard> {
+        let free = segment.fabric.seats[segment.own].hazards.iter().find(|hazard| {
+            hazard.compare_exchange(0, u64::from(target.incarnation), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        })?;
+        fence(Ordering::SeqCst);
+        Some(Hazard(free))
+    }
+}
+
+impl Drop for Hazard {
+    fn drop(&mut self) {
+        // Release: the copy is over before the target sees the hazard gone.
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+fn own_pid() -> libc::pid_t {
+    // SAFETY: no preconditions.
+    unsafe { libc::getpid() }
+}
+
+/// Takes a region that is free or whose owner is dead (or was this very process before an exec).
+fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
+    // Whether a process that has this pid is still the same one is a dearer question, and asked only when it must be.
+    for thorough in [false, true] {
+        for (index, seat) in fabric.seats.iter().enumerate() {
+            let found = Owner(seat.owner.load(Ordering::SeqCst));
+            let free =
+                found.0 == 0 || found.pid() == owner.pid() || is_nobody(found.pid()) || thorough && !found.runs();
+            if !free {
+                continue;
+            }
+            // Before the region can be seen to be ours: see `wait_for_hazards`.
+            fabric.used.fetch_max(index as u32 + 1, Ordering::SeqCst);
+            if seat.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                return Ok(index);
+            }
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EUSERS))
+}
+
+/// Whether no process has this pid, not even a zombie.
+fn is_nobody(pid: libc::pid_t) -> bool {
+    // SAFETY: signal 0 is none; only the existence is asked for.
+    let found = unsafe { libc::kill(pid, 0) } == 0;
+    !found && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+}
+
+fn offset_of_region(index: usize) -> usize {
+    size_of::<Fabric>() + index * size_of::<Region>()
+}
+
+/// Region `index`, mapped if it was not yet.
+fn region(regions: &[AtomicPtr<Region>], file: RawFd, index: usize) -> Option<&'static Region> {
+    let place = regions.get(index)?;
+    let mut at = place.load(Ordering::Acquire);
+    if at.is_null() {
+        at = map(file, offset_of_region(index), size_of::<Region>()).ok()?.cast();
+        if let Err(first) = place.compare_exchange(std::ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: the mapping just made, which nobody else knows.
+            unsafe { libc::munmap(at.cast(), size_of::<Region>()) };
+            at = first;
+        }
+    }
+    // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only, as `Fabric`.
+    Some(unsafe { &*at })
+}
+
+/// Maps `len` bytes of the file, for good.
+fn map(file: RawFd, offset: usize, len: usize) -> io::Result<*mut libc::c_void> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping, placed by the kernel.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, file, offset as libc::off_t) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping just made. A child of fork has no business in the fabric.
+    unsafe { libc::madvise(at, len, libc::MADV_DONTFORK) };
+    Ok(at)
+}
+
+/// Gives pages of the file back; they read as zeros then, through every mapping. `false`: this file system cannot.
+fn punch(file: &File, offset: usize, len: usize) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no pointers; our file.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) == 0 }
+}
+
+impl Region {
+    /// The same by hand.
+    fn clear(&self) {
+        let words = std::ptr::from_ref(self).cast::<u64>().cast_mut();
+        for n in 0..size_of::<Region>() / 8 {
+            // SAFETY: within this region, aligned, and nothing but atomics, so that a late reader of the former owner's
+            // words is no data race.
+            unsafe { AtomicU64::from_ptr(words.add(n)) }.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Start time of a process (proc(5): stat, fields 3 and 22); `None` if it is gone or a zombie.
+fn started(pid: libc::pid_t) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // It went between open and read.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        stat => stat?,
+    };
+    // The second field is the program's name in parentheses and may hold anything.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().trim_start().split(' ');
+    if matches!(fields.next(), None | Some("" | "Z" | "X" | "x")) {
+        return Ok(None);
+    }
+    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zombie_does_not_run() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as libc::pid_t;
+        let at = started(pid).unwrap().expect("it runs");
+        let owner = Owner::new(1, pid, at);
+        assert_eq!((owner.pid(), owner.incarnation()), (pid, 1));
+        assert!(owner.runs() && owner.ready().runs());
+        assert!(!Owner::new(1, pid, at + 1).runs(), "another process with a reused pid");
+        child.kill().unwrap();
+        while started(pid).unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(!owner.runs(), "killed, not reaped");
+        assert!(!is_nobody(pid));
+        child.wait().unwrap();
+        assert!(!owner.runs());
+        assert!(is_nobody(pid));
+    }
+
+    #[test]
+    fn pages_of_a_region_are_its_own() {
+        assert_eq!(size_of::<Fabric>() % 4096, 0);
+        assert_eq!(size_of::<Region>() % 4096, 0);
+    }
+}

@@ -1,0 +1,605 @@
+//! The core's `Transport` over the fabric: requests into the target's inbox, or, for one-sided operations, the
+//! initiator's own copy.
+
+use crate::bell::Bell;
+use crate::copy::{Direction, RemoteFar, copy};
+use crate::segment::*;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence, yield_core};
+use crate::words::{decode, decode_answer, encode, encode_answer, to_words};
+use pvrdma_device::device::Device;
+use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::handle::{PdHandle, QpHandle};
+use pvrdma_device::memory::{DmaAddr, Memory, Span};
+use pvrdma_device::transport::*;
+use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
+use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Low bits of a QP number: the handle. The rest is the region, counted from 1.
+const HANDLE_BITS: u32 = 15;
+
+/// Bits of a sequence number.
+const SEQUENCE_MASK: u64 = (1 << 48) - 1;
+
+/// See the module text.
+pub struct HostTransport {
+    segment: Segment,
+    device: OnceLock<Weak<Device>>,
+    out: Mutex<Outbox>,
+    /// One thread empties the inbox at a time; what it remembers of the channels it reads.
+    pump: Mutex<HashMap<usize, Reader>>,
+    /// Somebody wants the inbox looked at.
+    pump_asked: AtomicBool,
+}
+
+/// Requests of this process that are on their way.
+struct Outbox {
+    free: Vec<u16>,
+    sequence: u64,
+    flying: Vec<Flying>,
+}
+
+#[derive(Clone, Copy)]
+struct Flying {
+    slot: u16,
+    sequence: u64,
+    token: Token,
+    target: Process,
+    /// Its requester waits for no answer.
+    datagram: bool,
+}
+
+/// Whom the inbox is emptied for: the device.
+pub trait Inbound {
+    /// Carries out a request.
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
+    /// Takes in an answer.
+    fn answered(&self, token: Token, answer: Answer);
+}
+
+impl Inbound for Device {
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
+        self.receive(request, far)
+    }
+
+    fn answered(&self, token: Token, answer: Answer) {
+        self.answered(token, answer);
+    }
+}
+
+/// The payload of a request.
+enum Body<'a> {
+    /// Where it is in the requester's memory.
+    Spans(&'a [Span]),
+    /// Itself.
+    Bytes(&'a [u8]),
+}
+
+/// Where this process stands in the channel of another.
+struct Reader {
+    incarnation: u32,
+    count: u32,
+}
+
+impl HostTransport {
+    /// A transport without a device; see `attach`.
+    pub fn new(segment: Segment) -> Arc<HostTransport> {
+        let free = (0..SLOTS as u16).rev().collect();
+        // Unique on the host for as long as it matters: the incarnation in the top bits.
+        let sequence = u64::from(segment.incarnation()) << 24 & SEQUENCE_MASK;
+        Arc::new(HostTransport {
+            segment,
+            device: OnceLock::new(),
+            out: Mutex::new(Outbox { free, sequence, flying: Vec::new() }),
+            pump: Mutex::new(HashMap::new()),
+            pump_asked: AtomicBool::new(false),
+        })
+    }
+
+    /// Names the device that this transport serves.
+    pub fn attach(&self, device: &Arc<Device>) {
+        let _ = self.device.set(Arc::downgrade(device));
+    }
+
+    /// QP numbers of this process are this plus the handle.
+    pub fn qpn_base(&self) -> u32 {
+        (self.segment.index() as u32 + 1) << HANDLE_BITS
+    }
+
+    /// The shared file.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    fn device(&self) -> Option<Arc<Device>> {
+        self.device.get()?.upgrade()
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process that a request is for: its QP number names the region, its GID must be that guest's.
+    fn target(&self, dest: &Endpoint) -> Option<Process> {
+        let index = (dest.qpn.0 >> HANDLE_BITS).checked_sub(1)? as usize;
+        let process = self.segment.process(index)?;
+        let guest = Guest::new(self.segment.guest(process)?, Roce::V2)?;
+        guest.gids().any(|(_, gid)| gid == dest.gid).then_some(process)
+    }
+
+    // ---- the initiator copies ------------------------------------------------------------------
+
+    /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
+    /// `None`: let the target judge.
+    fn place(&self, request: &Request, target: Process, local: &[Span]) -> Option<Answer> {
+        let (addr, rkey, purpose, right) = match request.op {
+            Op::Write { remote_addr, rkey, imm: None } => {
+                (remote_addr, rkey, Use::RemoteWrite, PVRDMA_ACCESS_REMOTE_WRITE)
+            }
+            Op::Read { remote_addr, rkey } => (remote_addr, rkey, Use::RemoteRead, PVRDMA_ACCESS_REMOTE_READ),
+            _ => return None,
+        };
+        // In order behind what is on its way: only when nothing is.
+        if !request.alone {
+            return None;
+        }
+        let region = self.segment.region(target.index)?;
+        let _hazard = Hazard::new(&self.segment, target)?;
+        // From here to the end of the copy the target waits before it takes anything back, or we see that it has. If it
+        // was killed, its pid may by now be a stranger's.
+        if !self.segment.has_its_pid(target) {
+            return None;
+        }
+        let qp = region.qps.get((request.dest.qpn.0 & ((1 << HANDLE_BITS) - 1)) as usize)?;
+        let version = qp.version.load(Ordering::SeqCst);
+        let peer_gid = to_words(&request.source.gid);
+        let ready = version.is_multiple_of(2)
+            && qp.qpn.load(Ordering::Relaxed) == request.dest.qpn.0
+            && qp.placeable.load(Ordering::Relaxed) != 0
+            && qp.access.load(Ordering::Relaxed) & right != 0
+            && qp.peer_qpn.load(Ordering::Relaxed) == request.source.qpn.0
+            && qp.peer_gid[0].load(Ordering::Relaxed) == peer_gid[0]
+            && qp.peer_gid[1].load(Ordering::Relaxed) == peer_gid[1]
+            && qp.expected_psn.load(Ordering::Acquire) == request.psn.get();
+        let pd = PdHandle(qp.pd.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        if !ready || qp.version.load(Ordering::SeqCst) != version {
+            return None;
+        }
+        if request.len > 0 {
+            let mr = region.mrs.get((rkey.0 >> 8) as usize)?;
+            if mr.key.load(Ordering::SeqCst) != rkey.0 || rkey.0 == 0 {
+                return None;
+            }
+            let bounds = Bounds {
+                pd: PdHandle(mr.pd.load(Ordering::Relaxed)),
+                access: mr.access.load(Ordering::Relaxed) as u32,
+                start: mr.start.load(Ordering::Relaxed),
+                length: mr.length.load(Ordering::Relaxed),
+            };
+            fence(Ordering::Acquire);
+            if mr.key.load(Ordering::SeqCst) != rkey.0 {
+                return None;
+            }
+            bounds.check(pd, addr, request.len, purpose)?;
+            let remote = [Span { addr: DmaAddr(addr), len: request.len }];
+            let direction = if purpose == Use::RemoteWrite { Direction::Write } else { Direction::Read };
+            // A page that is gone: the target finds out whose, and says so.
+            if !copy(target.pid, direction, local, &remote) {
+                return None;
+            }
+        }
+        qp.expected_psn.store(request.psn.advance(request.packets).get(), Ordering::Release);
+        Some(Answer::Ack)
+    }
+
+    // ---- the target copies ---------------------------------------------------------------------
+
+    /// Sends a datagram: its payload travels in the slot, so that nobody waits for the target.
+    fn send_datagram(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
+        let mut buffer = [0u8; DATAGRAM_MAX as usize];
+        let payload = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len));
+        let Some(payload) = payload else { return Submitted::Answered(Answer::RequesterFault) };
+        if memory.gather(local, payload).is_err() {
+            return Submitted::Answered(Answer::RequesterFault);
+        }
+        let Some(target) = self.target(&request.dest) else {
+            return Submitted::Answered(Answer::Silence);
+        };
+        if target.index == self.segment.index() {
+            let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &Payload(payload)));
+            return Submitted::Answered(answer);
+        }
+        match self.send(request, target, Body::Bytes(payload)) {
+            Submitted::Busy => {
+                self.reclaim_datagrams();
+                Submitted::Busy
+            }
+            _ => Submitted::Answered(Answer::Ack),
+        }
+    }
+
+    /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's region,
+    /// and what was sent does not vanish when its sender leaves.
+    pub fn linger(&self, patience: Duration) {
+        let begin = Instant::now();
+        let own = self.segment.own();
+        let waiting = |flight: &Flying| {
+            let word = own.slots[usize::from(flight.slot)].word.load(Ordering::Acquire);
+            flight.datagram && word == flight.sequence << 16 | slot_state::QUEUED && self.segment.alive(flight.target)
+        };
+        // A thread of this process may have died with the lock held; then there is nothing to wait for.
+        while self.out.try_lock().is_ok_and(|out| out.flying.iter().any(waiting)) && begin.elapsed() < patience {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Takes back the slots of datagrams whose target died.
+    fn reclaim_datagrams(&self) {
+        let mut out = self.outbox();
+        let own = self.segment.own();
+        let Outbox { free, flying, .. } = &mut *out;
+        flying.retain(|flight| {
+            let slot = &own.slots[usize::from(flight.slot)];
+            let gone = flight.datagram && !self.segment.alive(flight.target);
+            if gone {
+                slot.word.store(slot_state::FREE, Ordering::Release);
+                free.push(flight.slot);
+            }
+            !gone
+        });
+    }
+
+    /// Puts a request into the inbox of `target`.
+    fn send(&self, request: &Request, target: Process, body: Body<'_>) -> Submitted {
+        let Some(region) = self.segment.region(target.index) else { return Submitted::Busy };
+        let own = self.segment.own();
+        let mut out = self.outbox();
+        let channel = &own.channels[target.index];
+        if channel.target.load(Ordering::Relaxed) != target.incarnation {
+            channel.tail.store(0, Ordering::SeqCst);
+            channel.target.store(target.incarnation, Ordering::SeqCst);
+        }
+        let head = region.heads[self.segment.index()].load(Ordering::Acquire);
+        let head = if (head >> 32) as u32 == self.segment.incarnation() { head as u32 } else { 0 };
+        let tail = channel.tail.load(Ordering::Relaxed);
+        let fits = !matches!(body, Body::Spans(spans) if spans.len() > SLOT_SPANS);
+        if tail.wrapping_sub(head) as usize >= CHANNEL_LEN || !fits {
+            return Submitted::Busy;
+        }
+        let Some(slot_index) = out.free.pop() else { return Submitted::Busy };
+        out.sequence = out.sequence.wrapping_add(1) & SEQUENCE_MASK;
+        let sequence = out.sequence;
+        let slot = &own.slots[usize::from(slot_index)];
+        for (word, value) in slot.words.iter().zip(encode(request)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        let datagram = match body {
+            Body::Spans(spans) => {
+                slot.span_cnt.store(spans.len() as u64, Ordering::Relaxed);
+                for (at, span) in slot.spans.iter().zip(spans) {
+                    at[0].store(span.addr.0, Ordering::Relaxed);
+                    at[1].store(span.len, Ordering::Relaxed);
+                }
+                false
+            }
+            Body::Bytes(bytes) => {
+                for (word, chunk) in own.payloads[usize::from(slot_index)].iter().zip(bytes.chunks(8)) {
+                    let mut eight = [0; 8];
+                    eight[..chunk.len()].copy_from_slice(chunk);
+                    word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+                }
+                true
+            }
+        };
+        slot.word.store(sequence << 16 | slot_state::QUEUED, Ordering::Release);
+        let cell = &channel.cells[tail as usize % CHANNEL_LEN];
+        cell.store(sequence << 16 | u64::from(slot_index), Ordering::Relaxed);
+        out.flying.push(Flying { slot: slot_index, sequence, token: request.token, target, datagram });
+        // Release: cell and slot are written before the tail that shows them.
+        channel.tail.store(tail.wrapping_add(1), Ordering::Release);
+        drop(out);
+        let own_index = self.segment.index();
+        region.inbox[own_index / 64].fetch_or(1 << (own_index % 64), Ordering::SeqCst);
+        region.bell.ring();
+        Submitted::Pending
+    }
+
+    /// Carries out what is in the inbox and takes in what was answered. `false`: nothing was there, or another thread
+    /// is at it, and will look once more for us.
+    pub fn pump(&self) -> bool {
+        self.device().is_some_and(|device| self.pump_for(&*device))
+    }
+
+    /// [`HostTransport::pump`] for somebody.
+    pub fn pump_for(&self, device: &dyn Inbound) -> bool {
+        let mut moved = false;
+        loop {
+            // Asked before the lock is tried, cleared before its owner looks, looked at after it was given back: whoever
+            // does not get the lock has either asked before that look, or is seen after it.
+            //
+            // Swaps, not stores: who clears it has seen what those published who had asked. The fences: either the lock
+            // is found open, or its owner finds that somebody has asked.
+            self.pump_asked.swap(true, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+            let Ok(mut readers) = self.pump.try_lock() else { return moved };
+            self.pump_asked.swap(false, Ordering::AcqRel);
+            moved |= self.pump_once(device, &mut readers);
+            drop(readers);
+            fence(Ordering::SeqCst);
+            if !self.pump_asked.load(Ordering::Relaxed) {
+                return moved;
+            }
+        }
+    }
+
+    fn pump_once(&self, device: &dyn Inbound, readers: &mut HashMap<usize, Reader>) -> bool {
+        let own = self.segment.own();
+        // First who has sent and how much, then what was answered, then those requests and no later ones: a request
+        // may be the other program's reply to a message of ours, and the answer to that message was there before it.
+        let mut senders = Vec::new();
+        for (index, word) in own.inbox.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                let sender = index * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                if let Some(process) = self.segment.process(sender)
+                    && let Some(tail) = self.published(process)
+                {
+                    senders.push((process, tail));
+                }
+            }
+        }
+        let mut moved = false;
+        for (token, answer) in self.collect() {
+            moved = true;
+            device.answered(token, answer);
+        }
+        for (process, tail) in senders {
+            moved |= self.serve(device, readers, process, tail);
+        }
+        moved
+    }
+
+    /// How many cells `sender` has ever published for this process. `None`: its channel is for a former owner of our
+    /// region, or its region has another owner by now. Who has something for us rings again.
+    fn published(&self, sender: Process) -> Option<u32> {
+        let channel = &self.segment.region(sender.index)?.channels[self.segment.index()];
+        // In this order: a sender counts from 0 again before it says that the channel is for us, and a new owner of
+        // the region says who it is before it clears the words of the former one.
+        let ours = channel.target.load(Ordering::SeqCst) == self.segment.incarnation();
+        let tail = channel.tail.load(Ordering::SeqCst);
+        (ours && self.segment.process(sender.index) == Some(sender)).then_some(tail)
+    }
+
+    /// Carries out the requests of one process up to `tail`.
+    fn serve(&self, device: &dyn Inbound, readers: &mut HashMap<usize, Reader>, process: Process, tail: u32) -> bool {
+        // What a killed process still wanted may be left undone; its pid may be a stranger's.
+        if !self.segment.has_its_pid(process) {
+            return false;
+        }
+        let sender = process.index;
+        let Some(region) = self.segment.region(sender) else { return false };
+        let channel = &region.channels[self.segment.index()];
+        let reader = readers.entry(sender).or_insert(Reader { incarnation: 0, count: 0 });
+        if reader.incarnation != process.incarnation {
+            *reader = Reader { incarnation: process.incarnation, count: 0 };
+        }
+        let mut moved = false;
+        while channel.target.load(Ordering::SeqCst) == self.segment.incarnation()
+            && (tail.wrapping_sub(reader.count) as i32) > 0
+        {
+            let cell = channel.cells[reader.count as usize % CHANNEL_LEN].load(Ordering::Relaxed);
+            reader.count = reader.count.wrapping_add(1);
+            let head = u64::from(process.incarnation) << 32 | u64::from(reader.count);
+            self.segment.own().heads[sender].store(head, Ordering::Release);
+            let (sequence, slot) = (cell >> 16, region.slots.get((cell & 0xffff) as usize));
+            let Some(slot) = slot else { continue };
+            let queued = sequence << 16 | slot_state::QUEUED;
+            let taken = sequence << 16 | slot_state::TAKEN;
+            // Fails if its owner took it back.
+            if slot.word.compare_exchange(queued, taken, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            moved = true;
+            let reply = Reply { word: &slot.word, taken, bell: &region.bell };
+            let payload = &region.payloads[(cell & 0xffff) as usize];
+            let answer = self.carry_out(device, slot, payload, process, &reply);
+            reply.give(answer);
+        }
+        moved
+    }
+
+    fn carry_out(
+        &self,
+        device: &dyn Inbound,
+        slot: &Slot,
+        payload: &SlotPayload,
+        process: Process,
+        reply: &Reply<'_>,
+    ) -> Answer {
+        let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
+        let Some(request) = decode(&words) else { return Answer::Silence };
+        if let Op::Datagram { .. } = request.op {
+            let mut buffer = [0u8; DATAGRAM_MAX as usize];
+            let Some(bytes) = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len)) else {
+                return Answer::Silence;
+            };
+            for (chunk, word) in bytes.chunks_mut(8).zip(payload) {
+                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
+            }
+            // The slot is free before the receiver can answer: a sender's slots last as long as its target is behind.
+            reply.give(Answer::Ack);
+            return device.receive(&request, &Payload(bytes));
+        }
+        let mut spans = [Span::default(); SLOT_SPANS];
+        let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
+        let Some(spans) = spans.get_mut(..count) else { return Answer::Silence };
+        for (span, at) in spans.iter_mut().zip(&slot.spans) {
+            *span = Span { addr: DmaAddr(at[0].load(Ordering::Relaxed)), len: at[1].load(Ordering::Relaxed) };
+        }
+        if spans.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len)) != Some(request.len) {
+            return Answer::Silence;
+        }
+        device.receive(&request, &Served { memory: RemoteFar { pid: process.pid, spans }, reply })
+    }
+
+    /// Takes the answered requests out of the flying ones.
+    fn collect(&self) -> Vec<(Token, Answer)> {
+        let mut out = self.outbox();
+        let own = self.segment.own();
+        let mut answers = Vec::new();
+        let Outbox { free, flying, .. } = &mut *out;
+        flying.retain(|flight| {
+            let slot = &own.slots[usize::from(flight.slot)];
+            let word = slot.word.load(Ordering::Acquire);
+            if word >> 16 != flight.sequence || word & 15 != slot_state::DONE {
+                return true;
+            }
+            if !flight.datagram {
+                answers.push((flight.token, decode_answer(word >> 4 & 0xfff)));
+            }
+            slot.word.store(slot_state::FREE, Ordering::Relaxed);
+            free.push(flight.slot);
+            false
+        });
+        answers
+    }
+}
+
+/// Where the answer to a taken request goes, once.
+struct Reply<'a> {
+    word: &'a AtomicU64,
+    taken: u64,
+    bell: &'a Bell,
+}
+
+impl Reply<'_> {
+    /// Answers, unless that was done; the owner of the slot may have given up on us.
+    fn give(&self, answer: Answer) {
+        let done = self.taken & !0xffff | encode_answer(answer) << 4 | slot_state::DONE;
+        if self.word.compare_exchange(self.taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.bell.ring();
+        }
+    }
+}
+
+/// The requester of a request that is being carried out.
+struct Served<'a> {
+    memory: RemoteFar<'a>,
+    reply: &'a Reply<'a>,
+}
+
+impl Far for Served<'_> {
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.memory.pull(memory, into)
+    }
+
+    fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
+        self.memory.push(memory, from)
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
+        self.memory.put(bytes)
+    }
+
+    fn acknowledge(&self) {
+        self.reply.give(Answer::Ack);
+    }
+}
+
+impl Transport for HostTransport {
+    fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
+        if let Op::Datagram { .. } = request.op {
+            return self.send_datagram(request, memory, local);
+        }
+        let Some(target) = self.target(&request.dest) else {
+            return Submitted::Answered(Answer::Silence);
+        };
+        if target.index == self.segment.index() {
+            let far = RemoteFar { pid: target.pid, spans: local };
+            let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &far));
+            return Submitted::Answered(answer);
+        }
+        match self.place(request, target, local) {
+            Some(answer) => Submitted::Answered(answer),
+            // Behind others it could only go the long way, and keep those after it from the short one.
+            None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,
+            None => self.send(request, target, Body::Spans(local)),
+        }
+    }
+
+    fn cancel(&self, token: Token) {
+        let mut out = self.outbox();
+        let Some(at) = out.flying.iter().position(|flight| !flight.datagram && flight.token == token) else { return };
+        let flight = out.flying.swap_remove(at);
+        drop(out);
+        let slot = &self.segment.own().slots[usize::from(flight.slot)];
+        let queued = flight.sequence << 16 | slot_state::QUEUED;
+        let taken = flight.sequence << 16 | slot_state::TAKEN;
+        if slot.word.compare_exchange(queued, slot_state::FREE, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // The target is at it: wait for the end of the copy.
+            let mut spins = 0u32;
+            while slot.word.load(Ordering::Acquire) == taken {
+                spins += 1;
+                yield_core();
+                if spins.is_multiple_of(4096) && !self.segment.alive(flight.target) {
+                    break;
+                }
+            }
+            slot.word.store(slot_state::FREE, Ordering::Release);
+        }
+        self.outbox().free.push(flight.slot);
+    }
+
+    fn lost(&self, token: Token) -> bool {
+        let flight = self.outbox().flying.iter().find(|flight| !flight.datagram && flight.token == token).copied();
+        flight.is_none_or(|flight| !self.segment.alive(flight.target))
+    }
+
+    fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {
+        Some(&self.segment.own().qps.get(qp.0 as usize)?.expected_psn)
+    }
+
+    fn qp_changed(&self, view: &QpView) {
+        let Some(qp) = self.segment.own().qps.get(view.handle.0 as usize) else { return };
+        // Odd while it changes: `place` turns away.
+        qp.version.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        qp.placeable.store(u32::from(view.placeable), Ordering::Relaxed);
+        qp.qpn.store(if view.state == PVRDMA_QPS_RESET { 0 } else { view.qpn.0 }, Ordering::Relaxed);
+        qp.pd.store(view.pd.0, Ordering::Relaxed);
+        qp.access.store(view.access, Ordering::Relaxed);
+        qp.peer_qpn.store(view.peer.qpn.0, Ordering::Relaxed);
+        for (word, value) in qp.peer_gid.iter().zip(to_words(&view.peer.gid)) {
+            word.store(value, Ordering::Relaxed);
+        }
+        qp.version.fetch_add(1, Ordering::SeqCst);
+        self.segment.wait_for_hazards();
+    }
+
+    fn mr_added(&self, key: u32, bounds: &Bounds) {
+        let Some(mr) = self.segment.own().mrs.get((key >> 8) as usize) else { return };
+        mr.pd.store(bounds.pd.0, Ordering::Relaxed);
+        mr.access.store(u64::from(bounds.access), Ordering::Relaxed);
+        mr.start.store(bounds.start, Ordering::Relaxed);
+        mr.length.store(bounds.length, Ordering::Relaxed);
+        mr.key.store(key, Ordering::SeqCst);
+    }
+
+    fn mr_removed(&self, key: u32) {
+        let Some(mr) = self.segment.own().mrs.get((key >> 8) as usize) else { return };
+        mr.key.store(0, Ordering::SeqCst);
+        self.segment.wait_for_hazards();
+    }
+}
+
+/// Whether the initiator could carry it out by itself.
+fn one_sided(op: &Op) -> bool {
+    matches!(op, Op::Write { imm: None, .. } | Op::Read { .. })
+}

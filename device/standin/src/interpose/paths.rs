@@ -1,0 +1,81 @@
+//! What a path means to us: the device node, a place in the guest's sysfs tree, or nothing.
+//!
+//! `preload.rs` and `library.rs` ask before every call that takes a path. Such calls can be made in any state of the
+//! program, so a path that is replaced lives on the stack.
+
+use crate::support::config;
+use std::ffi::{CStr, c_char};
+
+/// What a path means to us.
+#[expect(clippy::large_enum_variant, reason = "open is allowed in signal handlers, the heap is not")]
+pub enum Target {
+    /// Nothing: it goes to the kernel as it is.
+    Theirs,
+    /// The device node.
+    Node,
+    /// A path in the guest's sysfs tree, complete.
+    Tree(TreePath),
+}
+
+/// A terminated path on the stack.
+pub struct TreePath([u8; 2048]);
+
+impl TreePath {
+    /// For system calls.
+    pub fn as_ptr(&self) -> *const c_char {
+        self.0.as_ptr().cast()
+    }
+}
+
+/// Judges a path. Relative ones are the program's own business.
+///
+/// # Safety
+/// `path` is null or a terminated string.
+pub unsafe fn target(path: *const c_char) -> Target {
+    let Some(config) = config::get().filter(|_| !path.is_null()) else { return Target::Theirs };
+    // SAFETY: by the contract.
+    let path = unsafe { CStr::from_ptr(path) };
+    if path.to_bytes() == config.node.as_bytes() {
+        return Target::Node;
+    }
+    in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
+}
+
+/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`.
+fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
+    let below = path.strip_prefix(b"/sys/class/infiniband")?;
+    let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
+    if !matches!(below_verbs.first(), None | Some(b'/')) {
+        return None;
+    }
+    let rest = &path[b"/sys".len()..];
+    let mut moved = TreePath([0; 2048]);
+    // Shorter than the room: the last byte stays the terminator.
+    let room = moved.0.get_mut(..root.len() + rest.len()).filter(|room| room.len() < 2048)?;
+    room[..root.len()].copy_from_slice(root);
+    room[root.len()..].copy_from_slice(rest);
+    Some(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved_to(path: &[u8]) -> Option<String> {
+        let moved = in_tree(path, b"/run/x/sys")?;
+        Some(CStr::from_bytes_until_nul(&moved.0).unwrap().to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn only_the_two_classes_are_moved() {
+        assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
+        assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
+        assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
+        for theirs in ["/sys/class/infiniband_mad", "/sys/class/infinibandx", "/sys/class/net", "/sys", "", "sys/class"]
+        {
+            assert!(moved_to(theirs.as_bytes()).is_none(), "{theirs}");
+        }
+        let long = [&b"/sys/class/infiniband/"[..], &[b'a'; 2048]].concat();
+        assert!(moved_to(&long).is_none());
+    }
+}

@@ -1,0 +1,9 @@
+//! What all other files use and that uses none of them: settings, the process's own state, system calls, trace, hooks.
+
+pub mod config;
+pub mod fresh;
+pub mod hooks;
+mod memcheck;
+pub mod raw;
+pub mod thread;
+pub mod trace;

@@ -1,0 +1,177 @@
+//! System calls that go straight to the kernel: past our own interposers and everyone else's, before constructors
+//! have run, from signal handlers. The C library's errno is the only state they touch.
+
+use crate::support::memcheck;
+use std::ffi::{CStr, c_int, c_long, c_void};
+use std::mem::MaybeUninit;
+
+/// errno of this thread.
+pub fn errno() -> i32 {
+    // SAFETY: the C library gives every thread an errno.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets it.
+pub fn set_errno(errno: i32) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// Sets errno and returns the -1 that goes with it.
+pub fn fail(errno: i32) -> c_int {
+    set_errno(errno);
+    -1
+}
+
+/// A system call with up to six arguments, C library convention.
+///
+/// # Safety
+/// As the call itself: pointers must be valid for what it does with them.
+macro_rules! syscall {
+    ($number:ident $(, $arg:expr)* $(,)?) => {
+        // The argument list is the macro's caller's, and so is its `unsafe`.
+        ::libc::syscall(::libc::$number $(, $arg)*)
+    };
+}
+pub(crate) use syscall;
+
+/// close(2).
+pub fn close(fd: c_int) -> c_int {
+    // SAFETY: no pointers. That the descriptor may be closed is the caller's business.
+    unsafe { syscall!(SYS_close, fd) as c_int }
+}
+
+/// Attributes of an open file; `None` if the descriptor is not open.
+pub fn fstat(fd: c_int) -> Option<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` has room; on x86-64 the kernel's struct is the C library's.
+    let done = unsafe { syscall!(SYS_fstat, fd, stat.as_mut_ptr()) } == 0;
+    // SAFETY: written by the successful call.
+    done.then(|| unsafe { stat.assume_init() })
+}
+
+/// Device and inode behind `fd`, if it is open.
+pub fn file_of(fd: c_int) -> Option<(u64, u64)> {
+    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// getpid(2).
+pub fn getpid() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { syscall!(SYS_getpid) as i32 }
+}
+
+/// A new descriptor for `fd`, at least `floor`, closed on exec; `None` if there is none.
+pub fn dup_above(fd: c_int, floor: c_int) -> Option<c_int> {
+    // SAFETY: no pointers.
+    let copy = unsafe { syscall!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, floor) };
+    (copy >= 0).then_some(copy as c_int)
+}
+
+/// Reads `len` bytes of this process at `from`. An address that leads nowhere is `EFAULT`, not a fault.
+pub fn copy_in(from: u64, into: &mut [u8]) -> Result<(), i32> {
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: the kernel writes at most `into.len()` bytes to `into`, and judges `from` itself.
+    transfer(into.len(), || unsafe { process_vm(libc::SYS_process_vm_readv, local, remote(from, local.iov_len)) })
+}
+
+/// Writes `from` to this process at `to`.
+pub fn copy_out(to: u64, from: &[u8]) -> Result<(), i32> {
+    let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
+    // SAFETY: the kernel only reads `from`, and judges `to`; what it overwrites there, the caller of the system call
+    // that we stand in for has named as its buffer.
+    transfer(from.len(), || unsafe { process_vm(libc::SYS_process_vm_writev, local, remote(to, local.iov_len)) })?;
+    memcheck::make_defined(to, from.len());
+    Ok(())
+}
+
+fn remote(at: u64, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: at as *mut c_void, iov_len: len }
+}
+
+/// # Safety
+/// `local` must be memory of ours that the kernel may read or write, by the direction of the call.
+unsafe fn process_vm(number: c_long, local: libc::iovec, remote: libc::iovec) -> c_long {
+    // SAFETY: both vectors live on this stack; the memory is the caller's promise.
+    unsafe { libc::syscall(number, getpid(), &local, 1usize, &remote, 1usize, 0usize) }
+}
+
+fn transfer(len: usize, call: impl FnOnce() -> c_long) -> Result<(), i32> {
+    if len == 0 {
+        return Ok(());
+    }
+    match call() {
+        done if done == len as c_long => Ok(()),
+        _ => Err(libc::EFAULT),
+    }
+}
+
+/// Opens `path` for appending, closed on exec.
+pub fn open_append(path: &CStr) -> Option<c_int> {
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC;
+    // SAFETY: a terminated string.
+    let fd = unsafe { syscall!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o644) };
+    (fd >= 0).then_some(fd as c_int)
+}
+
+/// write(2), all or nothing of interest.
+pub fn write(fd: c_int, bytes: &[u8]) {
+    // SAFETY: `bytes` is readable for its length.
+    unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) };
+}
+
+// ---- signals -----------------------------------------------------------------------------------
+
+/// The kernel's `struct sigaction` for rt_sigaction(2); glibc's differs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct KernelSigaction {
+    /// Handler, SIG_DFL (0) or SIG_IGN (1).
+    pub handler: usize,
+    /// SA_*.
+    pub flags: u64,
+    /// Where the handler returns to.
+    pub restorer: usize,
+    /// Signals blocked meanwhile.
+    pub mask: u64,
+}
+
+/// rt_sigaction(2) itself, past everyone who interposes sigaction.
+pub fn rt_sigaction(signal: i32, new: Option<&KernelSigaction>, old: Option<&mut KernelSigaction>) -> bool {
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    let old = old.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+    // SAFETY: pointers are null or to structs of the kernel's layout; 8 is the size of its signal set.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, 8usize) == 0 }
+}
+
+/// Sets the signal mask of this thread, the kernel's single word, and returns the former one.
+pub fn swap_mask(mask: u64) -> u64 {
+    let mut before = 0u64;
+    // SAFETY: two words, as the kernel wants them.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &mask, &mut before, 8usize) };
+    before
+}
+
+/// The bit of a signal in a mask.
+pub const fn signal_bit(signal: c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_report_bad_addresses() {
+        let source = [1u8, 2, 3];
+        let mut target = [0u8; 3];
+        copy_in(source.as_ptr() as u64, &mut target).unwrap();
+        assert_eq!(target, source);
+        copy_out(target.as_mut_ptr() as u64, &[9]).unwrap();
+        assert_eq!(target, [9, 2, 3]);
+        assert_eq!(copy_in(8, &mut target), Err(libc::EFAULT));
+        assert_eq!(copy_out(8, &source), Err(libc::EFAULT));
+        assert_eq!(copy_out(u64::MAX - 1, &source), Err(libc::EFAULT));
+        copy_in(8, &mut []).unwrap();
+    }
+}

@@ -1,0 +1,271 @@
+//! The trace file: one line for every command the device gets, every doorbell and every completion, each with process
+//! and thread. `device/README.md` shows them.
+//!
+//! A line is built on the stack and appended by one write, so lines of several programs do not mix. Callers ask
+//! `enabled` first: without a trace that one branch is all it costs. Nothing here is inlined: a doorbell runs on the
+//! program's stack, which may be the smallest that a thread can have.
+
+use crate::support::fresh::{OWN, Polls};
+use crate::support::{config, raw};
+use pvrdma_device::doorbell::{Arm, Doorbell};
+use pvrdma_device::handle::CqHandle;
+use pvrdma_device::interrupt::AsyncEvent;
+use pvrdma_device::rings::cqe::Completion;
+use pvrdma_device::rings::wqe::Ext;
+use pvrdma_ffi::uapi::vmw_pvrdma as abi;
+use std::ffi::c_int;
+use std::fmt::{self, Write};
+use std::sync::atomic::Ordering;
+
+/// A text that stops growing when it is full.
+pub struct Text<const N: usize> {
+    bytes: [u8; N],
+    len: usize,
+}
+
+impl<const N: usize> Text<N> {
+    /// Nothing yet.
+    pub const fn new() -> Text<N> {
+        Text { bytes: [0; N], len: 0 }
+    }
+
+    /// What is there.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// Ends a line, even a full one.
+    fn end(&mut self) {
+        self.len = self.len.min(N - 1);
+        self.bytes[self.len] = b'\n';
+        self.len += 1;
+    }
+
+    /// As a string; only whole pieces are ever added.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+impl<const N: usize> Write for Text<N> {
+    fn write_str(&mut self, piece: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.len..self.len + piece.len()).ok_or(fmt::Error)?;
+        room.copy_from_slice(piece.as_bytes());
+        self.len += piece.len();
+        Ok(())
+    }
+}
+
+/// What a command wants to say about itself; empty unless there is a trace.
+pub type Note = Text<192>;
+
+/// Whether anybody listens.
+pub fn enabled() -> bool {
+    config::get().is_some_and(|config| config.trace.is_some())
+}
+
+/// Writes a line for a command.
+#[cold]
+#[inline(never)]
+pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
+    let space = if note.as_bytes().is_empty() { "" } else { " " };
+    match result {
+        Ok(()) => line(format_args!("{name}{space}{} -> ok", note.as_str())),
+        Err(errno) => line(format_args!("{name}{space}{} -> errno {errno}", note.as_str())),
+    }
+}
+
+/// Writes a line for a doorbell. A program that spins polls a million times: of POLLs in a row for one CQ the first is
+/// written, and how many followed when something else is.
+#[cold]
+#[inline(never)]
+pub fn doorbell(doorbell: Doorbell) {
+    match doorbell {
+        Doorbell::Qp { qp, send, recv } => {
+            let (send, recv) = (if send { " SEND" } else { "" }, if recv { " RECV" } else { "" });
+            line(format_args!("QP {}{send}{recv}", qp.0));
+        }
+        Doorbell::Cq { cq, arm: None, .. } => {
+            if !OWN.polls.repeats(cq.0) {
+                line(format_args!("CQ {} POLL", cq.0));
+                OWN.polls.begin(cq.0);
+            }
+        }
+        Doorbell::Cq { cq, arm: Some(arm), poll } => {
+            let arm = match arm {
+                Arm::Any => "ARM",
+                Arm::Solicited => "ARM_SOL",
+            };
+            line(format_args!("CQ {} {arm}{}", cq.0, if poll { " POLL" } else { "" }));
+        }
+        Doorbell::Srq { srq } => line(format_args!("SRQ {} RECV", srq.0)),
+    }
+}
+
+/// Writes a line for a completion.
+#[cold]
+#[inline(never)]
+pub fn completed(cq: CqHandle, completion: &Completion) {
+    let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, .. } = *completion;
+    let (opcode, status) = (opcode_name(opcode), status_name(status));
+    let mut more = Text::<48>::new();
+    // There is room for both.
+    let _ = match ext {
+        Ext::None => Ok(()),
+        Ext::Imm(imm) => write!(more, " imm={:#x}", u32::from_be(imm)),
+        Ext::Invalidate(rkey) => write!(more, " invalidated={:#x}", rkey.0),
+    };
+    if let Some(sender) = sender {
+        let _ = write!(more, " src_qp={:#x}", sender.qpn.0);
+    }
+    let (cq, qp, more) = (cq.0, qp.0, more.as_str());
+    line(format_args!("CQE cq={cq} qp={qp} wr_id={wr_id:#x} {opcode} {status} byte_len={byte_len}{more}"));
+}
+
+/// Writes a line for an asynchronous event.
+#[cold]
+#[inline(never)]
+pub fn async_event(event: AsyncEvent) {
+    let (name, object) = match event {
+        AsyncEvent::CqErr(_) => ("CQ_ERR", "cq"),
+        AsyncEvent::QpFatal(_) => ("QP_FATAL", "qp"),
+        AsyncEvent::QpReqErr(_) => ("QP_REQ_ERR", "qp"),
+        AsyncEvent::QpAccessErr(_) => ("QP_ACCESS_ERR", "qp"),
+        AsyncEvent::CommEst(_) => ("COMM_EST", "qp"),
+        AsyncEvent::SqDrained(_) => ("SQ_DRAINED", "qp"),
+        AsyncEvent::PortActive => ("PORT_ACTIVE", "port"),
+        AsyncEvent::PortErr => ("PORT_ERR", "port"),
+        AsyncEvent::DeviceFatal => ("DEVICE_FATAL", "device"),
+        AsyncEvent::SrqErr(_) => ("SRQ_ERR", "srq"),
+        AsyncEvent::SrqLimitReached(_) => ("SRQ_LIMIT_REACHED", "srq"),
+        AsyncEvent::QpLastWqeReached(_) => ("QP_LAST_WQE_REACHED", "qp"),
+    };
+    line(format_args!("EVENT {name} {object}={}", event.to_eqe().1));
+}
+
+/// Writes one line, after the count of POLLs that were not written.
+#[cold]
+#[inline(never)]
+pub fn line(text: fmt::Arguments<'_>) {
+    if let Some((cq, count)) = OWN.polls.end() {
+        append(format_args!("CQ {cq} POLL, {count} more"));
+    }
+    append(text);
+}
+
+#[inline(never)]
+fn append(text: fmt::Arguments<'_>) {
+    let Some(file) = file() else { return };
+    let mut line = Text::<320>::new();
+    // SAFETY: no arguments.
+    let thread = unsafe { raw::syscall!(SYS_gettid) };
+    // A full line loses its end; there is nothing better to do with the error.
+    let _ = write!(line, "{}/{thread} ", raw::getpid());
+    let _ = line.write_fmt(text);
+    line.end();
+    raw::write(file, line.as_bytes());
+}
+
+impl Polls {
+    fn begin(&self, cq: u32) {
+        self.cq.store(cq + 1, Ordering::Relaxed);
+    }
+
+    fn repeats(&self, cq: u32) -> bool {
+        let repeats = self.cq.load(Ordering::Relaxed) == cq + 1;
+        if repeats {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        repeats
+    }
+
+    fn end(&self) -> Option<(u32, u32)> {
+        let cq = self.cq.swap(0, Ordering::Relaxed).checked_sub(1)?;
+        let count = self.count.swap(0, Ordering::Relaxed);
+        (count > 0).then_some((cq, count))
+    }
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* fn $name:ident($prefix:literal) { $($value:ident)* })*) => {$(
+        $(#[$doc])*
+        fn $name(value: u32) -> &'static str {
+            match value {
+                $(abi::$value => &stringify!($value)[$prefix.len()..],)*
+                _ => "UNKNOWN",
+            }
+        }
+    )*};
+}
+
+names! {
+    /// What a completion is of, without the prefix.
+    fn opcode_name("PVRDMA_WC_") {
+        PVRDMA_WC_SEND PVRDMA_WC_RDMA_WRITE PVRDMA_WC_RDMA_READ PVRDMA_WC_COMP_SWAP PVRDMA_WC_FETCH_ADD
+        PVRDMA_WC_BIND_MW PVRDMA_WC_LOCAL_INV PVRDMA_WC_FAST_REG_MR PVRDMA_WC_RECV PVRDMA_WC_RECV_RDMA_WITH_IMM
+    }
+
+    /// How it ended, without the prefix.
+    fn status_name("PVRDMA_WC_") {
+        PVRDMA_WC_SUCCESS PVRDMA_WC_LOC_LEN_ERR PVRDMA_WC_LOC_QP_OP_ERR PVRDMA_WC_LOC_EEC_OP_ERR
+        PVRDMA_WC_LOC_PROT_ERR PVRDMA_WC_WR_FLUSH_ERR PVRDMA_WC_MW_BIND_ERR PVRDMA_WC_BAD_RESP_ERR
+        PVRDMA_WC_LOC_ACCESS_ERR PVRDMA_WC_REM_INV_REQ_ERR PVRDMA_WC_REM_ACCESS_ERR PVRDMA_WC_REM_OP_ERR
+        PVRDMA_WC_RETRY_EXC_ERR PVRDMA_WC_RNR_RETRY_EXC_ERR PVRDMA_WC_REM_ABORT_ERR PVRDMA_WC_FATAL_ERR
+        PVRDMA_WC_RESP_TIMEOUT_ERR PVRDMA_WC_GENERAL_ERR
+    }
+}
+
+/// Opens the trace file, if there is to be one and unless it is open. Called before anything can be worth a line, when
+/// the device node is opened. `hide` keeps the descriptor out of the program's reach, `close` gives it up again.
+pub fn open(hide: fn(c_int) -> c_int, close: fn(c_int)) {
+    let Some(path) = config::get().and_then(|config| config.trace.as_ref()) else { return };
+    if OWN.trace.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let Some(opened) = raw::open_append(path.as_c_str()).map(hide) else { return };
+    if OWN.trace.compare_exchange(0, opened + 1, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        // Another thread was first.
+        close(opened);
+    }
+}
+
+/// The descriptor of the trace file.
+fn file() -> Option<c_int> {
+    OWN.trace.load(Ordering::Relaxed).checked_sub(1).filter(|file| *file >= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn a_full_text_keeps_whole_pieces() {
+        let mut text = Text::<8>::new();
+        text.write_str("12345").unwrap();
+        assert!(text.write_str("6789").is_err());
+        text.write_str("678").unwrap();
+        assert_eq!(text.as_str(), "12345678");
+        text.end();
+        assert_eq!(text.as_bytes(), b"1234567\n");
+    }
+
+    #[test]
+    fn only_the_first_of_polls_in_a_row_begins_a_line() {
+        let polls = Polls { cq: AtomicU32::new(0), count: AtomicU32::new(0) };
+        assert!(!polls.repeats(3));
+        polls.begin(3);
+        assert!(polls.repeats(3) && polls.repeats(3));
+        assert!(!polls.repeats(4));
+        assert_eq!(polls.end(), Some((3, 2)));
+        assert_eq!(polls.end(), None);
+        polls.begin(0);
+        assert_eq!(polls.end(), None);
+    }
+
+    #[test]
+    fn names_are_the_headers() {
+        assert_eq!(opcode_name(129), "RECV_RDMA_WITH_IMM");
+        assert_eq!((status_name(0), status_name(12), status_name(99)), ("SUCCESS", "RETRY_EXC_ERR", "UNKNOWN"));
+    }
+}
