@@ -2,6 +2,8 @@
 //! Nothing here knows a verb.
 
 pub mod buf;
+#[cfg(not(all(loom, test)))]
+pub mod doorbell;
 pub mod error;
 pub mod loaded;
 pub mod lock;

@@ -2,7 +2,8 @@
 //!
 //! A doorbell is an edge, not a value, and each store counts: it must be one plain 32-bit MOV with
 //! its value in a register or an immediate. (A device that traps stores decodes that instruction,
-//! and a wider store would ring two bells.) `write_volatile::<u32>` is exactly that.
+//! and a wider store would ring two bells.) `support/doorbell.rs` has that MOV, and declares
+//! where it is.
 
 use crate::support::error::Errno;
 use crate::support::sync::store_doorbell;

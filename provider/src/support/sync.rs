@@ -18,6 +18,7 @@ pub use product::*;
 
 #[cfg(not(all(loom, test)))]
 mod product {
+    pub use crate::support::doorbell::store_doorbell;
     pub use core::cell::UnsafeCell;
     pub use core::hint::spin_loop;
     use core::sync::atomic::Ordering;
@@ -36,16 +37,6 @@ mod product {
     pub fn take(word: &AtomicU32) -> bool {
         // Of the forms of this the compiler makes `lock bts` of this one, two instructions less than a swap.
         word.fetch_or(1, Ordering::Acquire) & 1 == 0
-    }
-
-    /// One store to a register of the doorbell page.
-    ///
-    /// # Safety
-    /// `at` must be valid for the write.
-    #[inline(always)]
-    pub unsafe fn store_doorbell(at: *mut u32, value: u32) {
-        // SAFETY: promise of the caller.
-        unsafe { at.write_volatile(value) }
     }
 
     /// Whoever calls is about to read or write the slot at `at`. Nothing, but for loom.
