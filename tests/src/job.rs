@@ -7,7 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use crate::world::{NOBODY, Provider, Stand, User, Uverbs};
+use crate::world::{Doorbells, NOBODY, Provider, Stand, User, Uverbs};
 
 /// Long enough for anything here on a busy machine, short enough to notice a hang.
 const TIME_OUT: Duration = Duration::from_secs(60);
@@ -60,6 +60,14 @@ impl<'a> Job<'a> {
     /// The provider libibverbs loads.
     pub fn provider(self, provider: &Provider) -> Self {
         self.option("--provider", provider.argument())
+    }
+
+    /// The way of its doorbells.
+    pub fn doorbells(mut self, doorbells: Doorbells) -> Self {
+        if doorbells == Doorbells::Trapped {
+            self.options.push("--trap".into());
+        }
+        self
     }
 
     /// The way into the kernel.

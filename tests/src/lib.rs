@@ -26,4 +26,4 @@ pub use job::{Job, Output, Running};
 pub use pair::{free_port, pair, try_pair, wait_for_listener};
 pub use perftest::{Figures, all_figures, figures};
 pub use stress::{Chance, amount};
-pub use world::{Provider, Stand, User, Uverbs, cannot_run, machine};
+pub use world::{Doorbells, Provider, Stand, User, Uverbs, cannot_run, machine};

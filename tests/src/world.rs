@@ -62,6 +62,24 @@ impl Uverbs {
     }
 }
 
+/// How doorbells reach the device of `pvrdma run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doorbells {
+    /// By the sites that a provider declares (ours does), and by the trap without.
+    Usual,
+    /// `--trap`: by the trap, all of them.
+    Trapped,
+}
+
+impl Doorbells {
+    /// What stories about doorbells run on.
+    pub const EACH: [(Provider, Doorbells); 3] = [
+        (Provider::Ours, Doorbells::Usual),
+        (Provider::Ours, Doorbells::Trapped),
+        (Provider::System, Doorbells::Usual),
+    ];
+}
+
 /// Who runs the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {

@@ -4,16 +4,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine};
+use pvrdma_tests::{Doorbells, Provider, Stand, User, Uverbs, c_program, machine};
 
 fn cases(names: &[&str]) {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/fork.c", &[]));
-    for provider in Provider::BOTH {
+    for (provider, doorbells) in Doorbells::EACH {
         for name in names {
-            let text = stand.job(&program).provider(&provider).args([name]).ok();
-            assert_eq!(text, format!("ok {name}\n"), "{provider:?}");
+            let text = stand.job(&program).provider(&provider).doorbells(doorbells).args([name]).ok();
+            assert_eq!(text, format!("ok {name}\n"), "{provider:?} {doorbells:?}");
         }
     }
     assert_eq!(stand.leftovers(), Vec::<std::path::PathBuf>::new());

@@ -97,7 +97,7 @@ fn two_programs_share_a_file() {
     client.ok();
     let text = std::fs::read_to_string(file.path()).expect("own file");
     assert!(text.ends_with('\n'));
-    let first = ["QP ", "CQ ", "SRQ ", "CQE ", "EVENT "];
+    let first = ["QP ", "CQ ", "SRQ ", "CQE ", "EVENT ", "SITES "];
     let mut processes = BTreeSet::new();
     for line in text.lines() {
         let ((process, _), rest) = parts(line);

@@ -3,15 +3,15 @@
 use std::process::Command;
 use std::time::Duration;
 
-use pvrdma_tests::{Provider, Stand, User, c_program, cannot_run, debug_provider, machine};
+use pvrdma_tests::{Doorbells, Provider, Stand, User, c_program, cannot_run, debug_provider, machine};
 
 fn case(name: &str) {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/trap.c", &[]));
-    for provider in Provider::BOTH {
-        let text = stand.job(&program).provider(&provider).args([name]).ok();
-        assert_eq!(text, format!("ok {name}\n"), "{provider:?}");
+    for (provider, doorbells) in Doorbells::EACH {
+        let text = stand.job(&program).provider(&provider).doorbells(doorbells).args([name]).ok();
+        assert_eq!(text, format!("ok {name}\n"), "{provider:?} {doorbells:?}");
     }
 }
 
@@ -68,8 +68,8 @@ fn a_real_fault_kills_as_ever() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
     let program = stand.copy(&c_program("tests/c/trap.c", &[]));
-    for provider in Provider::BOTH {
-        let output = stand.job(&program).provider(&provider).args(["fault_kills"]).output();
+    for (provider, doorbells) in Doorbells::EACH {
+        let output = stand.job(&program).provider(&provider).doorbells(doorbells).args(["fault_kills"]).output();
         assert_eq!(output.signal(), Some(libc::SIGSEGV), "{output}");
     }
 }
@@ -81,9 +81,9 @@ fn under_address_sanitizer() {
     let program = stand.copy(&c_program("tests/c/trap.c", &["-fsanitize=address", "-static-libasan"]));
     // Its own stacks are larger than the small ones, and a real fault it reports in its own way.
     let cases = ["blocked", "blocked_in_thread", "handler_after", "handler_before", "threads", "forked"];
-    for provider in Provider::BOTH {
+    for (provider, doorbells) in Doorbells::EACH {
         for case in cases {
-            stand.job(&program).provider(&provider).args([case]).ok();
+            stand.job(&program).provider(&provider).doorbells(doorbells).args([case]).ok();
         }
     }
 }
@@ -95,12 +95,14 @@ fn a_provider_built_otherwise() {
     let stand = Stand::new(User::Me);
     let provider = Provider::Path(debug_provider());
     let program = stand.copy(&c_program("tests/c/trap.c", &[]));
-    for case in ["blocked", "handler_after", "threads"] {
-        stand.job(&program).provider(&provider).args([case]).ok();
+    let other = stand.copy(&c_program("tests/c/rc_loop.c", &[]));
+    let cases = stand.job(&other).ok();
+    for doorbells in [Doorbells::Usual, Doorbells::Trapped] {
+        for case in ["blocked", "handler_after", "threads"] {
+            stand.job(&program).provider(&provider).doorbells(doorbells).args([case]).ok();
+        }
+        stand.job(&other).provider(&provider).doorbells(doorbells).args(cases.lines()).ok();
     }
-    let program = stand.copy(&c_program("tests/c/rc_loop.c", &[]));
-    let cases = stand.job(&program).ok();
-    stand.job(&program).provider(&provider).args(cases.lines()).ok();
 }
 
 /// A JVM takes SIGSEGV for its own checks. Here it does so between doorbells, in one process.
@@ -114,10 +116,10 @@ fn a_jvm_in_the_room() {
     let library = stand.copy(&c_program("tests/c/trap.c", &["-shared", "-fPIC"]));
     let source = stand.run_folder().join("Room.java");
     std::fs::write(&source, ROOM).expect("the run folder can be written");
-    for provider in Provider::BOTH {
-        let job = stand.job("java").provider(&provider).time_out(Duration::from_secs(120));
+    for (provider, doorbells) in Doorbells::EACH {
+        let job = stand.job("java").provider(&provider).doorbells(doorbells).time_out(Duration::from_secs(120));
         let text = job.args([source.as_os_str(), library.as_os_str()]).ok();
-        assert_eq!(text.trim_end(), "moved 2000, caught 200000 null pointers", "{provider:?}");
+        assert_eq!(text.trim_end(), "moved 2000, caught 200000 null pointers", "{provider:?} {doorbells:?}");
     }
 }
 

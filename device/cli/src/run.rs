@@ -28,6 +28,7 @@ Options:
                                 different guests reach each other [default: default]
   --provider ours|system|PATH   the libibverbs provider to use [default: ours]
   --roce v1|v2                  RoCE version of a new guest [default: v2]
+  --trap                        every doorbell traps, also those of a provider that says where it rings
   --trace FILE                  append a line to FILE for every command the device gets
   --fault LIST                  have the network lose, delay or refuse what the program sends; LIST is
                                 NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
@@ -45,6 +46,7 @@ struct Options {
     guest: String,
     provider: Provider,
     roce: Option<Roce>,
+    trap: bool,
     trace: Option<PathBuf>,
     fault: Option<String>,
     program: OsString,
@@ -56,7 +58,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_args(args);
     let (mut guest, mut provider, mut roce, mut trace) = ("default".to_owned(), Provider::default(), None, None);
-    let mut fault = None;
+    let (mut trap, mut fault) = (false, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("guest") => {
@@ -68,6 +70,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
                 let value = parser.value()?.string()?;
                 roce = Some(value.parse().map_err(|()| Usage(format!("--roce is v1 or v2, not {value:?}")))?);
             }
+            Long("trap") => trap = true,
             Long("trace") => trace = Some(parser.value()?.into()),
             Long("fault") => {
                 let list = parser.value()?.string()?;
@@ -78,7 +81,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
             Value(program) => {
                 // The first word that is no option; all that follows is its own.
                 let args = parser.raw_args()?.collect();
-                return Ok(Some(Options { guest, provider, roce, trace, fault, program, args }));
+                return Ok(Some(Options { guest, provider, roce, trap, trace, fault, program, args }));
             }
             other => return Err(other.unexpected().into()),
         }
@@ -133,6 +136,10 @@ fn in_guest(
     command.env("PVRDMA_HOST_DIR", run_dir.path());
     command.env("PVRDMA_GUEST_INDEX", guest.index().to_string());
     command.env("PVRDMA_ROCE", guest.roce().name());
+    match options.trap {
+        true => command.env("PVRDMA_TRAP", "1"),
+        false => command.env_remove("PVRDMA_TRAP"),
+    };
     match trace {
         Some(file) => command.env("PVRDMA_TRACE", file),
         None => command.env_remove("PVRDMA_TRACE"),
@@ -199,17 +206,30 @@ mod tests {
 
     #[test]
     fn options_end_where_the_program_begins() {
-        let words =
-            ["--guest", "a", "--roce=v1", "--provider", "system", "--trace", "t", "--", "ib_write_bw", "-d", "x"];
+        let words = [
+            "--guest",
+            "a",
+            "--roce=v1",
+            "--provider",
+            "system",
+            "--trap",
+            "--trace",
+            "t",
+            "--",
+            "ib_write_bw",
+            "-d",
+            "x",
+        ];
         let options = parse_words(&words).unwrap().unwrap();
         assert_eq!(options.guest, "a");
         assert_eq!(options.roce, Some(Roce::V1));
         assert_eq!(options.provider, Provider::System);
+        assert!(options.trap);
         assert_eq!(options.trace, Some("t".into()));
         assert_eq!(options.program, "ib_write_bw");
         assert_eq!(options.args, ["-d", "x"]);
         let options = parse_words(&["ibv_devinfo", "--guest", "b", "--"]).unwrap().unwrap();
-        assert_eq!((options.guest.as_str(), options.args.len()), ("default", 3));
+        assert_eq!((options.guest.as_str(), options.trap, options.args.len()), ("default", false, 3));
     }
 
     #[test]

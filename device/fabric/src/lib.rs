@@ -11,7 +11,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `segment.rs` | the shared file: regions, who owns them and whether they live; hazards, which say that a copy is running |
+//! | `segment.rs` | the shared file: regions, who owns them and whether they live; hazards: a copy is running |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
 //! | `words.rs` | requests and answers as words of a slot |
 //! | `copy.rs` | one copy between two processes |

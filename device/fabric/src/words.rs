@@ -1,6 +1,7 @@
 //! Requests and answers as the words of a slot.
 //!
-//! `transport.rs` writes them and reads those of other processes, which may hold anything: what is no request is `None`.
+//! `transport.rs` writes them and reads those of other processes, which may hold anything: what is no request is
+//! `None`.
 
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh};

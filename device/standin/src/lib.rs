@@ -17,7 +17,10 @@
 //! | `fd.rs` | which file descriptors are ours |
 //! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
 //! | `events.rs` | completion channels and async event files |
-//! | `uar.rs`, `store.rs` | the doorbell page: a trapped store becomes a `Doorbell` |
+//! | `uar.rs` | the doorbell page: a store to it becomes a `Doorbell` |
+//! | `trap.rs`, `store.rs` | a store that faults, and its instruction |
+//! | `site.rs` | a store whose place is declared, without a fault |
+//! | `stack.rs` | where the device runs meanwhile |
 //! | `segv.rs` | the program's SIGSEGV action, and faults that are not ours |
 //! | **`support/`** | **what both use** |
 //! | `config.rs` | settings from the environment |

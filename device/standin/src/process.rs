@@ -4,7 +4,7 @@
 
 use crate::kernel::events::Events;
 use crate::kernel::uverbs::Driver;
-use crate::kernel::{fd, uar};
+use crate::kernel::{fd, trap, uar};
 use crate::support::fresh::{self, OWN};
 use crate::support::{hooks, raw, thread, trace};
 use pvrdma_device::command::Command;
@@ -65,7 +65,8 @@ pub fn driver() -> Result<&'static Driver, i32> {
             start_side_thread();
         }
     }
-    uar::install(doorbell);
+    uar::serve(doorbell);
+    trap::install();
     existing().map(|process| &process.driver).ok_or(libc::ENODEV)
 }
 

@@ -107,6 +107,7 @@ impl Ground {
         job.guest(guest)
             .option("--roce", column.roce())
             .provider(&provider)
+            .doorbells(column.doorbells())
             .uverbs(column.uverbs())
             .time_out(Duration::from_secs(if row.long { 180 } else { 60 }))
     }

@@ -1,11 +1,11 @@
 //! One combination of circumstances a program runs in: a column of the table.
 
 use anyhow::{Result, bail};
-use pvrdma_tests::{Provider, User, Uverbs};
+use pvrdma_tests::{Doorbells, Provider, User, Uverbs};
 
 /// The dimensions and the words for their values, as the command line, the table and `tests/matrix/expected.txt`
 /// have them. Each word means one thing only.
-const DIMENSIONS: [&[&str]; 6] = [
+const DIMENSIONS: [&[&str]; 7] = [
     // Ours, or the C provider of the same rdma-core.
     &["ours", "c"],
     // Both processes in one guest, or each in a guest of its own.
@@ -15,7 +15,10 @@ const DIMENSIONS: [&[&str]; 6] = [
     &["ioctl", "invoke", "write"],
     // Whose libibverbs, programs and libc.
     &["bookworm", "forky"],
+    // Doorbells as usual, or all of them by the trap: in one column, since the C provider has no other way anyway.
+    &["usual", "trap"],
 ];
+const TRAPPED: [&str; 6] = ["ours", "two", "ordinary", "v2", "ioctl", "bookworm"];
 /// Which dimension is the provider.
 pub const PROVIDER: usize = 0;
 
@@ -28,7 +31,9 @@ impl Column {
     pub fn all(root: bool) -> Vec<Column> {
         let all = super::pairwise::product(&DIMENSIONS.map(<[_]>::len));
         let all = all.into_iter().map(|values| Column(values.try_into().expect("a value for each dimension")));
-        all.filter(|column| root || column.is_ordinary()).collect()
+        all.filter(|column| root || column.is_ordinary())
+            .filter(|column| !column.is_trapped() || column.words().starts_with(&TRAPPED))
+            .collect()
     }
 
     /// The number of each value.
@@ -72,6 +77,14 @@ impl Column {
         self.0[5] == 1
     }
 
+    fn is_trapped(&self) -> bool {
+        self.0[6] == 1
+    }
+
+    pub fn doorbells(&self) -> Doorbells {
+        if self.is_trapped() { Doorbells::Trapped } else { Doorbells::Usual }
+    }
+
     pub fn is_ours(&self) -> bool {
         self.0[PROVIDER] == 0
     }
@@ -113,7 +126,7 @@ mod tests {
         let count = |text| all.iter().filter(|column| column.is(&words(text).expect("known words"))).count();
         assert_eq!(
             (all.len(), count(""), count("c"), count("c two v1 write root forky"), count("c ours")),
-            (96, 96, 48, 1, 0)
+            (97, 97, 48, 1, 0)
         );
         assert!(words("ours vms").is_err());
     }
@@ -126,12 +139,13 @@ mod tests {
             assert_eq!(words[1] == "one", column.guests()[0] == column.guests()[1]);
             assert_eq!(words[3], column.roce());
             assert_eq!(words[4], column.uverbs().name());
+            assert_eq!(words[6] == "trap", column.doorbells() == Doorbells::Trapped);
         }
     }
 
     #[test]
     fn who_is_not_root_has_the_other_half() {
         assert!(Column::all(false).iter().all(Column::is_ordinary));
-        assert_eq!(Column::all(false).len(), 48);
+        assert_eq!(Column::all(false).len(), 49);
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Questions about files are in `attributes.rs`, functions that make such calls inside the C library in `library.rs`,
 //! those about signals in `signals.rs`. Not covered, because they never get here: static programs and system calls
-//! without the C library. One difference remains: a thread blocked in one of these calls cannot be cancelled (pthread_cancel) there.
+//! without the C library. One difference remains: a thread blocked in one of these calls cannot be cancelled
+//! (pthread_cancel) there.
 
 use crate::interpose::next::{call_next, interpose, next};
 use crate::interpose::paths::{Target, target};

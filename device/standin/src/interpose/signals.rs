@@ -3,7 +3,7 @@
 //! Its action is stored by `segv.rs` instead of the kernel. And no mask that the program sets may contain SIGSEGV: a
 //! synchronous fault while it is blocked kills the process.
 //!
-//! Programs that make system calls without the C library are not seen here; `uar::install` looks again at every open.
+//! Programs that make system calls without the C library are not seen here; `trap::install` looks again at every open.
 
 use crate::interpose::next::{call_next, next};
 use crate::kernel::segv::{is_trapped, previous, set_previous};

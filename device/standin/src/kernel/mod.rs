@@ -3,6 +3,9 @@
 pub mod events;
 pub mod fd;
 pub mod segv;
+pub mod site;
+mod stack;
 mod store;
+pub mod trap;
 pub mod uar;
 pub mod uverbs;

@@ -1,7 +1,7 @@
 //! The program's SIGSEGV action, which the doorbell trap has taken the place of.
 //!
-//! The trap (`uar.rs`) is the kernel's action. A program that sets its own is told that it has (`interpose/signals.rs`):
-//! it is stored here, and the trap passes on the faults that are not doorbells.
+//! The trap (`trap.rs`) is the kernel's action. A program that sets its own is told that it has
+//! (`interpose/signals.rs`): it is stored here, and the trap passes on the faults that are not doorbells.
 
 use crate::support::fresh::OWN;
 use crate::support::raw::{KernelSigaction, rt_sigaction, signal_bit, swap_mask};

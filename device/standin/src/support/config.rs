@@ -6,6 +6,7 @@
 //! | `SYSFS_PATH` | `pvrdma run` | root of the guest's sysfs tree; libibverbs reads it too |
 //! | `PVRDMA_NODE` | `pvrdma run` | path of the device node, `/dev/infiniband/uverbsN` |
 //! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
+//! | `PVRDMA_TRAP` | `pvrdma run --trap` | `1`: no doorbell comes by a declared site |
 //! | `PVRDMA_HOLDS` | `pvrdma run` | descriptors whose locks keep the run directory and the guest in place |
 //! | `PVRDMA_HOOKS` | tests | `1`: the program may use the functions of `hooks.rs` |
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
@@ -38,6 +39,8 @@ pub struct Config {
     pub number: u32,
     /// Where trace lines go.
     pub trace: Option<Path>,
+    /// Shall all doorbells be trapped, those of declared sites too?
+    pub trap: bool,
     /// Forms of commands.
     pub level: Level,
     /// What keeps the run directory and the guest from being removed.
@@ -100,6 +103,7 @@ fn read() -> Option<Config> {
         number: node.to_str().ok()?.strip_prefix("/dev/infiniband/uverbs")?.parse().ok()?,
         sysfs: variable(c"SYSFS_PATH").and_then(Path::new)?,
         trace: variable(c"PVRDMA_TRACE").filter(|path| !path.is_empty()).and_then(Path::new),
+        trap: variable(c"PVRDMA_TRAP").is_some_and(|value| value.to_bytes() == b"1"),
         level: match variable(c"PVRDMA_UVERBS").map(CStr::to_bytes) {
             Some(b"write") => Level::Write,
             Some(b"invoke") => Level::Invoke,

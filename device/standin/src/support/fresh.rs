@@ -33,6 +33,8 @@ pub struct Own {
     pub addresses: Addresses,
     /// Where the device runs while a doorbell is carried out.
     pub stacks: Stacks,
+    /// Held while declared sites are taken.
+    pub taking: Gate,
     /// Doorbell pages.
     pub uars: [Page; MAX_PAGES],
 }
@@ -51,6 +53,7 @@ pub static OWN: Own = Own {
         chain: UnsafeCell::new(Chain { made: [false; 256], first: null_mut(), last: null_mut() }),
     },
     stacks: Stacks([const { AtomicUsize::new(0) }; 32]),
+    taking: Gate::new(),
     uars: [const { Page { at: AtomicUsize::new(0), ctx: AtomicU32::new(0) } }; MAX_PAGES],
 };
 
@@ -81,8 +84,7 @@ pub struct Addresses {
 // SAFETY: the chain is used only with the gate held; its pointers are to leaked nodes.
 unsafe impl Sync for Addresses {}
 
-/// Stacks for the device (`uar.rs`), those at rest. A thread may have the smallest stack there is, and its alternate one
-/// is no larger: what the device needs is not theirs to give.
+/// Stacks for the device (`stack.rs`), those at rest: the upper end of each, or 0.
 pub struct Stacks(pub [AtomicUsize; 32]);
 
 /// Contexts of one process.
@@ -111,6 +113,11 @@ impl Gate {
     /// Open.
     pub const fn new() -> Gate {
         Gate(AtomicU32::new(0))
+    }
+
+    /// If nobody has it, it is ours. Open again when the guard is dropped.
+    pub fn try_lock(&self) -> Option<GateGuard<'_>> {
+        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok().then(|| GateGuard(self))
     }
 
     /// Waits until it is ours. Open again when the guard is dropped.

@@ -7,7 +7,7 @@
 //! | function | |
 //! |---|---|
 //! | `int pvrdma_hook_freeze(int on)` | doorbells are counted, but the device does not hear them |
-//! | `long pvrdma_hook_doorbells(const char *kind)` | how many: `send`, `recv`, `srq`, `arm`, `poll` |
+//! | `long pvrdma_hook_doorbells(const char *kind)` | how many: `send`, `recv`, `srq`, `arm`, `poll`; by which way: `site`, `trap` |
 //! | `long pvrdma_hook_commands(const char *name)` | how many, by their names in a trace: `query_port` |
 //! | `long pvrdma_hook_handle(uint32_t number)` | the device's handle of the CQ, QP or SRQ that libibverbs knows by `handle` |
 //! | `void *pvrdma_hook_ring(uint32_t number, unsigned nth, size_t *len)` | its memory; a QP has two, send and receive |
@@ -39,7 +39,16 @@ pub enum Field {
 }
 
 const FIELDS: [&CStr; 5] = [c"qp_tab_size", c"qp_handle", c"cqe", c"max_cqe", c"max_srq_wr"];
-const DOORBELLS: [&CStr; 5] = [c"send", c"recv", c"srq", c"arm", c"poll"];
+const DOORBELLS: [&CStr; 7] = [c"send", c"recv", c"srq", c"arm", c"poll", c"site", c"trap"];
+
+/// How a doorbell came to us; the place in [`DOORBELLS`].
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// By the jump at a declared site.
+    Site = 5,
+    /// By a fault.
+    Trap = 6,
+}
 
 static FROZEN: AtomicBool = AtomicBool::new(false);
 static ANSWERS: [AtomicU64; FIELDS.len()] = [const { AtomicU64::new(0) }; FIELDS.len()];
@@ -84,6 +93,13 @@ fn reached(when: &str) {
 
 // ---- what the stand-in reports -----------------------------------------------------------------
 
+/// A doorbell came, whatever is in it.
+pub fn came_by(way: Way) {
+    if enabled() {
+        RUNG[way as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A doorbell was rung; whether that is all that shall come of it.
 pub fn doorbell(doorbell: Doorbell) -> bool {
     if !enabled() {
@@ -94,7 +110,7 @@ pub fn doorbell(doorbell: Doorbell) -> bool {
         Doorbell::Srq { .. } => [false, false, true, false, false],
         Doorbell::Cq { arm, poll, .. } => [false, false, false, arm.is_some(), poll],
     };
-    for (nth, name) in DOORBELLS.iter().enumerate().filter(|(nth, _)| kinds[*nth]) {
+    for (nth, name) in DOORBELLS.iter().enumerate().filter(|(nth, _)| kinds.get(*nth) == Some(&true)) {
         RUNG[nth].fetch_add(1, Ordering::Relaxed);
         reached(name.to_str().unwrap_or_default());
     }

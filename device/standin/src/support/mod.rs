@@ -3,7 +3,7 @@
 pub mod config;
 pub mod fresh;
 pub mod hooks;
-mod memcheck;
+pub mod memcheck;
 pub mod raw;
 pub mod thread;
 pub mod trace;

@@ -18,7 +18,7 @@ mod room;
 mod srq;
 
 use crate::kernel::events::{Channel, Events};
-use crate::kernel::{fd, uar};
+use crate::kernel::{fd, site, uar};
 use crate::support::config::{self, Level};
 use crate::support::trace::{self, Note};
 use crate::support::{hooks, raw};
@@ -181,6 +181,8 @@ impl File {
         if len as u64 != PAGE || offset != 0 {
             return Err(EINVAL);
         }
+        // Before a provider can ring: it has no address yet.
+        site::take_all();
         // SAFETY: by the contract.
         unsafe { uar::map(context.ctx, hint, flags) }.map_err(Errno)
     }
