@@ -61,6 +61,8 @@ const STUB: usize = 64;
 std::arch::global_asm!(
     ".pushsection .text",
     ".balign 64",
+    ".globl pvrdma_stubs, pvrdma_landing",
+    ".hidden pvrdma_stubs, pvrdma_landing",
     "pvrdma_stubs:",
     ".cfi_startproc",
     ".cfi_signal_frame",
@@ -70,7 +72,6 @@ std::arch::global_asm!(
     ".balign 64",
     ".cfi_def_cfa rsp, 0",
     ".cfi_undefined rip",
-    "endbr64",
     "lea rsp, [rsp - 128]",
     ".cfi_def_cfa_offset 128",
     "push qword ptr [rip + {taken} + 32 * \\n + 8]",
@@ -401,6 +402,15 @@ mod tests {
             note.resize(note.len().next_multiple_of(align), 0xee);
         }
         note
+    }
+
+    #[test]
+    fn a_stub_fits_its_place() {
+        unsafe extern "C" {
+            fn pvrdma_landing();
+        }
+        let (first, behind) = (pvrdma_stubs as *const () as usize, pvrdma_landing as *const () as usize);
+        assert_eq!(behind - first, SITES * STUB);
     }
 
     #[test]

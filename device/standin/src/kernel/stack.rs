@@ -13,6 +13,8 @@ const PAGE: usize = 4096;
 std::arch::global_asm!(
     ".pushsection .text",
     ".balign 16",
+    ".globl pvrdma_on_stack",
+    ".hidden pvrdma_on_stack",
     // fn(argument: rdi, top: rsi, function: rdx)
     "pvrdma_on_stack:",
     ".cfi_startproc",
