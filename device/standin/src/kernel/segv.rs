@@ -4,7 +4,7 @@
 //! (`interpose/signals.rs`): it is stored here, and the trap passes on the faults that are not doorbells.
 
 use crate::support::fresh::OWN;
-use crate::support::raw::{KernelSigaction, rt_sigaction, signal_bit, swap_mask};
+use crate::support::raw::{KernelSigaction, rt_sigaction, set_mask, signal_bit, swap_mask};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -31,7 +31,7 @@ pub fn set_previous(action: KernelSigaction) {
     // Release: who reads the generation reads these words.
     GENERATION.store(next, Ordering::Release);
     drop(writer);
-    swap_mask(before);
+    set_mask(before);
 }
 
 /// The program's action.
@@ -79,7 +79,7 @@ pub unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_v
                 unsafe { (&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>().read() };
             let itself = if action.flags & libc::SA_NODEFER as u64 != 0 { 0 } else { signal_bit(signal) };
             // The trap runs with everything blocked; a handler of the program expects less. sigreturn restores it.
-            swap_mask(interrupted | action.mask | itself);
+            set_mask(interrupted | action.mask | itself);
             if action.flags & libc::SA_SIGINFO as u64 != 0 {
                 // SAFETY: the program installed it with SA_SIGINFO, so it has this type.
                 let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =

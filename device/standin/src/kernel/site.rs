@@ -168,7 +168,7 @@ extern "C" fn landed(frame: &mut Frame) {
     if let Some(register) = found {
         let before = raw::swap_mask(!0);
         uar::ring(register, frame.register(operands & 15) as u32, Way::Site, Spare::Own);
-        raw::swap_mask(before);
+        raw::set_mask(before);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Threads of the library's own, which the program neither sees nor disturbs. `process.rs` and `events.rs` start them.
 
-use crate::support::raw::{signal_bit, swap_mask};
+use crate::support::raw::{set_mask, signal_bit, swap_mask};
 use std::ffi::{CStr, c_void};
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,7 +29,7 @@ pub fn start(body: Body, argument: *mut c_void) -> io::Result<()> {
         libc::pthread_attr_destroy(attributes);
         failed
     };
-    swap_mask(before);
+    set_mask(before);
     if failed != 0 {
         return Err(io::Error::from_raw_os_error(failed));
     }
