@@ -1,5 +1,5 @@
 /*
- * Doorbells at declared places, as provider/src/doorbell.rs writes them: a nop of six bytes inside one aligned word of
+ * Doorbells at declared places, as provider/src/support/doorbell.rs writes them: a nop of six bytes inside one aligned word of
  * eight, a plain store, and a note that says where they are and which registers they use. For the text of asm.
  *
  * tests/c/site_own.c has some of all kinds, for tests/c/site.c. They are in a library: a program lies too far from the

@@ -1,6 +1,6 @@
 //! Doorbells without a trap, where a provider says how.
 //!
-//! A provider may declare the places where it rings (`provider/src/doorbell.rs`): a nop of six bytes, inside one
+//! A provider may declare the places where it rings (`provider/src/support/doorbell.rs`): a nop of six bytes, inside one
 //! aligned word of eight, in front of the plain store, and a loaded note `.note.pvrdma` that says where both are and
 //! which registers hold value and page. `uverbs` calls [`take_all`] before it maps a doorbell page. It puts a jump in
 //! the place of each nop, to a stub of ours, which has the device act if the address is on one of our pages and goes on
