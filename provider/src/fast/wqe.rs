@@ -54,6 +54,7 @@ static MASKS: Masks = {
 
 const _: () = assert!(IBV_WR_SEND & 1 == 0 && IBV_WR_SEND_WITH_IMM == IBV_WR_SEND | 1);
 
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const _: () = {
     let same = [
         (IBV_WR_RDMA_WRITE, PVRDMA_WR_RDMA_WRITE, 0),

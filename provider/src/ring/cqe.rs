@@ -212,6 +212,7 @@ const SAME_OPCODES: u32 = 0x83;
 /// These flags have other numbers.
 const OTHER_FLAGS: u32 = PVRDMA_WC_WITH_INVALIDATE | PVRDMA_WC_IP_CSUM_OK;
 
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const _: () = {
     let same = [
         (PVRDMA_WC_SEND, IBV_WC_SEND, 0),
