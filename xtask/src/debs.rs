@@ -1,7 +1,7 @@
 //! Debian forky's libibverbs with its tools, its C provider and its libc, unpacked from packages without root.
 //!
-//! The test `forky.rs` and the matrix run them by their own dynamic loader, to show that one provider file serves
-//! two private ABIs of libibverbs. Cached: once unpacked, nothing is fetched again.
+//! The test `tests/tests/forky.rs` and the matrix run them by their own dynamic loader, to show that one provider file
+//! serves two private ABIs of libibverbs. Cached: once unpacked, nothing is fetched again.
 
 use std::fs;
 use std::path::{Path, PathBuf};

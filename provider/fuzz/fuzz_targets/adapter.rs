@@ -1,4 +1,4 @@
-//! A hostile device: see `testing/wild.rs`, which says what the bytes mean and what must hold.
+//! A hostile device: see `provider/src/testing/wild.rs`, which says what the bytes mean and what must hold.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
