@@ -1,4 +1,4 @@
-//! A device out of its mind. Bytes say what it and an application do: the application creates,
+//! A hostile device. Bytes say what it and an application do: the application creates,
 //! posts, polls and destroys as it may; the device answers creates with what was not asked for, moves
 //! counters anywhere, puts completions for QPs that never were, with opcodes and statuses that are
 //! none, and overwrites what it has put.

@@ -6,13 +6,13 @@
 //! What runs is the provider itself: verbs, locks, rings, with the atomics of [`shadow`] in the place
 //! of core's (see [`crate::support::sync`]); [`device`] is a kernel and a device beside it. What is left out:
 //! a doorbell comes after the stores before it, as on x86-64 (see [`crate::ring::barrier`]); no load sees
-//! what is stored only later; threads are taken off their cores at most [`PREEMPTIONS`] times in a
-//! run, unless `LOOM_MAX_PREEMPTIONS` says otherwise; and time stands still, so that an empty poll
-//! rings no second time until the CQ is armed.
+//! what is stored only later; threads are preempted at most [`PREEMPTIONS`] times in a run, unless
+//! `LOOM_MAX_PREEMPTIONS` says otherwise; and no model polls so often that POLL is rung by its ration: an
+//! empty poll rings after a completion, or when the CQ was armed.
 //!
-//! A model is only worth what it can find. Beside each stands one of the same story told wrongly,
-//! which must fail; and [`every_ordering_is_needed`] makes each Acquire and Release of the provider
-//! Relaxed in turn and wants some model to fail.
+//! A model is only worth what it can find. Beside each stands a negative model, which must fail; and
+//! [`every_ordering_is_needed`] makes each Acquire and Release of the provider Relaxed in turn and wants some
+//! model to fail.
 
 mod cq;
 mod device;
@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// So many times in a run threads are taken off their cores where they did not wait.
+/// So many times in a run threads are preempted where they did not wait.
 const PREEMPTIONS: usize = 2;
 
 /// All stories, told right.
