@@ -1,5 +1,6 @@
 //! Layouts and constants of the ABIs around a PVRDMA device. No logic lives here except [`pabi`],
-//! which finds out at run time how the loaded libibverbs lays out its private structs.
+//! which finds out at run time how the loaded libibverbs lays out its private structs, and, for the
+//! tests of all crates, a generator of random numbers (`rng.rs`).
 //!
 //! | module | between | source of truth |
 //! |---|---|---|

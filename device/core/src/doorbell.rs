@@ -25,7 +25,7 @@ pub enum Doorbell {
 }
 
 impl Doorbell {
-    /// Decodes a store of `value` at `offset` within a UAR page (pvrdma-abi.h: `PVRDMA_UAR_*`).
+    /// Decodes a store of `value` at `offset` within a UAR page (vmw_pvrdma-abi.h: `PVRDMA_UAR_*`).
     /// `None`: no register there, or no action bit set; the device ignores it.
     pub fn decode(offset: usize, value: u32) -> Option<Doorbell> {
         let handle = value & abi::PVRDMA_UAR_HANDLE_MASK;
