@@ -21,20 +21,82 @@ struct House {
     circles: &'static [&'static [&'static str]],
 }
 
-const HOUSES: &[House] = &[House {
-    src: "provider/src",
-    tests: &["testing", "tests"],
-    rooms: &[
-        ("register", &["boundary", "ops", "support", "verbs"]),
-        ("ops", &["boundary", "fast", "verbs"]),
-        ("boundary", &["support"]),
-        ("fast", &["boundary", "verbs", "ring", "support"]),
-        ("verbs", &["ring", "support"]),
-        ("ring", &["support"]),
-        ("support", &[]),
-    ],
-    circles: &[],
-}];
+const HOUSES: &[House] = &[
+    House {
+        src: "provider/src",
+        tests: &["testing", "tests"],
+        rooms: &[
+            ("register", &["boundary", "ops", "support", "verbs"]),
+            ("ops", &["boundary", "fast", "verbs"]),
+            ("boundary", &["support"]),
+            ("fast", &["boundary", "ring", "support", "verbs"]),
+            ("verbs", &["ring", "support"]),
+            ("ring", &["support"]),
+            ("support", &[]),
+        ],
+        circles: &[],
+    },
+    House {
+        src: "device/core/src",
+        tests: &["testing"],
+        rooms: &[
+            (
+                "device",
+                &[
+                    "budget",
+                    "command",
+                    "doorbell",
+                    "engine",
+                    "handle",
+                    "interrupt",
+                    "memory",
+                    "objects",
+                    "rings",
+                    "transport",
+                ],
+            ),
+            ("engine", &["budget", "handle", "interrupt", "memory", "objects", "rings", "transport"]),
+            ("objects", &["budget", "command", "doorbell", "handle", "interrupt", "memory", "rings", "transport"]),
+            ("transport", &["handle", "memory", "rings"]),
+            ("rings", &["handle", "memory"]),
+            ("command", &["handle", "memory"]),
+            ("doorbell", &["handle"]),
+            ("interrupt", &["handle", "rings"]),
+            ("guest", &["handle"]),
+            ("budget", &["memory"]),
+            ("memory", &[]),
+            ("handle", &[]),
+        ],
+        circles: &[],
+    },
+    House {
+        src: "device/fabric/src",
+        tests: &["loom"],
+        rooms: &[
+            ("transport", &["bell", "copy", "segment", "sync", "words"]),
+            ("segment", &["bell", "copy", "sync", "words"]),
+            ("memory", &["copy"]),
+            ("copy", &["sync"]),
+            ("bell", &["sync"]),
+            ("words", &[]),
+            ("sync", &[]),
+        ],
+        circles: &[],
+    },
+    House {
+        src: "device/standin/src",
+        tests: &[],
+        rooms: &[
+            ("load", &["interpose", "support"]),
+            ("interpose", &["kernel", "process", "support"]),
+            ("process", &["kernel", "support"]),
+            ("kernel", &["support"]),
+            ("support", &[]),
+        ],
+        // A descriptor's object is what a call on it is given, as the kernel's file->private_data is.
+        circles: &[&["kernel/events", "kernel/fd", "kernel/uverbs"]],
+    },
+];
 
 /// A module by its path below `crate`.
 type Module = Vec<String>;
