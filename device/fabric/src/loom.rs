@@ -47,6 +47,7 @@ fn explore(model: fn(), preemptions: usize) {
         counted.fetch_add(1, Ordering::Relaxed);
         shadow::begin(192);
         model();
+        shadow::end();
     });
     println!("{runs:?} runs, {:?}", begin.elapsed());
 }

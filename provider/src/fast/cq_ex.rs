@@ -396,6 +396,60 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_puts_when_asked_is_found_in_the_same_call_or_a_known_number_later() {
+        let mut mock = Mock::new(4, 1, 4);
+        let cq = extended(&mut mock);
+        for quiet in 0..100 {
+            (0..quiet).for_each(|_| assert_eq!(drain(cq), []));
+            mock.rung(PVRDMA_UAR_CQ_OFFSET);
+            let polls = (1..).find(|_| {
+                assert_eq!(drain(cq), []);
+                mock.rung(PVRDMA_UAR_CQ_OFFSET) != 0
+            });
+            assert!(polls.unwrap() <= crate::ring::cq_ring::RATION);
+            mock.put(send_cqe(quiet));
+            assert_eq!(drain(cq), [quiet]);
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_on_where_the_ring_wraps_and_with_what_came_meanwhile() {
+        let mut mock = Mock::new(4, 1, 4);
+        let cq = extended(&mut mock);
+        for first in 0..8 {
+            (0..3).for_each(|i| mock.put(send_cqe(10 * first + i)));
+            assert_eq!(start(cq), 0);
+            // SAFETY: being polled.
+            unsafe {
+                assert_eq!(((*cq).wr_id, next_poll(cq)), (10 * first, 0));
+                // There is room for one more: nothing was given back yet.
+                mock.put(send_cqe(10 * first + 3));
+                assert_eq!(((*cq).wr_id, next_poll(cq)), (10 * first + 1, 0));
+                assert_eq!(((*cq).wr_id, next_poll(cq)), (10 * first + 2, 0));
+                assert_eq!(((*cq).wr_id, next_poll(cq)), (10 * first + 3, libc::ENOENT));
+                assert_eq!(next_poll(cq), libc::ENOENT);
+                end_poll(cq);
+            }
+            mock.put(send_cqe(99));
+            assert_eq!(drain(cq), [99]);
+        }
+    }
+
+    #[test]
+    fn what_is_read_when_nobody_polls_is_nothing() {
+        let mut mock = Mock::new(4, 1, 4);
+        let cq = extended(&mut mock);
+        mock.put(pvrdma_cqe { byte_len: 7, ..send_cqe(1) });
+        // SAFETY: a live CQ.
+        unsafe {
+            assert_eq!((read_byte_len(cq), read_qp_num(cq)), (0, 0));
+            assert_eq!(next_poll(cq), libc::ENOENT);
+            assert_eq!(drain(cq), [1]);
+            assert_eq!((read_byte_len(cq), next_poll(cq)), (0, libc::ENOENT));
+        }
+    }
+
+    #[test]
     fn strays_are_passed_over_and_given_back() {
         let mut mock = Mock::new(4, 1, 4);
         let cq = extended(&mut mock);

@@ -10,6 +10,7 @@ use crate::ring::cq_ring::{CqRing, look};
 use crate::ring::cqe::{Cqe, Raw};
 use crate::support::lock::SpinLock;
 use crate::support::qp_nums::{self, LOGGED, QpNumTable};
+use crate::support::sync::own_slot;
 use crate::verbs::cq::Cq;
 use core::ffi::c_int;
 use pvrdma_ffi::verbs::*;
@@ -75,6 +76,7 @@ fn lock_of(cq: *mut ibv_cq) -> *const SpinLock<CqRing> {
 /// Number of the QP an entry is for, if it is a plain one.
 #[inline(always)]
 fn plain_qp(table: &QpNumTable, entry: Cqe) -> Option<u32> {
+    own_slot(entry.at());
     let qp_num = qp_nums::qp_num(table, entry.handle());
     // 1..LOGGED in one comparison.
     (qp_num.wrapping_sub(1) < LOGGED - 1).then_some(qp_num)
@@ -292,6 +294,8 @@ mod tests {
             .collect())
     }
 
+    use crate::ring::cq_ring::{EAGER, RATION};
+
     const POLL: u32 = PVRDMA_UAR_CQ_POLL | Mock::CQN;
 
     #[test]
@@ -331,6 +335,92 @@ mod tests {
             mock.rung(PVRDMA_UAR_CQ_OFFSET);
             assert_eq!(poll(&mock, 1), Ok(vec![]));
             assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
+        }
+    }
+
+    #[test]
+    fn what_a_device_holds_back_until_asked_waits_for_a_known_number_of_polls() {
+        let mock = Mock::new(4, 1, 4);
+        let mut worst = 0;
+        // It holds one back after so many empty polls, and puts it when POLL is rung.
+        for quiet in 0..200 {
+            for _ in 0..quiet {
+                assert_eq!(poll(&mock, 1), Ok(vec![]));
+            }
+            mock.rung(PVRDMA_UAR_CQ_OFFSET);
+            let mut polls = 0;
+            while mock.rung(PVRDMA_UAR_CQ_OFFSET) != POLL {
+                assert_eq!(poll(&mock, 1), Ok(vec![]));
+                polls += 1;
+            }
+            worst = worst.max(polls);
+            mock.put(send_cqe(quiet));
+            assert_eq!(poll(&mock, 1), Ok(vec![quiet]));
+        }
+        assert_eq!(worst, RATION);
+    }
+
+    #[test]
+    fn after_a_completion_every_poll_asks_for_a_while() {
+        let mock = Mock::new(4, 1, 4);
+        for round in 0..3 {
+            mock.put(send_cqe(round));
+            assert_eq!(poll(&mock, 1), Ok(vec![round]));
+            for _ in 0..EAGER {
+                assert_eq!(poll(&mock, 1), Ok(vec![]));
+                assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
+            }
+            assert_eq!(poll(&mock, 1), Ok(vec![]));
+            assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), 0);
+        }
+    }
+
+    #[test]
+    fn who_finds_strays_only_asks_as_if_nothing_was_there() {
+        let mock = Mock::new(4, 1, 4);
+        for _ in 0..100 {
+            assert_eq!(poll(&mock, 1), Ok(vec![]));
+        }
+        crate::verbs::cq::req_notify_cq(&mock.cq, false);
+        mock.rung(PVRDMA_UAR_CQ_OFFSET);
+        mock.put(pvrdma_cqe { qp: 9, ..send_cqe(0) });
+        // Who armed goes to sleep after this one.
+        assert_eq!(poll(&mock, 1), Ok(vec![]));
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
+    }
+
+    #[test]
+    fn opcodes_and_flags_of_other_numbers_are_translated_beside_those_of_the_same() {
+        let of = |opcode, wc_flags, wr_id| pvrdma_cqe { opcode, wc_flags, ..send_cqe(wr_id) };
+        let cases = [
+            (of(PVRDMA_WC_FETCH_ADD, 0, 0), (IBV_WC_FETCH_ADD, 0)),
+            (of(PVRDMA_WC_RECV, PVRDMA_WC_WITH_INVALIDATE, 1), (IBV_WC_RECV, IBV_WC_WITH_INV)),
+            (of(PVRDMA_WC_RDMA_READ, PVRDMA_WC_WITH_VLAN, 2), (IBV_WC_RDMA_READ, 0)),
+            (of(PVRDMA_WC_RECV, PVRDMA_WC_GRH, 3), (IBV_WC_RECV, IBV_WC_GRH)),
+            (of(0x55, u32::MAX, 4), (IBV_WC_DRIVER1, 0xf)),
+        ];
+        // One at a time where one is there, one at a time where more are, and all at once.
+        for (put, wanted) in [(1, 1), (5, 1), (5, 16), (3, 2), (4, 4)] {
+            let mock = Mock::new(4, 1, 8);
+            for group in cases.chunks(put) {
+                group.iter().for_each(|(cqe, _)| mock.put(*cqe));
+                let mut left = group;
+                while !left.is_empty() {
+                    let mut wc = [ibv_wc::default(); 16];
+                    // SAFETY: room for 16.
+                    let polled = unsafe { poll_cq(&mock.cq, wanted, wc.as_mut_ptr()) };
+                    assert_eq!(polled, wanted.min(left.len() as c_int));
+                    let (now, rest) = left.split_at(polled as usize);
+                    for (wc, (cqe, expected)) in wc.iter().zip(now) {
+                        assert_eq!(
+                            (wc.wr_id, (wc.opcode, wc.wc_flags)),
+                            (cqe.wr_id, *expected),
+                            "{put} put, {wanted} wanted"
+                        );
+                    }
+                    left = rest;
+                }
+            }
         }
     }
 

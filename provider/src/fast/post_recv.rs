@@ -129,6 +129,30 @@ mod tests {
     }
 
     #[test]
+    fn an_sgl_of_any_length_up_to_the_longest_arrives_whole() {
+        let mock = Mock::new(8, 7, 8);
+        let mut sges: Vec<_> =
+            (1..=8).map(|n| ibv_sge { addr: n, length: 10 * n as u32, lkey: 100 + n as u32 }).collect();
+        for count in 0..=8usize {
+            let first = sges.as_mut_ptr();
+            let mut last = ibv_recv_wr { wr_id: 2, next: ptr::null_mut(), sg_list: first, num_sge: 1 };
+            let mut middle = ibv_recv_wr { wr_id: 1, next: &mut last, sg_list: first, num_sge: count as i32 };
+            let mut head = ibv_recv_wr { wr_id: 0, next: &mut middle, sg_list: first, num_sge: 1 };
+            let expected = if count > 7 { Err((Errno::EINVAL, &raw mut middle)) } else { Ok(()) };
+            assert_eq!(post(&mock, &mut head), expected, "{count} entries");
+            assert_eq!(mock.take_recv().unwrap().sges.len(), 1);
+            if count <= 7 {
+                let wqe = mock.take_recv().unwrap();
+                let seen: Vec<_> = wqe.sges.iter().map(|sge| (sge.addr, sge.length, sge.lkey)).collect();
+                let posted: Vec<_> = sges.iter().take(count).map(|sge| (sge.addr, sge.length, sge.lkey)).collect();
+                assert_eq!(seen, posted);
+                assert_eq!(mock.take_recv().unwrap().hdr.wr_id, 2);
+            }
+            assert!(mock.take_recv().is_none());
+        }
+    }
+
+    #[test]
     fn receives_are_refused_in_reset_only() {
         let mock = Mock::new(8, 2, 8);
         let mut sge = ibv_sge::default();

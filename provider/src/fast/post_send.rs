@@ -220,6 +220,66 @@ mod tests {
     }
 
     #[test]
+    fn an_sgl_of_any_length_up_to_the_longest_arrives_whole() {
+        for ud in [false, true] {
+            let mock = if ud { Mock::ud(8, 7, 8) } else { Mock::new(8, 7, 8) };
+            let ah = ah();
+            let mut sges: Vec<_> =
+                (1..=8).map(|n| ibv_sge { addr: n, length: 10 * n as u32, lkey: 100 + n as u32 }).collect();
+            // A list of three, the middle one with `count` entries: what comes behind a rare form is right too.
+            for count in 0..=8usize {
+                let mut wrs = list(3, sges.first_mut().unwrap());
+                wrs[1].num_sge = count as c_int;
+                for wr in &mut wrs {
+                    wr.wr.ud = ibv_send_wr_ud { ah, remote_qpn: 1, remote_qkey: 2 };
+                }
+                let expected = if count > 7 { Err((Errno::EINVAL, 1)) } else { Ok(()) };
+                assert_eq!(post(&mock, &mut wrs), expected, "{count} entries");
+                assert_eq!(mock.take_send().unwrap().sges.len(), 1);
+                if count <= 7 {
+                    let wqe = mock.take_send().unwrap();
+                    let seen: Vec<_> = wqe.sges.iter().map(|sge| (sge.addr, sge.length, sge.lkey)).collect();
+                    let posted: Vec<_> = sges[..count].iter().map(|sge| (sge.addr, sge.length, sge.lkey)).collect();
+                    assert_eq!((seen, wqe.hdr.num_sge as usize), (posted, count));
+                    assert_eq!(mock.take_send().unwrap().sges.len(), 1);
+                }
+                assert!(mock.take_send().is_none());
+            }
+            // SAFETY: made above.
+            unsafe { crate::verbs::ah::destroy_ah(ah) };
+        }
+    }
+
+    #[test]
+    fn every_opcode_of_a_connection_goes_out_alone_and_behind_others() {
+        let mock = Mock::new(8, 2, 8);
+        let mut sge = ibv_sge { addr: 1, length: 8, lkey: 3 };
+        for opcode in IBV_WR_RDMA_WRITE..=IBV_WR_ATOMIC_FETCH_AND_ADD {
+            let mut wrs = list(3, &mut sge);
+            wrs[1].opcode = opcode;
+            wrs[1].wr.atomic = ibv_send_wr_atomic { remote_addr: 4, compare_add: 5, swap: 6, rkey: 7 };
+            if opcode <= IBV_WR_RDMA_READ {
+                wrs[1].wr.rdma = ibv_send_wr_rdma { remote_addr: 4, rkey: 7 };
+            }
+            assert_eq!(post(&mock, &mut wrs), Ok(()));
+            let opcodes: Vec<_> = (0..3).map(|_| mock.take_send().unwrap()).collect();
+            let words = |wqe: &crate::testing::mock::SendWqe| {
+                let words = wqe.hdr.wr.chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+                words.collect::<Vec<_>>()
+            };
+            let expected: &[u64] = match opcode {
+                IBV_WR_SEND | IBV_WR_SEND_WITH_IMM => &[0; 6],
+                IBV_WR_RDMA_WRITE | IBV_WR_RDMA_WRITE_WITH_IMM | IBV_WR_RDMA_READ => &[4, 7, 0, 0, 0, 0],
+                _ => &[4, 5, 6, 7, 0, 0],
+            };
+            assert_eq!((opcodes[1].hdr.opcode, words(&opcodes[1]).as_slice()), (opcode, expected));
+            // Nothing of it is left for the next one in the same slot.
+            assert_eq!((opcodes[0].hdr.opcode, words(&opcodes[0])), (IBV_WR_SEND, vec![0; 6]));
+            assert_eq!((opcodes[2].hdr.opcode, words(&opcodes[2])), (IBV_WR_SEND, vec![0; 6]));
+        }
+    }
+
+    #[test]
     fn too_many_sges_are_refused() {
         let mock = Mock::new(8, 2, 8);
         let mut sge = ibv_sge::default();

@@ -147,16 +147,21 @@ impl CqRing {
         Some(ready)
     }
 
-    /// The entry at `counter`, whatever lap.
+    /// The entry at `counter`, whatever lap, which must be there.
     #[inline(always)]
     pub fn entry(&self, counter: u32) -> Cqe {
+        let place = self.place(counter);
+        own_slot(place.as_ptr());
+        // SAFETY: as the caller says.
+        unsafe { Cqe::new(place) }
+    }
+
+    /// The place of an entry.
+    #[inline(always)]
+    fn place(&self, counter: u32) -> NonNull<pvrdma_cqe> {
         let slot = counter & self.slot_mask;
         // SAFETY: a slot is below the number of entries (promise of `new`).
-        unsafe {
-            let at = self.entries.add(slot as usize);
-            own_slot(at.as_ptr());
-            Cqe::new(at)
-        }
+        unsafe { self.entries.add(slot as usize) }
     }
 
     /// How many entries follow the first one up to the end of the memory, it included.
@@ -193,7 +198,7 @@ impl CqRing {
 
     /// A run of `count` entries from the counter `at` on, as many of them as lie behind each other.
     fn walk_from(&mut self, at: u32, count: u32) {
-        let start = self.entry(at).at();
+        let start = self.place(at).as_ptr().cast_const();
         let run = count.min(self.slot_mask + 1 - (at & self.slot_mask));
         // Inside the memory, or its end.
         self.walk = Walk { next: start, limit: start.wrapping_add(run as usize), at, start, ..self.walk };

@@ -178,3 +178,148 @@ impl WorkQueue {
         self.words.cons_head().store(0, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::ring::uar::Uar;
+    use core::sync::atomic::AtomicU32;
+    use pvrdma_ffi::uapi::vmw_pvrdma::pvrdma_ring;
+
+    const STRIDE: usize = 32;
+    const BELL: u32 = 7;
+
+    /// A queue, and what it is made of.
+    struct Parts {
+        queue: WorkQueue,
+        words: Box<pvrdma_ring>,
+        page: Box<[u32; 1024]>,
+        slots: Vec<u128>,
+    }
+
+    impl Parts {
+        fn new(slots: u32) -> Self {
+            let (mut words, mut page) = (Box::<pvrdma_ring>::default(), Box::new([0; 1024]));
+            let mut memory = vec![0u128; slots as usize * STRIDE / 16];
+            let shape = QueueShape { size: Size::new(slots).unwrap(), max_sge: 1, stride: STRIDE };
+            // SAFETY: all of it lives in boxes, as long as the queue does.
+            let mut queue = unsafe {
+                let uar = Uar::from_page(NonNull::from(&mut *page).cast());
+                let base = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
+                WorkQueue::new(Words::new(NonNull::from(&mut *words)), base, shape, uar.qp())
+            };
+            queue.set_bell(BELL);
+            Self { queue, words, page, slots: memory }
+        }
+
+        fn word(at: *mut u32) -> &'static AtomicU32 {
+            // SAFETY: a live, aligned word of the test.
+            unsafe { AtomicU32::from_ptr(at) }
+        }
+
+        fn tail(&mut self) -> u32 {
+            Self::word(&mut self.words.prod_tail).load(Ordering::Acquire)
+        }
+
+        fn set_head(&mut self, head: u32) {
+            Self::word(&mut self.words.cons_head).store(head, Ordering::Release);
+        }
+
+        /// Post one request. Which slot it got.
+        fn post(&mut self) -> Result<usize, Errno> {
+            let tail = self.queue.tail();
+            if self.queue.next == self.queue.limit {
+                self.queue.refill(tail)?;
+            }
+            let slot = (self.queue.next.addr() - self.slots.as_ptr().addr()) / STRIDE;
+            self.queue.next = self.queue.after(self.queue.next);
+            self.queue.publish(tail.wrapping_add(1));
+            assert_eq!(core::mem::take(self.page.first_mut().unwrap()), BELL);
+            Ok(slot)
+        }
+    }
+
+    #[test]
+    fn a_full_ring_has_no_slot_until_the_device_consumes() {
+        let mut parts = Parts::new(4);
+        parts.queue.set_open(true);
+        assert_eq!((0..4).map(|_| parts.post()).collect::<Vec<_>>(), (0..4).map(Ok).collect::<Vec<_>>());
+        assert_eq!(parts.post(), Err(Errno::ENOMEM));
+        parts.set_head(1);
+        assert_eq!((parts.post(), parts.post()), (Ok(0), Err(Errno::ENOMEM)));
+    }
+
+    #[test]
+    fn counters_run_modulo_twice_the_size() {
+        let mut parts = Parts::new(2);
+        parts.queue.set_open(true);
+        let mut seen = Vec::new();
+        for _ in 0..9 {
+            let slot = parts.post().unwrap();
+            let tail = parts.tail();
+            seen.push((slot, tail));
+            parts.set_head(tail);
+        }
+        assert_eq!(seen, [(0, 1), (1, 2), (0, 3), (1, 0), (0, 1), (1, 2), (0, 3), (1, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn a_run_of_free_slots_ends_where_the_memory_or_the_room_does() {
+        let mut parts = Parts::new(8);
+        parts.queue.set_open(true);
+        let run = |parts: &Parts| (parts.queue.limit.addr() - parts.queue.next.addr()) / STRIDE;
+        parts.queue.refill(0).unwrap();
+        assert_eq!(run(&parts), 8);
+        // Three are filled and not published: they are no longer free.
+        parts.queue.refill(3).unwrap();
+        assert_eq!(run(&parts), 5);
+        for _ in 0..6 {
+            parts.post().unwrap();
+        }
+        parts.set_head(4);
+        parts.queue.refill(6).unwrap();
+        assert_eq!(run(&parts), 2);
+        parts.queue.refill(8).unwrap();
+        assert_eq!((run(&parts), parts.queue.next.addr()), (4, parts.slots.as_ptr().addr()));
+        assert_eq!(parts.queue.refill(12), Err(Errno::ENOMEM));
+    }
+
+    #[test]
+    fn a_counter_out_of_range_is_an_error() {
+        for bad in [8, 5, u32::MAX] {
+            let mut parts = Parts::new(4);
+            parts.queue.set_open(true);
+            (0..4).for_each(|_| _ = parts.post());
+            parts.set_head(bad);
+            assert_eq!(parts.post(), Err(Errno::EIO), "cons_head {bad}");
+        }
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing_and_forgets_nothing() {
+        let mut parts = Parts::new(4);
+        assert_eq!(parts.post(), Err(Errno::EINVAL));
+        parts.queue.set_open(true);
+        assert_eq!(parts.post(), Ok(0));
+        parts.queue.set_open(false);
+        assert_eq!((parts.post(), parts.tail()), (Err(Errno::EINVAL), 1));
+        parts.queue.set_open(true);
+        assert_eq!(parts.post(), Ok(1));
+    }
+
+    #[test]
+    fn reset_and_rewind_start_over() {
+        let mut parts = Parts::new(2);
+        parts.queue.set_open(true);
+        (0..2).for_each(|_| _ = parts.post());
+        parts.set_head(1);
+        parts.queue.reset();
+        assert_eq!((parts.tail(), parts.words.cons_head, parts.post()), (0, 0, Ok(0)));
+        // One is filled, and given up.
+        parts.queue.refill(1).unwrap();
+        parts.queue.next = parts.queue.after(parts.queue.next);
+        parts.queue.rewind();
+        assert_eq!(parts.post(), Ok(1));
+    }
+}

@@ -37,6 +37,7 @@ const PREEMPTIONS: usize = 2;
 const MODELS: &[fn()] = &[
     lock::two_take_a_lock,
     lock::two_take_a_lock_and_keep_it,
+    lock::one_takes_a_lock_again_and_again,
     send_log::a_completion_finds_what_was_noted,
     qp::post_against_poll,
     qp::post_inline_against_poll,
@@ -68,6 +69,7 @@ fn explore(model: fn(), preemptions: usize) {
         counted.fetch_add(1, Relaxed);
         shadow::begin(64);
         model();
+        shadow::end();
     });
     println!("{} runs, {:?}", runs.load(Relaxed), begin.elapsed());
 }

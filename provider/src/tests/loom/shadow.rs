@@ -23,6 +23,7 @@ thread_local! {
     static SHADOWS: RefCell<Shadows> = RefCell::default();
     static DEVICE: RefCell<Option<Bell>> = const { RefCell::new(None) };
     static IDLE: Cell<usize> = const { Cell::new(0) };
+    static FOUND: RefCell<Option<String>> = const { RefCell::new(None) };
     static WEAK: Cell<Option<Place>> = const { Cell::new(None) };
     static SEEN: RefCell<BTreeSet<Place>> = const { RefCell::new(BTreeSet::new()) };
 }
@@ -98,6 +99,17 @@ pub fn begin(ready: usize) {
     });
     DEVICE.set(None);
     IDLE.set(0);
+    FOUND.set(None);
+}
+
+/// A run of a model ends: it panics if two threads met in a cell or a slot, or a doorbell was wrong.
+///
+/// Not where that was: that may be in a function that C calls, through which nothing unwinds. From there on the
+/// threads run to their ends without loom.
+pub fn end() {
+    if let Some(found) = FOUND.take() {
+        panic!("{found}");
+    }
 }
 
 /// What was in these bytes is no more.
@@ -119,6 +131,9 @@ pub fn gone<T>(start: *const T, len: usize) {
 /// looked, and nobody has changed anything, that leads to nothing that a shorter wait did not lead
 /// to: other ways on from here are left out.
 pub fn yield_now() {
+    if over() {
+        return;
+    }
     IDLE.set(IDLE.get() + 1);
     if IDLE.get() > WAITERS {
         ::loom::skip_branch();
@@ -154,7 +169,7 @@ pub fn rings(device: impl Fn(usize, u32) + 'static) {
 /// None here; the product's writes to `at`.
 pub unsafe fn store_doorbell(at: *mut u32, value: u32) {
     if let Some(device) = DEVICE.with_borrow(Clone::clone) {
-        device(at.addr() % 4096, value);
+        note(|| device(at.addr() % 4096, value));
     }
 }
 
@@ -199,9 +214,9 @@ fn ordering(wanted: Ordering) -> Ordering {
 
 // ---- atomics -----------------------------------------------------------------------------------
 
-/// While a model fails its threads are taken down in no order that loom knows.
+/// When a model has failed, its threads go on, or are taken down, in no order that loom knows.
 fn over() -> bool {
-    std::thread::panicking()
+    std::thread::panicking() || FOUND.with_borrow(Option::is_some)
 }
 
 macro_rules! atomic {
@@ -356,6 +371,15 @@ pub fn take(word: &AtomicU32) -> bool {
 
 // ---- cells and slots ---------------------------------------------------------------------------
 
+/// If `check` panics, the run ends so: see [`end`].
+fn note(check: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(check)) {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or(panic.downcast_ref::<&str>().map(ToString::to_string));
+        FOUND.set(Some(text.unwrap_or_else(|| "a panic says why".into())));
+    }
+}
+
 /// Core's, for loom: two threads that ask for the data with nothing between them that orders them
 /// fail the model.
 #[derive(Default)]
@@ -397,6 +421,6 @@ pub fn own_slot<T>(at: *const T) {
 fn own(at: usize) {
     if !over() {
         let shadow = SHADOWS.with_borrow_mut(|shadows| shadows.cells.of(at));
-        shadow.with_mut(|_| ());
+        note(|| shadow.with_mut(|_| ()));
     }
 }
