@@ -7,9 +7,8 @@
 
 use std::path::PathBuf;
 
-use pvrdma_tests::{Job, Provider, Stand, c_program};
+use pvrdma_tests::{Doorbells, Job, Provider, Stand, c_program};
 
-use crate::doorbells::Doorbells;
 use crate::operations::{Figures, OPERATIONS, Operation, Situation, figures};
 use crate::spread::{Spread, median};
 
@@ -102,7 +101,7 @@ fn time(stand: &Stand, provider: &Provider, situation: Situation, batches: usize
 /// Nanoseconds of a doorbell that the device does not hear: the way to it alone.
 pub fn doorbell(stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
     let program = program(stand);
-    let job = doorbells.set(stand, stand.job(program)).provider(provider).env("PVRDMA_HOOKS", "1");
+    let job = stand.job(program).provider(provider).doorbells(doorbells).env("PVRDMA_HOOKS", "1");
     let figures = figures(&job.args(["doorbell", "1000"]).ok());
     *figures.get("doorbell").expect("the program says what it measured")
 }
@@ -114,7 +113,7 @@ pub(crate) fn program(stand: &Stand) -> PathBuf {
 
 /// A program that may play the device. Its doorbells are to go nowhere, and so they are not to know a way of their own.
 pub(crate) fn job<'a>(stand: &'a Stand, program: impl AsRef<std::ffi::OsStr>, provider: &Provider) -> Job<'a> {
-    Doorbells::Trapped.set(stand, stand.job(program)).provider(provider).env("PVRDMA_HOOKS", "1")
+    stand.job(program).provider(provider).doorbells(Doorbells::Trapped).env("PVRDMA_HOOKS", "1")
 }
 
 #[cfg(test)]

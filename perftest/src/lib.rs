@@ -7,7 +7,6 @@
 pub mod assembly;
 pub mod chart;
 mod copy;
-mod doorbells;
 pub mod frozen;
 mod instructions;
 mod line;
@@ -16,7 +15,6 @@ pub mod report;
 mod spread;
 
 pub use copy::bare_copy;
-pub use doorbells::{Doorbells, can_be_direct};
 pub use instructions::instructions;
 pub use line::{Figure, Line};
 pub use operations::{AtMost, Figures, OPERATIONS, Operation, Situation};

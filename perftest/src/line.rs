@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use pvrdma_tests::{Provider, Stand, figures, pair};
-
-use crate::doorbells::Doorbells;
+use pvrdma_tests::{Doorbells, Provider, Stand, figures, pair};
 
 /// What to run and which figure of it counts.
 pub struct Line {
@@ -63,7 +61,7 @@ impl Line {
     fn run(&self, stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
         let [size, iterations] = [self.size, self.iterations].map(|number| number.to_string());
         let job = |guest| {
-            let job = doorbells.set(stand, stand.job(self.tool)).guest(guest).provider(provider).args([
+            let job = stand.job(self.tool).guest(guest).provider(provider).doorbells(doorbells).args([
                 "-F",
                 "-n",
                 &iterations,

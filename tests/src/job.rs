@@ -46,12 +46,6 @@ impl<'a> Job<'a> {
         self
     }
 
-    /// An option of `pvrdma run` that has no value.
-    pub fn flag(mut self, name: &str) -> Self {
-        self.options.push(name.into());
-        self
-    }
-
     /// The guest the program belongs to.
     pub fn guest(self, name: &str) -> Self {
         self.option("--guest", name)

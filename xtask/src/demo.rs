@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: stock RDMA programs between two guests, on our provider and on the system's.
 
 use anyhow::Result;
-use pvrdma_perftest::{Doorbells, Line};
-use pvrdma_tests::{Provider, Stand, User};
+use pvrdma_perftest::Line;
+use pvrdma_tests::{Doorbells, Provider, Stand, User};
 
 use crate::{no_arguments, packages, shell};
 
@@ -19,7 +19,9 @@ pub fn main(arguments: &[String]) -> Result<()> {
     println!("$ pvrdma run --guest red -- ibv_devinfo\n");
     print!("{}", stand.job("ibv_devinfo").guest("red").ok());
 
-    println!("Two guests of this machine, red and blue, with stock perftest:\n");
+    println!(
+        "Two guests of this machine, red and blue, with stock perftest. Doorbells trap (--trap), as the C provider's do:\n"
+    );
     println!("{:<58}{:>14}{:>14}", "", "our provider", "system's (C)");
     for line in LINES {
         let [ours, system] =

@@ -1,7 +1,7 @@
 //! The table of what a doorbell without a trap gives the stand-in: our provider, both ways, taking turns.
 
-use pvrdma_perftest::{Doorbells, Figure, Line, Spread, frozen, median};
-use pvrdma_tests::{Provider, Stand};
+use pvrdma_perftest::{Figure, Line, Spread, frozen, median};
+use pvrdma_tests::{Doorbells, Provider, Stand};
 
 /// Pairs of runs.
 const RUNS: usize = 11;
@@ -43,9 +43,9 @@ fn row(title: &str, wanted: &str, show: impl Fn(f64) -> String, measure: impl Fn
         // Every other pair the other way round.
         if run.is_multiple_of(2) {
             let trapped = measure(Doorbells::Trapped);
-            (trapped, measure(Doorbells::Direct))
+            (trapped, measure(Doorbells::Usual))
         } else {
-            let direct = measure(Doorbells::Direct);
+            let direct = measure(Doorbells::Usual);
             (measure(Doorbells::Trapped), direct)
         }
     };

@@ -1,7 +1,7 @@
 //! The tables of stock perftest between two guests, ours beside the C provider.
 
-use pvrdma_perftest::{Doorbells, Line, bare_copy, median};
-use pvrdma_tests::{Provider, Stand};
+use pvrdma_perftest::{Line, bare_copy, median};
+use pvrdma_tests::{Doorbells, Provider, Stand};
 
 /// Each figure is the median of this many runs, the providers taking turns.
 const RUNS: usize = 11;
