@@ -17,6 +17,7 @@
 //!
 //! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the
 //! "Contract" section of `provider/README.md`.
+#![allow(rustdoc::private_intra_doc_links, reason = "everything is read with its private parts")]
 #![warn(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod boundary;

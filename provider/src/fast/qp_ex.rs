@@ -186,6 +186,48 @@ mod tests {
         qp
     }
 
+    /// What no lock keeps a thread from doing to itself must not lead out of the ring.
+    #[test]
+    fn what_takes_the_lock_in_the_middle_of_a_batch_moves_nothing_out_of_the_ring() {
+        let in_between: [fn(&Mock); 2] = [
+            |mock| mock.qp.set_state(IBV_QPS_RTS),
+            |mock| {
+                let mut sge = ibv_sge::default();
+                // SAFETY: all-zero integers and pointers are valid; a valid request.
+                unsafe {
+                    let mut wr: ibv_send_wr = core::mem::zeroed();
+                    (wr.opcode, wr.sg_list, wr.num_sge) = (IBV_WR_SEND, &mut sge, 1);
+                    for _ in 0..4 {
+                        _ = crate::testing::mock::post_send(&mock.qp, &mut wr);
+                    }
+                }
+            },
+        ];
+        for (what, start) in in_between.iter().flat_map(|what| (0..9).map(move |start| (what, start))) {
+            let mut mock = Mock::single_threaded(8, 8);
+            let qp = extended(&mut mock, ALL);
+            // SAFETY: a live QP.
+            unsafe {
+                for _ in 0..start {
+                    wr_start(qp);
+                    wr_send(qp);
+                    assert_eq!(wr_complete(qp), 0);
+                    mock.take_send().unwrap();
+                }
+                wr_start(qp);
+                wr_send(qp);
+                what(&mock);
+                let slots = mock.sq_ring.slots.addr()..mock.sq_ring.slots.addr() + 8 * mock.sq_ring.stride;
+                for _ in 0..40 {
+                    wr_send(qp);
+                    let slot = (*mock.qp.building.get()).slot;
+                    assert!(slot.is_null() || slots.contains(&slot.addr()), "{start} before");
+                }
+                assert_eq!(wr_complete(qp), libc::ENOMEM);
+            }
+        }
+    }
+
     #[test]
     fn a_batch_is_published_in_order_and_rung_once() {
         let mut mock = Mock::new(8, 2, 8);

@@ -78,10 +78,7 @@ unsafe fn begin(qp: *mut ibv_qp_ex) {
     // SAFETY: promise of the caller: the lock is held. It is opened by `wr_complete` or `wr_abort`.
     unsafe {
         let (queue, building) = ((*qp.cast::<Qp>()).sq.data(), building(qp));
-        (*building).next = (*queue).next;
-        (*building).slot = ptr::null_mut();
-        (*building).count = 0;
-        (*building).error = 0;
+        Building::begin(building, (*queue).next, (*queue).tail());
     }
 }
 
@@ -99,7 +96,7 @@ unsafe fn fail(qp: *mut ibv_qp_ex, Errno(errno): Errno) {
         }
         queue.limit = building.next;
         building.slot = ptr::null_mut();
-        building.count = 0;
+        building.tail = queue.tail();
     }
 }
 
@@ -122,7 +119,7 @@ unsafe fn make_room(qp: *mut ibv_qp_ex) -> bool {
             return false;
         }
         let queue = &mut *(*qp.cast::<Qp>()).sq.data();
-        match queue.refill(queue.tail().wrapping_add(building.count)) {
+        match queue.refill(building.tail) {
             Ok(()) => {
                 building.next = queue.next;
                 true
@@ -153,7 +150,7 @@ unsafe fn fill(qp: *mut ibv_qp_ex, wr_id: u64, opcode: u32, ex: u32, form: Form)
         form.write(slot.add(FORM_AT));
         (*building).slot = slot;
         (*building).next = (*queue).after(slot);
-        (*building).count += 1;
+        (*building).tail = (*building).tail.wrapping_add(1);
     }
 }
 
@@ -192,7 +189,9 @@ macro_rules! requests {
                 }
                 // SAFETY: promise of the caller.
                 unsafe {
-                    if (*building(qp)).next == (*(*qp.cast::<Qp>()).sq.data()).limit {
+                    // At the limit; or behind it, if the application has done what takes the lock meanwhile, in
+                    // a thread that no lock keeps from itself.
+                    if (*building(qp)).next >= (*(*qp.cast::<Qp>()).sq.data()).limit {
                         return after_make_room(qp $(, $arg)*);
                     }
                     $request(qp, $opcode, $ex, $form);
@@ -237,14 +236,14 @@ pub mod plain {
         // SAFETY: promise of the caller.
         unsafe {
             let building = building(qp);
-            let (count, own) = ((*building).count, qp.cast::<Qp>());
-            // So it is too after an error.
-            if count == 0 {
+            let own = qp.cast::<Qp>();
+            let (queue, tail) = ((*own).sq.data(), (*building).tail);
+            // Nothing was filled, or there was an error.
+            if tail == (*queue).tail() {
                 return any::wr_complete(qp);
             }
-            let queue = (*own).sq.data();
             (*queue).next = (*building).next;
-            (*queue).publish((*queue).tail().wrapping_add(count));
+            (*queue).publish(tail);
             (*own).sq.leave();
             0
         }
@@ -325,7 +324,9 @@ pub mod any {
         unsafe {
             let (own, building) = (Qp::of(qp.cast()), &mut *building(qp));
             // No request: nothing to post, but a closed queue is one all the same.
-            if building.count == 0 && building.error == 0 && !(*own.sq.data()).is_open() {
+            let queue = &mut *own.sq.data();
+            let any = building.tail != queue.tail();
+            if !any && building.error == 0 && !queue.is_open() {
                 building.error = libc::EINVAL;
             }
             if building.lacks_address && building.error == 0 {
@@ -333,10 +334,9 @@ pub mod any {
             }
             if building.error != 0 {
                 rewind(own, building);
-            } else if building.count > 0 {
-                let queue = &mut *own.sq.data();
+            } else if any {
                 queue.next = building.next;
-                queue.publish(queue.tail().wrapping_add(building.count));
+                queue.publish(building.tail);
             }
             let error = building.error;
             own.sq.leave();

@@ -210,7 +210,14 @@ impl CqRing {
         self.size.wrap(self.walk.at.wrapping_add((bytes / size_of::<pvrdma_cqe>()) as u32))
     }
 
-    /// The run has ended: begin the next one. False: no more entries are there.
+    /// The entry that the walk passed last, if it has passed any.
+    pub fn last_walked(&self) -> Option<Cqe> {
+        let last = NonNull::new(self.walk.next.cast_mut()).filter(|_| self.walk.next != self.walk.start)?;
+        // SAFETY: the one before it is in the same run.
+        Some(unsafe { Cqe::new(last.sub(1)) })
+    }
+
+    /// The run has ended: begin the next one. False: no more entries are there, and the current one stays.
     pub fn walk_on(&mut self) -> Result<bool, BadCounter> {
         let at = self.walked_to();
         if at == self.seen {
@@ -218,23 +225,52 @@ impl CqRing {
             if self.ready()? <= passed {
                 // Fewer: the device takes back what it put, against the rules. What is passed is passed.
                 self.seen = at;
+                return Ok(false);
             }
         }
-        let count = self.size.wrap(self.seen.wrapping_sub(at));
-        self.walk_from(at, count);
-        Ok(count > 0)
+        self.walk_from(at, self.size.wrap(self.seen.wrapping_sub(at)));
+        Ok(true)
     }
 
     /// The walk ends: what was passed goes back to the device.
     #[inline(always)]
     pub fn end_walk(&mut self) {
+        if self.walk.next.is_null() {
+            return;
+        }
         let at = self.walked_to();
-        if at != self.head {
+        // Not behind the head, where a thread that no lock keeps from itself may have moved it meanwhile.
+        if self.size.wrap(at.wrapping_sub(self.head)) <= self.size.wrap(self.seen.wrapping_sub(self.head)) {
             self.release_to(self.words, at);
         }
         (self.walk.next, self.walk.limit) = (ptr::null(), ptr::null());
-        self.walk.start = ptr::null();
-        self.walk.at = self.head;
+    }
+
+    /// Take out the entries that are `gone`, keeping the order of the others. The device's counter must not be
+    /// impossible.
+    pub fn remove(&mut self, gone: impl Fn(Cqe) -> bool) -> Result<(), BadCounter> {
+        let ready = self.ready()?;
+        // In the middle of a walk, if it is one of the same thread: what it has passed is not ours to look at.
+        let is_walk = !self.walk.next.is_null();
+        let from = if is_walk { self.walked_to() } else { self.head };
+        let count = ready.saturating_sub(self.size.wrap(from.wrapping_sub(self.head)));
+        // From the newest to the oldest, survivors move towards the tail, and leave room at the head.
+        let mut removed = 0;
+        for nth in (0..count).rev() {
+            let entry = self.entry(from.wrapping_add(nth));
+            if gone(entry) {
+                removed += 1;
+            } else if removed > 0 {
+                // SAFETY: two different entries, both ours until released.
+                unsafe { entry.copy_to(self.entry(from.wrapping_add(nth + removed))) };
+            }
+        }
+        if removed > 0 && is_walk {
+            self.walk_from(self.size.wrap(from.wrapping_add(removed)), count - removed);
+        } else if removed > 0 {
+            self.release(removed);
+        }
+        Ok(())
     }
 
     /// A poll found nothing at `head`, which is ours. Is it one that rings POLL?

@@ -80,6 +80,7 @@ struct Kind {
     all: bool,
     switches: Switches,
     inline: u32,
+    single_threaded: bool,
 }
 
 /// Bytes of a slot.
@@ -219,6 +220,11 @@ impl Mock {
         Self::build(wr, 2, 2 * wr, Kind { inline, ud: true, ..Kind::default() })
     }
 
+    /// A small RC QP and a CQ that were promised to be used by one thread: locks keep nobody out.
+    pub fn single_threaded(wr: u32, cqe: u32) -> Self {
+        Self::build(wr, 1, cqe, Kind { single_threaded: true, ..Kind::default() })
+    }
+
     fn build(wr: u32, sge: u32, cqe: u32, kind: Kind) -> Self {
         let uar_page = Box::new(UarPage([const { AtomicU32::new(0) }; PVRDMA_PAGE_SIZE / 4]));
         // SAFETY: the page lives in this Mock, as long as the objects do.
@@ -228,8 +234,8 @@ impl Mock {
         let size = Size::at_least(cqe).unwrap();
         let buf = Buf::map(cq::buf_len(size)).unwrap();
         let cq_ring = Ring::rx(&buf, PVRDMA_PAGE_SIZE, size.get(), size_of::<pvrdma_cqe>());
-        // SAFETY: nobody is promised to be single_threaded.
-        let mut cq = unsafe { Cq::new(size, buf, uar, qp_nums.clone(), (false, DomainRef::NONE)) };
+        // SAFETY: tests that promise one thread have one.
+        let mut cq = unsafe { Cq::new(size, buf, uar, qp_nums.clone(), (kind.single_threaded, DomainRef::NONE)) };
         cq.set_cqn(Self::CQN);
 
         let attr = ibv_srq_attr { max_wr: Self::SRQ_WR, max_sge: sge, srq_limit: 0 };
@@ -282,7 +288,7 @@ impl Mock {
             switches: kind.switches,
             inline,
             qp_nums,
-            single_threaded: false,
+            single_threaded: kind.single_threaded,
             domain_ref: DomainRef::NONE,
         };
         // SAFETY: as above.

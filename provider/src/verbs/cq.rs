@@ -157,26 +157,8 @@ impl Cq {
     /// Remove all completions of a QP, keeping the order of the others: the QP is gone or starts
     /// over, and its handle may soon name another one.
     pub fn remove_completions_of(&self, handle: CqeHandle) {
-        let mut ring = self.ring.lock();
         // A broken ring has nothing to remove; the next poll reports it.
-        let Ok(ready) = ring.ready() else {
-            return;
-        };
-        // From the newest to the oldest, survivors move towards the tail. What is left free at
-        // the head is given back.
-        let (head, mut removed) = (ring.head(), 0);
-        for nth in (0..ready).rev() {
-            let from = ring.entry(head.wrapping_add(nth));
-            if from.handle() == handle {
-                removed += 1;
-            } else if removed > 0 {
-                // SAFETY: two different entries, both ours until released.
-                unsafe { from.copy_to(ring.entry(head.wrapping_add(nth + removed))) };
-            }
-        }
-        if removed > 0 {
-            ring.release(removed);
-        }
+        let _ = self.ring.lock().remove(|entry| entry.handle() == handle);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::verbs::inline::{self, Inline, MAX_INLINE};
 use crate::verbs::pd::{DomainRef, Pd};
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
+use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use pvrdma_ffi::pabi::{Cmd, Functions, Resp, VERBS_QP_ROOM};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
@@ -99,8 +100,8 @@ pub struct Building {
     pub next: *mut u8,
     /// The slot that setters are for. NULL: there is none.
     pub slot: *mut u8,
-    /// Slots filled.
-    pub count: u32,
+    /// The queue's counter behind what is filled; after an error the one before.
+    pub tail: u32,
     /// What to say at `wr_complete`; 0: all is well.
     pub error: c_int,
     /// The request at `slot` is a datagram that was not told yet where to go.
@@ -111,12 +112,29 @@ pub struct Building {
     pub log_start: Option<Position>,
 }
 
+impl Building {
+    /// A batch begins at the slot `next`, whose counter is `tail`.
+    ///
+    /// # Safety
+    /// `this` must be valid for writes.
+    #[inline(always)]
+    pub unsafe fn begin(this: *mut Self, next: *mut u8, tail: u32) {
+        const { assert!(offset_of!(Self, error) == offset_of!(Self, tail) + 4 && offset_of!(Self, tail) % 8 == 0) };
+        // SAFETY: promise of the caller. The upper half of the last is `error`.
+        unsafe {
+            (*this).next = next;
+            (*this).slot = ptr::null_mut();
+            (&raw mut (*this).tail).cast::<u64>().write(tail.into());
+        }
+    }
+}
+
 impl Default for Building {
     fn default() -> Self {
         Self {
             next: ptr::null_mut(),
             slot: ptr::null_mut(),
-            count: 0,
+            tail: 0,
             error: 0,
             lacks_address: false,
             position: None,
@@ -606,7 +624,6 @@ mod tests {
 
     #[test]
     fn what_posting_needs_is_two_neighbouring_cache_lines() {
-        use core::mem::offset_of;
         // The lock itself comes before what it protects.
         assert_eq!(SpinLock::<WorkQueue>::DATA_AT + WorkQueue::EACH_REQUEST, 64);
         assert_eq!(size_of::<SpinLock<WorkQueue>>(), 128);
