@@ -7,6 +7,7 @@
 use crate::boundary;
 use crate::ops::OPS;
 use crate::support::loaded::Loaded;
+use crate::support::threads::Threads;
 use crate::verbs::context;
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr;
@@ -34,6 +35,7 @@ pub extern "C" fn register() {
             eprintln!("{}: not registering with the loaded libibverbs: {why}", NAME.to_string_lossy());
         }
         Some(Ok(libibverbs)) => {
+            Threads::find();
             let loaded = Loaded::set(libibverbs, &OPS);
             let ops = device_ops(&loaded.libibverbs.layout);
             // SAFETY: the struct has the form this libibverbs expects and is never freed, nor is

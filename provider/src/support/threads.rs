@@ -1,9 +1,8 @@
 //! Does this process, or this object, have but one thread? Then a lock needs no locked instruction, which
 //! is more than half of what a hot verb costs.
 
-use core::ffi::c_void;
 use core::ptr;
-use std::sync::OnceLock;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// A byte that is not 0 as long as there is one thread. A pointer, so that one look tells, whether the
 /// application promised it for an object or libc knows it of the process.
@@ -18,26 +17,32 @@ unsafe impl Sync for Threads {}
 static ONE: u8 = 1;
 static MANY: u8 = 0;
 
+/// libc's byte; NULL: it has none.
+static FOUND: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
 impl Threads {
     /// One, by promise of the application: a thread domain, a single-threaded CQ.
     pub const ONE: Self = Self(&raw const ONE);
     /// Nobody knows.
     pub const MANY: Self = Self(&raw const MANY);
 
-    /// As many as the process has: glibc's `__libc_single_threaded` (sys/single_threaded.h). Looked up by
-    /// name, since it came with glibc 2.32 and this file must load with older ones, and not cached: it
-    /// changes when the process makes its second thread, and may change back.
+    /// Look where libc says how many the process has: glibc's `__libc_single_threaded` (sys/single_threaded.h).
+    /// By name, since it came with glibc 2.32 and this file must load with older ones. Once, when we are loaded.
+    pub fn find() {
+        // SAFETY: a NUL-terminated name; the handle is libc's own for "whoever has it".
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+        FOUND.store(found.cast(), Ordering::Relaxed);
+    }
+
+    /// As many as the process has. The byte is not copied: it changes when the process makes its second
+    /// thread, and may change back.
     pub fn of_process() -> Self {
-        static FOUND: OnceLock<Threads> = OnceLock::new();
-        if cfg!(loom) {
+        match FOUND.load(Ordering::Relaxed) {
             // loom's threads are none to libc.
-            return Self::MANY;
+            _ if cfg!(loom) => Self::MANY,
+            found if found.is_null() => Self::MANY,
+            found => Self(found),
         }
-        *FOUND.get_or_init(|| {
-            // SAFETY: a NUL-terminated name; the handle is libc's own for "whoever has it".
-            let found: *mut c_void = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
-            if ptr::eq(found, ptr::null_mut()) { Self::MANY } else { Self(found.cast()) }
-        })
     }
 
     /// [`Threads::ONE`] if that is promised.
@@ -60,6 +65,7 @@ mod tests {
 
     #[test]
     fn a_process_with_two_threads_is_seen_as_such() {
+        Threads::find();
         std::thread::scope(|scope| {
             scope.spawn(|| assert!(!Threads::of_process().are_one()));
         });

@@ -43,6 +43,7 @@ const MODELS: &[fn()] = &[
     qp::post_inline_against_poll,
     qp::reset_against_post,
     qp::destroy_against_create_and_poll,
+    qp::destroy_inline_against_poll,
     cq::arm_and_poll,
     cq::arm_and_poll_a_late_device,
     cq::two_poll_one_cq,

@@ -10,7 +10,7 @@ use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
 use crate::support::lock::SpinLock;
 use crate::support::log::refuse;
-use crate::support::qp_nums::{LOGGED, QpNums};
+use crate::support::qp_nums::{self, LOGGED, QpNums};
 use crate::support::send_log::{Logged, SendLog};
 use crate::support::sync::{AtomicBool, Ordering};
 use crate::support::threads::Threads;
@@ -146,6 +146,11 @@ impl Cq {
         // sends. No such request on its way: the same in one CQ.
         let logs = self.logs.lock();
         let log = logs.binary_search_by_key(&cqe.handle(), |(of, _)| *of).ok().and_then(|at| logs.get(at));
+        // The log may have gone since the table was looked at: then the QP is leaving, and the table says so
+        // to whoever has seen the log gone.
+        if log.is_none() && qp_nums::qp_num(self.qp_nums.table(), cqe.handle()) != qp_num {
+            return None;
+        }
         match log.and_then(|(_, log)| log.completed(wr_id)) {
             None => Some((qp_num & !LOGGED, wr_id)),
             // Some devices complete what nobody asked to hear of.

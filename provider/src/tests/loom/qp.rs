@@ -59,6 +59,22 @@ pub fn destroy_against_create_and_poll() {
     });
 }
 
+/// A QP with inline data goes while its completion is polled: what is heard is what was posted, or nothing.
+pub fn destroy_inline_against_poll() {
+    let device = Device::new();
+    let cq = device.create_cq(2, false);
+    let qp = device.create_qp(cq, 1, 64);
+    let (handle, qp_num) = number(qp);
+    move_to(qp, IBV_QPS_RTS);
+    post(qp, wr_id(qp_num, 1), IBV_SEND_INLINE).unwrap();
+    device::work(handle);
+    // SAFETY: a live QP that nobody else uses.
+    let ((), heard) = both(move || unsafe { qp::destroy_qp(qp) }.unwrap(), || poll(cq, 1));
+    assert!(heard.is_empty() || heard == [(qp_num, wr_id(qp_num, 1))], "{heard:?}");
+    // SAFETY: a live CQ that nobody uses any more.
+    unsafe { crate::verbs::cq::destroy_cq(cq) }.unwrap();
+}
+
 /// The handle counts as free before the last completion by it is removed.
 fn destroy_forgets_too_early() {
     destroyed_by(|qp, cq| {
@@ -215,6 +231,7 @@ fn posted_with(flags: u32) {
 #[test]
 fn a_handle_used_again_mixes_up_nothing() {
     holds(destroy_against_create_and_poll);
+    holds(destroy_inline_against_poll);
 }
 
 #[test]
