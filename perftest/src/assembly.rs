@@ -8,7 +8,7 @@ use std::process::Command;
 /// The machine code of one function.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Function {
-    /// Its name, such as `vmw_pvrdma::ops::post_send`.
+    /// Its name, such as `vmw_pvrdma::fast::post_send::post_send`.
     pub name: String,
     /// Instructions that save a register or make room on the stack.
     pub saves: Vec<String>,

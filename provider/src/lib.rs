@@ -12,7 +12,7 @@
 //! | [`ring`] | what the device sees: counters, slots, completions, doorbells | [`support`] |
 //! | [`support`] | locks, atomics, memory, errors, the libibverbs that was found | |
 //!
-//! A test in `tests/tests/architecture.rs` keeps it so. `testing` is the other side, played by hand, `tests` holds the
+//! A test in `tests/tests/folders.rs` keeps it so. `testing` is the other side, played by hand, `tests` holds the
 //! models. All modules are public for the fuzz target and the benches; no program links this crate.
 //!
 //! What callers may rely on (NULL, ownership, panics, output parameters, threads, fork) is the

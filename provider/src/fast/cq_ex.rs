@@ -200,15 +200,42 @@ unsafe extern "C" fn next_poll(cq: *mut ibv_cq_ex) -> c_int {
 /// As [`next_poll`].
 #[inline(never)]
 unsafe extern "C" fn next_poll_slowly(cq: *mut ibv_cq_ex) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe {
+        let own = cq.cast::<Cq>();
+        if (*own).is_armed() {
+            return next_poll_armed(cq);
+        }
+        // Most often all has been walked. (So it has where nobody walks.)
+        if (*(*own).ring.data()).is_walked() {
+            return libc::ENOENT;
+        }
+        boundary::errno(|| walk(&*own, cq))
+    }
+}
+
+/// [`next_poll_slowly`] since the CQ was armed: whoever did so goes to sleep when nothing is left, so the device
+/// must be asked for what it holds back. Under the lock, which is the application's: once for each time it arms.
+///
+/// # Safety
+/// As [`next_poll`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn next_poll_armed(cq: *mut ibv_cq_ex) -> c_int {
     boundary::errno(|| {
         // SAFETY: promise of the caller.
         unsafe {
             let own = Cq::of(cq.cast());
-            // Not started: nothing is there for whoever asks.
             if (*own.ring.data()).walk.next.is_null() {
                 return Err(Errno::ENOENT);
             }
-            walk(own, cq)
+            match walk(own, cq) {
+                Err(Errno::ENOENT) => {
+                    own.ring_poll();
+                    walk(own, cq)
+                }
+                found => found,
+            }
         }
     })
 }
@@ -228,7 +255,6 @@ unsafe extern "C" fn end_poll(cq: *mut ibv_cq_ex) {
 unsafe fn walk(own: &Cq, cq: *mut ibv_cq_ex) -> Result<(), Errno> {
     // SAFETY: promise of the caller, and nobody else here refers to the ring.
     let ring = unsafe { &mut *own.ring.data() };
-    let mut last = ring.last_walked();
     loop {
         if ring.walk.next == ring.walk.limit && !ring.walk_on().map_err(|_| Errno::EIO)? {
             return Err(Errno::ENOENT);
@@ -248,12 +274,7 @@ unsafe fn walk(own: &Cq, cq: *mut ibv_cq_ex) -> Result<(), Errno> {
             return Ok(());
         }
         // Not for the application; it may still read the one before, at the place before the next.
-        if let Some(last) = last.replace(entry) {
-            // SAFETY: two different entries, both ours until released.
-            unsafe { last.copy_to(entry) };
-        } else {
-            last = None;
-        }
+        ring.keep_last(entry);
     }
 }
 
@@ -344,6 +365,9 @@ mod tests {
     fn completions_come_in_order_and_slots_go_back_at_the_end() {
         let mut mock = Mock::new(4, 1, 4);
         let cq = extended(&mut mock);
+        // A new CQ counts as armed.
+        assert_eq!(drain(cq), []);
+        mock.rung(PVRDMA_UAR_CQ_OFFSET);
         for round in 0..5 {
             (0..4).for_each(|i| mock.put(send_cqe(10 * round + i)));
             assert_eq!(drain(cq), (0..4).map(|i| 10 * round + i).collect::<Vec<_>>());
@@ -417,6 +441,22 @@ mod tests {
             assert!(polls.unwrap() <= crate::ring::cq_ring::RATION);
             mock.put(send_cqe(quiet));
             assert_eq!(drain(cq), [quiet]);
+        }
+    }
+
+    #[test]
+    fn who_armed_and_walks_to_the_end_has_asked_the_device() {
+        let mut mock = Mock::new(4, 1, 4);
+        let cq = extended(&mut mock);
+        for _ in 0..3 {
+            mock.put(send_cqe(1));
+            cq::req_notify_cq(&mock.cq, false);
+            mock.rung(PVRDMA_UAR_CQ_OFFSET);
+            assert_eq!(drain(cq), [1]);
+            assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), PVRDMA_UAR_CQ_POLL | Mock::CQN);
+            mock.put(send_cqe(2));
+            assert_eq!(drain(cq), [2]);
+            assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), 0);
         }
     }
 

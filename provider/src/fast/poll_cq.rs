@@ -27,12 +27,11 @@ const MAY_ASK: bool = true;
 /// # Safety
 /// `cq` must be a live CQ of ours, `wc` valid for writes of `num_entries` completions.
 pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
-    if num_entries <= 0 {
-        // SAFETY: promise of the caller.
-        return unsafe { poll_wait(cq, num_entries, wc) };
-    }
     // SAFETY: promise of the caller; the ring's fields are ours while the lock is held.
     unsafe {
+        if num_entries != 1 {
+            return poll_several(cq, num_entries, wc);
+        }
         let own = cq.cast::<Cq>();
         let lock = &raw const (*own).ring;
         if !(*lock).enter() {
@@ -48,22 +47,54 @@ pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut i
                 return left;
             }
             (*ring).see(next);
-        } else if (*ring).seen() != head {
-            // More are there, and were judged before.
-            if num_entries != 1 {
-                return poll_run::<MAY_ASK>(cq, num_entries, wc);
+        } else if tail == head {
+            return ask_for_one(cq, head, wc, words);
+        } else {
+            rare();
+            // More are there: one judgement is enough for all of them.
+            if (*ring).seen() == head && (*ring).judge(tail).is_none() {
+                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
             }
             if let Some(left) = take_one(cq, ring, head, num_entries, wc) {
                 return left;
             }
-        } else if tail == head {
-            return ask(cq, num_entries, wc, words, head);
-        } else {
-            return poll_run::<MAY_ASK>(cq, num_entries, wc);
         }
         (*ring).release_to(words, next);
         (*lock).leave();
         1
+    }
+}
+
+/// Who calls this is not expected to be there: so the other way needs no jump.
+#[cold]
+#[inline(always)]
+fn rare() {}
+
+/// [`ask`] for [`poll_cq`] of one: its arguments are in the registers where they lie already.
+#[inline(never)]
+unsafe extern "C" fn ask_for_one(cq: *mut ibv_cq, head: u32, wc: *mut ibv_wc, words: Words) -> c_int {
+    // SAFETY: promise of the caller.
+    unsafe { ask(cq, 1, wc, words, head) }
+}
+
+/// [`poll_cq`] for another number than one.
+#[inline(never)]
+unsafe extern "C" fn poll_several(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+    // SAFETY: as in `poll_cq`.
+    unsafe {
+        if num_entries <= 0 {
+            return 0;
+        }
+        let lock = lock_of(cq);
+        if !(*lock).enter() {
+            return poll_wait(cq, num_entries, wc);
+        }
+        let ring = (*lock).data();
+        let (words, head) = ((*ring).words(), (*ring).head());
+        if look(words) == head {
+            return ask(cq, num_entries, wc, words, head);
+        }
+        poll_run::<MAY_ASK>(cq, num_entries, wc)
     }
 }
 
@@ -157,14 +188,30 @@ unsafe extern "C" fn poll_run<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries:
         }
         (*ring).release(count);
         (*lock).leave();
+        if MAY_ASK && (count as c_int) < num_entries && (*cq.cast::<Cq>()).is_armed() {
+            return ask_for_more(cq, num_entries, wc, count as c_int);
+        }
         count as c_int
+    }
+}
+
+/// [`poll_cq`] when `taken` were there, fewer than were asked for, the CQ was armed, and the lock is open: whoever
+/// armed takes that for an empty CQ and goes to sleep, so the device must be asked for what it holds back.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn ask_for_more(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc, taken: c_int) -> c_int {
+    // SAFETY: promise of the caller; what is taken is written.
+    unsafe {
+        (*cq.cast::<Cq>()).ring_poll();
+        // An error is found again by the next poll.
+        taken + poll_again(cq, num_entries - taken, wc.add(taken as usize)).max(0)
     }
 }
 
 /// [`poll_cq`] when the CQ is empty, the lock held: the device may hold completions back until asked. Most
 /// often nothing comes of it. `words` and `head` are those of the ring.
-#[inline(never)]
-unsafe extern "C" fn ask(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc, words: Words, head: u32) -> c_int {
+#[inline(always)]
+unsafe fn ask(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc, words: Words, head: u32) -> c_int {
     // SAFETY: promise of the caller. After the lock is open the ring is looked at once more, but only at a word
     // that is the device's.
     unsafe {
@@ -184,13 +231,10 @@ unsafe extern "C" fn ask(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc, w
     }
 }
 
-/// [`poll_cq`] when the lock is taken, or nothing asked for.
+/// [`poll_cq`] when the lock is taken.
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn poll_wait(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
-    if num_entries <= 0 {
-        return 0;
-    }
     // SAFETY: promise of the caller; the lock is held from `wait` on.
     unsafe {
         let lock = lock_of(cq);
@@ -229,6 +273,9 @@ unsafe extern "C" fn poll_rest<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries
             return ask(cq, num_entries, wc, (*ring).words(), (*ring).head());
         }
         own.ring.leave();
+        if MAY_ASK && (1..num_entries).contains(&taken) && own.is_armed() {
+            return ask_for_more(cq, num_entries, wc, taken);
+        }
         taken
     }
 }
@@ -301,6 +348,9 @@ mod tests {
     #[test]
     fn completions_come_in_order_and_no_more_than_asked_for() {
         let mock = Mock::new(4, 1, 4);
+        // A new CQ counts as armed.
+        assert_eq!(poll(&mock, 1), Ok(vec![]));
+        assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
         (0..4).for_each(|i| mock.put(send_cqe(i)));
         assert_eq!(poll(&mock, 3), Ok(vec![0, 1, 2]));
         mock.put(send_cqe(4));
@@ -387,6 +437,24 @@ mod tests {
         // Who armed goes to sleep after this one.
         assert_eq!(poll(&mock, 1), Ok(vec![]));
         assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
+    }
+
+    #[test]
+    fn who_armed_and_gets_fewer_than_asked_for_has_asked_the_device() {
+        for opcode in [PVRDMA_WC_SEND, PVRDMA_WC_FETCH_ADD] {
+            let mock = Mock::new(4, 1, 8);
+            for (put, wanted, bell) in [(1, 2, POLL), (3, 16, POLL), (2, 2, 0), (1, 1, 0), (4, 3, 0)] {
+                crate::verbs::cq::req_notify_cq(&mock.cq, false);
+                (0..put).for_each(|i| mock.put(pvrdma_cqe { opcode, ..send_cqe(i) }));
+                mock.rung(PVRDMA_UAR_CQ_OFFSET);
+                let expected = (0..put.min(wanted)).collect::<Vec<_>>();
+                assert_eq!(poll(&mock, wanted as c_int), Ok(expected));
+                assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), bell, "{put} there, {wanted} wanted");
+                // Once is enough, and none is left over.
+                let rest = (put.min(wanted)..put).collect::<Vec<_>>();
+                assert_eq!(poll(&mock, 2), Ok(rest));
+            }
+        }
     }
 
     #[test]

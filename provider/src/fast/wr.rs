@@ -282,6 +282,7 @@ pub mod plain {
         // SAFETY: promise of the caller. A slot has room for `max_sge` entries.
         unsafe {
             let slot = (*building(qp)).slot;
+            let num_sge = if sg_list.is_null() { 0 } else { num_sge };
             if slot.is_null() || num_sge > (*(*qp.cast::<Qp>()).sq.data()).max_sge as usize {
                 return fail(qp, Errno::EINVAL);
             }

@@ -5,10 +5,11 @@
 //! store may cost an exit of the virtual machine, so a loop that finds nothing must not do it every time;
 //! and the processor's clock is too slow to ask each time (`rdtsc` takes as long as the whole rest of an
 //! empty poll, twice that on some processors). So it is rationed by counting: of the polls that find nothing,
-//! the first [`EAGER`] after a completion ring, then every [`RATION`]th, and always the first one after the
-//! CQ was armed (that mark is the CQ's: see `verbs/cq.rs`). So what the device holds back waits for
-//! [`RATION`] - 1 further polls at most, and for none when it was armed: who arms, polls once more and sleeps
-//! misses nothing.
+//! the first [`EAGER`] after a completion ring, then every [`RATION`]th, and, after the CQ was armed, always
+//! the first that gets fewer than it asked for (that mark is the CQ's: see `verbs/cq.rs`). So what the device holds
+//! back waits for [`RATION`] - 1 further polls at most, and for none when it was armed: who arms, polls until it gets
+//! fewer than it asked for and sleeps misses nothing. ("After a completion" is told by `head`, which comes back to
+//! the same value after two laps: a poll that follows exactly so many counts as one of the same pause.)
 
 use crate::ring::counters::{BadCounter, Size, Words};
 use crate::ring::cqe::Cqe;
@@ -135,10 +136,16 @@ impl CqRing {
         Ok(ready)
     }
 
-    /// As [`CqRing::ready`], if there are any; in as few comparisons as may be.
+    /// As [`CqRing::ready`], if there are any.
     #[inline(always)]
     pub fn some_ready(&mut self) -> Option<u32> {
-        let tail = look(self.words);
+        self.judge(look(self.words))
+    }
+
+    /// How many entries are there by `tail`, the device's counter, if there are any; in as few comparisons as may
+    /// be.
+    #[inline(always)]
+    pub fn judge(&mut self, tail: u32) -> Option<u32> {
         let ready = self.size.wrap(tail.wrapping_sub(self.head));
         if tail > self.size.counter_mask() || ready.wrapping_sub(1) > self.slot_mask {
             return None;
@@ -205,16 +212,27 @@ impl CqRing {
     }
 
     /// The counter of the entry to look at next.
+    #[inline(always)]
     fn walked_to(&self) -> u32 {
         let bytes = self.walk.next.addr() - self.walk.start.addr();
         self.size.wrap(self.walk.at.wrapping_add((bytes / size_of::<pvrdma_cqe>()) as u32))
     }
 
-    /// The entry that the walk passed last, if it has passed any.
-    pub fn last_walked(&self) -> Option<Cqe> {
-        let last = NonNull::new(self.walk.next.cast_mut()).filter(|_| self.walk.next != self.walk.start)?;
-        // SAFETY: the one before it is in the same run.
-        Some(unsafe { Cqe::new(last.sub(1)) })
+    /// Has the walk passed all that is there? True too if nobody walks.
+    #[inline(always)]
+    pub fn is_walked(&self) -> bool {
+        self.walk.next.is_null()
+            || self.walk.next == self.walk.limit && self.walked_to() == self.seen && look(self.words) == self.seen
+    }
+
+    /// The walk has just passed `entry`, which is not for the application: put the one before it in its place.
+    #[cold]
+    pub fn keep_last(&mut self, entry: Cqe) {
+        let at = self.walked_to().wrapping_sub(1);
+        if self.size.wrap(at) != self.head {
+            // SAFETY: two different entries, both ours until released.
+            unsafe { self.entry(at.wrapping_sub(1)).copy_to(entry) };
+        }
     }
 
     /// The run has ended: begin the next one. False: no more entries are there, and the current one stays.

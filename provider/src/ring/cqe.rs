@@ -105,8 +105,8 @@ impl Cqe {
     }
 
     /// Opcode and flags as they are. Not volatile: so each is an operand of an instruction. A device that changes
-    /// them between this look and [`Cqe::copy_raw`] breaks the rules, and gets numbers of its own choice to the
-    /// application, as it would by putting them there at once.
+    /// them between this look and [`Cqe::copy_raw`] breaks the rules; then the application gets an opcode that was
+    /// not translated, which is a wrong number and nothing worse.
     #[inline(always)]
     pub fn raw(self) -> Raw {
         // SAFETY: as in `handle`.

@@ -146,11 +146,6 @@ impl WorkQueue {
         self.tail
     }
 
-    /// How many slots are filled, if `tail` is the counter behind them.
-    pub fn filled(&self, tail: u32) -> u32 {
-        self.size.wrap(tail.wrapping_sub(self.tail))
-    }
-
     /// Hand the slots before the counter `tail`, which may have run over, to the device, and tell it. There
     /// must be some.
     #[inline(always)]

@@ -38,7 +38,11 @@ unsafe impl<T: Send> Sync for SpinLock<T> {}
 
 /// Holds the lock until dropped, also when a panic unwinds.
 #[derive(Debug)]
-pub struct Guard<'a, T>(&'a SpinLock<T>);
+pub struct Guard<'a, T> {
+    lock: &'a SpinLock<T>,
+    /// Does this thread hold it already, for long? Then it stays shut.
+    is_nested: bool,
+}
 
 impl<T> SpinLock<T> {
     /// Where in it the data are.
@@ -130,19 +134,12 @@ impl<T> SpinLock<T> {
     /// Wait for the lock and take it.
     #[inline(always)]
     pub fn lock(&self) -> Guard<'_, T> {
+        // One thread that is between the begin and the end of a batch would wait for itself.
+        let is_nested = self.threads.are_one() && self.held.load(Ordering::Relaxed) != 0;
         if !self.enter() {
             self.wait();
         }
-        Guard(self)
-    }
-
-    /// A guard for a lock that is held already.
-    ///
-    /// # Safety
-    /// The caller must hold it and use nothing else of it any more.
-    #[inline(always)]
-    pub unsafe fn held(&self) -> Guard<'_, T> {
-        Guard(self)
+        Guard { lock: self, is_nested }
     }
 }
 
@@ -152,7 +149,7 @@ impl<T> Deref for Guard<'_, T> {
     #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: this guard exists, so this thread holds the lock.
-        unsafe { &*self.0.data.get() }
+        unsafe { &*self.lock.data.get() }
     }
 }
 
@@ -160,15 +157,17 @@ impl<T> DerefMut for Guard<'_, T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above, and `&mut self` makes this the only reference.
-        unsafe { &mut *self.0.data.get() }
+        unsafe { &mut *self.lock.data.get() }
     }
 }
 
 impl<T> Drop for Guard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: the guard held it.
-        unsafe { self.0.leave() };
+        if !self.is_nested {
+            // SAFETY: the guard held it.
+            unsafe { self.lock.leave() };
+        }
     }
 }
 
@@ -203,6 +202,11 @@ mod tests {
             // Whoever comes now, a second thread of the application for one, finds it shut.
             assert!(!take(&lock.held));
             assert!(!lock.enter_for_long());
+            if threads.are_one() {
+                // The one thread itself comes in, and leaves it shut.
+                *lock.lock() = 0;
+                assert!(!take(&lock.held));
+            }
             // SAFETY: held.
             unsafe { lock.leave() };
             assert_eq!(*lock.lock(), 0);

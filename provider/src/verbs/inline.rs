@@ -123,8 +123,8 @@ impl Inline {
 /// Bytes of a cache line.
 const ONE_LINE: u32 = 64;
 
-/// Copy up to [`ONE_LINE`] bytes; do `empty` if there are none, where no other length pays for asking. memcpy would be right too; but a call costs the hot verb that it is in a
-/// frame and its registers, which is more than the copy.
+/// Copy up to [`ONE_LINE`] bytes; do `empty` if there are none, where no other length pays for asking. memcpy would
+/// be right too; but a call costs the hot verb that it is in a frame and its registers, which is more than the copy.
 ///
 /// # Safety
 /// As memcpy: both must hold `len` bytes, and be apart.

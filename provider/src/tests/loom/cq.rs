@@ -173,6 +173,44 @@ pub fn arm_and_poll_a_late_device() {
     });
 }
 
+/// One completion is there when the CQ is armed, and another comes: `sleeper` hears of the first alone and goes to
+/// sleep, or hears of both.
+fn sleep_with_one(sleeper: fn(*mut ibv_cq) -> Vec<(u32, u64)>) {
+    let device = Device::new();
+    let (cq, ring) = cq(&device, false);
+    assert!(ring.put(HANDLE.into(), 0));
+    let slow = Slow { ring, late: false, bells: Vec::new(), armed: false, held: false, told: false };
+    let slow = Rc::new(Mutex::new(slow));
+    let (bell, wire) = (slow.clone(), slow.clone());
+    shadow::rings(move |_, value| {
+        let mut slow = bell.lock().unwrap();
+        slow.bells.push(value);
+        slow.hear();
+    });
+    let (_, heard) = both(
+        move || wire.lock().unwrap().complete(),
+        || {
+            arm(cq);
+            sleeper(cq)
+        },
+    );
+    assert!(heard.len() == 2 || slow.lock().unwrap().told, "it sleeps for ever: {heard:?}");
+    end(cq);
+}
+
+pub fn arm_and_poll_more_than_is_there() {
+    sleep_with_one(|cq| poll(cq, 2));
+}
+
+pub fn arm_and_walk_to_the_end() {
+    sleep_with_one(poll_ex);
+}
+
+/// The first alone is asked for, and taken for all.
+fn arm_and_poll_one() {
+    sleep_with_one(|cq| poll(cq, 1));
+}
+
 /// The classic mistake.
 fn poll_and_arm() {
     sleep(false, |cq| {
@@ -197,9 +235,12 @@ fn two_pollers_without_a_lock_would_be_found() {
 fn who_arms_and_polls_is_told() {
     holds(arm_and_poll);
     holds(arm_and_poll_a_late_device);
+    holds(arm_and_poll_more_than_is_there);
+    holds(arm_and_walk_to_the_end);
 }
 
 #[test]
 fn a_lost_wake_up_would_be_found() {
     assert!(fails(poll_and_arm));
+    assert!(fails(arm_and_poll_one));
 }
