@@ -1,7 +1,7 @@
 //! Harness of the whole-system tests: build, run programs as processes of guests, collect what they say.
 //!
-//! Used by the stories in `tests/tests/*.rs` and by `cargo xtask demo`, `matrix` and `bench`. Everything is driven through
-//! the command line a user has (`pvrdma run …`), so nothing here links any other crate of the workspace.
+//! Used by the stories in `tests/tests/*.rs` and by `cargo xtask demo`, `matrix` and `bench`. Everything is driven
+//! through the command line a user has (`pvrdma run …`), so nothing here links any other crate of the workspace.
 //!
 //! - [`Stand`] holds the built files and the user they run as, in a folder of its own.
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.

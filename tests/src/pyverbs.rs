@@ -1,7 +1,7 @@
 //! rdma-core's own test suite (Debian's python3-pyverbs): how each test must end, how it did, and both in one table.
 //!
-//! Used by `tests/tests/pyverbs.rs`, which runs it on the stand-in, and by `cargo xtask vm`, which runs it in a QEMU guest with
-//! the kernel's driver. What each prints comes from `tests/pyverbs/run.py`.
+//! Used by `tests/tests/pyverbs.rs`, which runs it on the stand-in, and by `cargo xtask vm`, which runs it in a QEMU
+//! guest with the kernel's driver. What each prints comes from `tests/pyverbs/run.py`.
 
 use std::collections::BTreeMap;
 use std::process::Command;

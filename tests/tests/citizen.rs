@@ -1,5 +1,5 @@
-//! Any program: those that look into /sys/class/infiniband by themselves, that load libibverbs late, that use it in many
-//! threads, and tools that know nothing of RDMA.
+//! Any program: those that look into /sys/class/infiniband by themselves, that load libibverbs late, that use it in
+//! many threads, and tools that know nothing of RDMA.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

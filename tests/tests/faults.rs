@@ -1,4 +1,5 @@
-//! `pvrdma run --fault`: what a bad network does to a program that checks every byte, and to one whose peer falls silent.
+//! `pvrdma run --fault`: what a bad network does to a program that checks every byte, and to one whose peer falls
+//! silent.
 
 use pvrdma_tests::{Provider, Stand, User, machine, pair};
 

@@ -1,7 +1,7 @@
 //! rdma-core's own test suite (Debian's python3-pyverbs) on both providers, against the list `tests/pyverbs/tests.txt`.
 //!
-//! `cargo xtask pyverbs` prints how each test ended with both. What needs a network device beside the RDMA device runs in
-//! the guest of `cargo xtask vm`.
+//! `cargo xtask pyverbs` prints how each test ended with both. What needs a network device beside the RDMA device
+//! runs in the guest of `cargo xtask vm`.
 
 use std::path::Path;
 use std::process::Command;

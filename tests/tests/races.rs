@@ -15,8 +15,8 @@ const OURS_ONLY: [(&str, &str); 5] = [
     ("ah", "refuses an address handle to a link-local address"),
 ];
 
-/// It looks at a QP's state before it takes the lock, so a request may slip in behind a RESET and be sent after the next
-/// RTS. That takes some thousand rounds.
+/// It looks at a QP's state before it takes the lock, so a request may slip in behind a RESET and be sent after the
+/// next RTS. That takes some thousand rounds.
 const FAILS_AT_TIMES: &str = "reset_post";
 
 /// Runs each case in a process of its own, since the tickets of a case are counted from 0, and judges how it ended.

@@ -23,8 +23,8 @@ fn mortal<'a>(stand: &'a Stand, program: &Path, guest: &str, provider: &Provider
     job.args(["-m", "-k", "on", "-p", &port.to_string()])
 }
 
-/// Kills a job: its program, `pvrdma run` above it, or both at once. A program that has not begun is not there yet; then
-/// it is `pvrdma run` that dies, in the middle of its preparations.
+/// Kills a job: its program, `pvrdma run` above it, or both at once. A program that has not begun is not there yet;
+/// then it is `pvrdma run` that dies, in the middle of its preparations.
 ///
 /// Whether that is what it died of.
 fn kill(chance: &mut Chance, running: Running) -> bool {

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: libFuzzer on the fuzz targets, with the stable compiler and no tool to install but g++.
 //!
 //! A target is a binary of a crate called `fuzz`, in a workspace of its own, since it is built with other flags than
-//! all else. cargo-fuzz would pass the same flags, and wants a nightly compiler for a sanitizer that nothing here needs.
+//! all else. cargo-fuzz would pass the same flags, and wants a nightly compiler for a sanitizer that nothing here
+//! needs.
 
 use std::fs;
 use std::path::PathBuf;

@@ -5,8 +5,8 @@
 //! nightly compiler; so what our code does with std's locks when they are contended is out of sight, and
 //! [`SUPPRESSIONS`] says where. The verbs themselves hold locks of our own.
 //!
-//! The runtime knows the order that pthread's functions and atomic operations of instrumented code make. It does not see
-//! the device: what orders the rings between us and it is for the loom models and the mock.
+//! The runtime knows the order that pthread's functions and atomic operations of instrumented code make. It does not
+//! see the device: what orders the rings between us and it is for the loom models and the mock.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -95,7 +95,8 @@ pub fn refresh(root: &Path, machine: &Path) -> io::Result<()> {
 /// A file that every RDMA device has.
 const LINKED: &str = "node_type";
 
-/// The driver of a software device whose name does not tell it. `None`: libibverbs finds the provider by PCI or by name.
+/// The driver of a software device whose name does not tell it. `None`: libibverbs finds the provider by PCI or by
+/// name.
 fn software(device: &Path, name: &str) -> Option<&'static str> {
     if device.join("device").exists() {
         return None;

@@ -1,8 +1,8 @@
 //! What a guest may make the device hold: bytes claimed when an object is made, given back when it is destroyed.
 //!
-//! Called by the create commands in `device/commands.rs` (before they allocate) and by `objects/table.rs` (when an object
-//! leaves). A guest names sizes with a few words: a page directory of 2 MiB behind one MR, rings of 32768 QPs. Each such
-//! word is paid for here, so one number bounds what the device holds for it, whatever it asks for.
+//! Called by the create commands in `device/commands.rs` (before they allocate) and by `objects/table.rs` (when an
+//! object leaves). A guest names sizes with a few words: a page directory of 2 MiB behind one MR, rings of 32768 QPs.
+//! Each such word is paid for here, so one number bounds what the device holds for it, whatever it asks for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

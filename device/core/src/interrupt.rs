@@ -59,7 +59,8 @@ pub trait Interrupts: Send + Sync {
     fn completion(&self, cq: CqHandle);
     /// Something happened that no completion tells.
     fn async_event(&self, event: AsyncEvent);
-    /// A completion goes into the ring of a CQ. For a trace: called under the CQ's lock, before the consumer can see it.
+    /// A completion goes into the ring of a CQ. For a trace: called under the CQ's lock, before the consumer can see
+    /// it.
     fn completed(&self, _cq: CqHandle, _completion: &Completion) {}
     /// There is work for `Device::poll`, or its next deadline came closer: have it called soon, from another stack.
     fn wake(&self);

@@ -1,5 +1,5 @@
-//! Atomic operations: what they do and return, what they are refused for, and that one whose answer was lost is not done
-//! twice.
+//! Atomic operations: what they do and return, what they are refused for, and that one whose answer was lost is not
+//! done twice.
 
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};

@@ -74,8 +74,8 @@ struct World {
     refused: u64,
 }
 
-/// Attributes that a change of state takes, and whether it is one: the tables of the InfiniBand specification once more,
-/// in the form of lists.
+/// Attributes that a change of state takes, and whether it is one: the tables of the InfiniBand specification once
+/// more, in the form of lists.
 fn change(qp_type: u8, from: u32, to: u32) -> (bool, u32, pvrdma_qp_attr) {
     use {PVRDMA_QPS_ERR as ERR, PVRDMA_QPS_INIT as INIT, PVRDMA_QPS_RESET as RESET};
     use {PVRDMA_QPS_RTR as RTR, PVRDMA_QPS_RTS as RTS, PVRDMA_QPS_SQD as SQD};

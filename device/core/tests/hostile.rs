@@ -416,8 +416,8 @@ fn modify_with_rubbish_is_refused_or_survived() {
 
 #[test]
 fn rings_that_fill_themselves_come_to_rest() {
-    // One page is the counters of a QP and of the CQ it completes to: each completion that the device counts there is one
-    // more receive to flush, and it was already taken.
+    // One page is the counters of a QP and of the CQ it completes to: each completion that the device counts there is
+    // one more receive to flush, and it was already taken.
     let bench = bench();
     let driver = &bench.liar.driver;
     let (page, ring) = (driver.alloc(1), driver.alloc(1));

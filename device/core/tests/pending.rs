@@ -129,7 +129,8 @@ fn rnr_in_the_middle_goes_back_to_it() {
 
 #[test]
 fn an_rnr_wait_does_not_eat_into_the_ack_timeout() {
-    // 134 ms for an answer, 82 ms of RNR wait in between; then the answer is lost. The timeout counts from the last try.
+    // 134 ms for an answer, 82 ms of RNR wait in between; then the answer is lost. The timeout counts from the last
+    // try.
     let path = Path { timeout: 15, retry_cnt: 0, rnr_retry: 1, min_rnr_timer: 26, ..Path::default() };
     let bench = bench_with(&path);
     bench.a.send(&SendWr::send(1, &[]));

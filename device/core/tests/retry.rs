@@ -1,8 +1,8 @@
 //! Patience in real time: RNR waits and their end, ACK timeouts and their end, and that work which only had to wait
 //! succeeds.
 //!
-//! That an end comes not too early is measured. A busy machine may bring it late by any time, so what counts there is how
-//! often the device asks to be called again, and for when.
+//! That an end comes not too early is measured. A busy machine may bring it late by any time, so what counts there is
+//! how often the device asks to be called again, and for when.
 
 use pvrdma_device::command::Command;
 use pvrdma_device::testing::driver::{Driver, Layout};

@@ -1,5 +1,5 @@
-//! Shared receive queues: many QPs take from one ring, its owner is told when it runs low, and a QP that ends leaves the
-//! others theirs.
+//! Shared receive queues: many QPs take from one ring, its owner is told when it runs low, and a QP that ends leaves
+//! the others theirs.
 
 use pvrdma_device::command::{Command, Response};
 use pvrdma_device::handle::CtxHandle;

@@ -2,9 +2,10 @@
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test -p pvrdma-fabric --lib --release loom
 //!
-//! What runs is the product itself over ordinary memory, two processes as two [`HostTransport`]s; its atomics are those of
-//! the provider's models (`provider/src/tests/loom/shadow.rs`, one file for both). In the place of the device core stands
-//! [`Other`], which carries requests out by touching their payload: two sides that touch it at once fail the model.
+//! What runs is the product itself over ordinary memory, two processes as two [`HostTransport`]s; its atomics are
+//! those of the provider's models (`provider/src/tests/loom/shadow.rs`, one file for both). In the place of the
+//! device core stands [`Other`], which carries requests out by touching their payload: two sides that touch it at
+//! once fail the model.
 //!
 //! Where two sides must each see the other (a hazard and what was unpublished), loom knows that of fences, and of
 //! SeqCst accesses less than the language grants.

@@ -221,8 +221,8 @@ impl HostTransport {
         }
     }
 
-    /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's region,
-    /// and what was sent does not vanish when its sender leaves.
+    /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's
+    /// region, and what was sent does not vanish when its sender leaves.
     pub fn linger(&self, patience: Duration) {
         let begin = Instant::now();
         let own = self.segment.own();
@@ -317,8 +317,8 @@ impl HostTransport {
     pub fn pump_for(&self, device: &dyn Inbound) -> bool {
         let mut moved = false;
         loop {
-            // Asked before the lock is tried, cleared before its owner looks, looked at after it was given back: whoever
-            // does not get the lock has either asked before that look, or is seen after it.
+            // Asked before the lock is tried, cleared before its owner looks, looked at after it was given back:
+            // whoever does not get the lock has either asked before that look, or is seen after it.
             //
             // Swaps, not stores: who clears it has seen what those published who had asked. The fences: either the lock
             // is found open, or its owner finds that somebody has asked.

@@ -1,8 +1,8 @@
 //! Interrupts to the guest: the two event rings and the three MSI-X vectors.
 //!
 //! The device core calls [`Irq`] by way of `worker.rs`, from any thread, when a CQ fires or an event happens.
-//! `session.rs` hands in the rings, `function.rs` tells it when the driver masks, activates or resets. Events wait here while they may
-//! not be published (mask set, not active, bus master off) or while their ring is full.
+//! `session.rs` hands in the rings, `function.rs` tells it when the driver masks, activates or resets. Events wait
+//! here while they may not be published (mask set, not active, bus master off) or while their ring is full.
 //!
 //! Ring indices follow the driver's own arithmetic, which is odd for these two rings; see [`RingSize`].
 

@@ -1,7 +1,7 @@
 //! BAR 2: which page belongs to which context.
 //!
-//! Called by `function.rs` for every doorbell, so it is one indexed load; and by `session.rs` when contexts come and go.
-//! Page 0 is the kernel driver's. Offset and value are decoded by the core's `Doorbell`.
+//! Called by `function.rs` for every doorbell, so it is one indexed load; and by `session.rs` when contexts come and
+//! go. Page 0 is the kernel driver's. Offset and value are decoded by the core's `Doorbell`.
 
 use pvrdma_device::handle::{CtxHandle, KERNEL};
 

@@ -1,8 +1,9 @@
 //! The one store of a doorbell, at a place that is declared.
 //!
-//! `sync.rs` hands it to `ring/uar.rs`. In front of the store is a nop of six bytes, inside one aligned word of eight, so
-//! that whoever stands in for the device inside the program can put a jump of the same length there with one store, and
-//! spare the doorbell its trap. On a real device the nop is all it costs. Two notes say where the places are:
+//! `sync.rs` hands it to `ring/uar.rs`. In front of the store is a nop of six bytes, inside one aligned word of
+//! eight, so that whoever stands in for the device inside the program can put a jump of the same length there with
+//! one store, and spare the doorbell its trap. On a real device the nop is all it costs. Two notes say where the
+//! places are:
 //!
 //! - `.note.pvrdma` is loaded and speaks in distances from itself, for the stand-in. Type 0x101: a jump may lead to
 //!   code that changes what a C function may change of vector, mask and x87 registers, and nothing else.

@@ -133,7 +133,8 @@ fn usual(row: &Row, is_forky: bool) -> Vec<&'static str> {
                 more.extend(["-s", "4096"]);
             }
             if row.is_known() && is_forky {
-                // Or the newer perftest asks the library of Mellanox's devices whether this one places data out of order.
+                // Or the newer perftest asks the library of Mellanox's devices whether this one places data out of
+                // order.
                 more.push("--no_ddp");
             }
             more
@@ -163,7 +164,8 @@ fn has_figures(row: &Row, client: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Perftest that knows the device posts by `ibv_wr_*` unless told otherwise, and has the inline data that was asked for.
+/// Perftest that knows the device posts by `ibv_wr_*` unless told otherwise, and has the inline data that was asked
+/// for.
 fn uses_what_it_knows(row: &Row, client: &Output) -> Result<(), Failure> {
     if !row.is_known() {
         return Ok(());

@@ -21,8 +21,9 @@ pub enum Kind {
 /// A program with its arguments.
 #[derive(Debug)]
 pub struct Row {
-    /// As a user would type it, but for what `cell.rs` adds (port, address, and usual values of what is not said). Before
-    /// perftest stands `known` where it has `tests/c/known_vendor.c` preloaded, and so uses inline data and `ibv_wr_*`.
+    /// As a user would type it, but for what `cell.rs` adds (port, address, and usual values of what is not said).
+    /// Before perftest stands `known` where it has `tests/c/known_vendor.c` preloaded, and so uses inline data and
+    /// `ibv_wr_*`.
     pub line: &'static str,
     /// How it is run.
     pub kind: Kind,

@@ -1,8 +1,9 @@
 //! The guest's kernel: Debian's 6.12 image, and the unmodified `vmw_pvrdma` driver built against it.
 //!
 //! Called by `mod.rs` once; afterwards `target/vm/kernel` holds `vmlinuz`, the modules the guest loads, their
-//! order (`order` at boot, `on_demand` by a step), and `busybox`. Debian builds the driver in none of its kernels, so it is compiled out of tree from
-//! Debian's own source package. The build tools (make, xz, libelf) come as packages too and run from a folder.
+//! order (`order` at boot, `on_demand` by a step), and `busybox`. Debian builds the driver in none of its kernels, so
+//! it is compiled out of tree from Debian's own source package. The build tools (make, xz, libelf) come as packages
+//! too and run from a folder.
 
 use std::collections::HashMap;
 use std::fs;

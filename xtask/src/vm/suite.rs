@@ -1,7 +1,7 @@
 //! rdma-core's own test suite in the guest: the step, and what its results are held against.
 //!
-//! Called by `steps.rs` and, for `--pyverbs`, by `mod.rs`. The same suite runs on the stand-in (`tests/tests/pyverbs.rs`);
-//! what ends otherwise here is in `tests/pyverbs/vm.txt`.
+//! Called by `steps.rs` and, for `--pyverbs`, by `mod.rs`. The same suite runs on the stand-in
+//! (`tests/tests/pyverbs.rs`); what ends otherwise here is in `tests/pyverbs/vm.txt`.
 
 use std::fs;
 use std::path::Path;

@@ -64,7 +64,8 @@ impl Engine {
     }
 
     /// SEND_WITH_INV: on return no peer touches the region's memory any more. What its owner posted from it is its own
-    /// affair, and is not waited for: requesters of two devices that send each other such messages would wait in a ring.
+    /// affair, and is not waited for: requesters of two devices that send each other such messages would wait in a
+    /// ring.
     pub(crate) fn invalidate_for_peer(&self, qp: &Qp, rkey: Rkey) {
         if let Some(mr) = self.valid_fast_reg_mr(qp, rkey) {
             self.replace_mr(mr.invalid());

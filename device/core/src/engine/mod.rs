@@ -36,7 +36,8 @@ pub(crate) const MAX_QP: u32 = 32768;
 pub(crate) const MAX_MR: u32 = 1 << 20;
 
 /// What moves the work of one device: the objects that work requests and messages name, the addresses it answers to,
-/// the ways to its guest and to its peers. The device above owns it and changes it by commands; nobody here knows of that.
+/// the ways to its guest and to its peers. The device above owns it and changes it by commands; nobody here knows of
+/// that.
 pub struct Engine {
     pub(crate) memory: Arc<dyn Memory>,
     pub(crate) interrupts: Arc<dyn Interrupts>,

@@ -93,8 +93,8 @@ impl Engine {
             return Answer::Nak(Nak::SequenceError);
         }
         match request.op {
-            // Done before; the answer was lost (IBA vol. 1, 9.7.5.1.2). What was read is read anew, what an atomic found is
-            // remembered.
+            // Done before; the answer was lost (IBA vol. 1, 9.7.5.1.2). What was read is read anew, what an atomic
+            // found is remembered.
             Op::Atomic { .. } if duplicate => return repeat_reply(&rq, request.psn, far),
             Op::Read { .. } => {}
             _ if duplicate => return Answer::Ack,

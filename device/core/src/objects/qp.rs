@@ -63,7 +63,8 @@ struct Credit {
     recv: AtomicU32,
 }
 
-/// One less, if there is any. Both ends hold the queue's lock, except who renews: it comes after the WQEs it stands for.
+/// One less, if there is any. Both ends hold the queue's lock, except who renews: it comes after the WQEs it stands
+/// for.
 fn spend(credit: &AtomicU32) -> bool {
     credit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }

@@ -94,8 +94,8 @@ impl Srq {
         taken.map(|taken| taken.map(|(receive, _)| receive))
     }
 
-    /// A WQE that was taken and not used. More than `RETURNED` of them are lost: a guest that brings that about is up to
-    /// something.
+    /// A WQE that was taken and not used. More than `RETURNED` of them are lost: a guest that brings that about is up
+    /// to something.
     pub fn put_back(&self, receive: Receive) {
         let mut inner = self.lock();
         if inner.returned.len() < RETURNED {

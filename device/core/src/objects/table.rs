@@ -21,8 +21,8 @@ const LEAF: usize = 256;
 
 #[derive(Debug)]
 struct Inner<T> {
-    /// Leaves without an object are not there: since handles are reused late, a guest that makes and destroys one object
-    /// again and again comes past all of them.
+    /// Leaves without an object are not there: since handles are reused late, a guest that makes and destroys one
+    /// object again and again comes past all of them.
     leaves: Vec<Option<Box<Leaf<T>>>>,
     budget: Arc<Budget>,
     first: u32,

@@ -16,8 +16,8 @@ const PROTOCOL_UDP: u8 = 17;
 
 /// The header of a datagram with `len` bytes of payload, and its `PVRDMA_NETWORK_*` type.
 ///
-/// RoCE v1 has a GRH, v2 an IPv6 header of the same shape, or for IPv4-mapped addresses an IPv4 header in the last 20 of
-/// the 40 bytes (RoCE v2 annex A17.4.5.2).
+/// RoCE v1 has a GRH, v2 an IPv6 header of the same shape, or for IPv4-mapped addresses an IPv4 header in the last 20
+/// of the 40 bytes (RoCE v2 annex A17.4.5.2).
 pub fn header(gid_type: u8, grh: &Grh, source: &Gid, dest: &Gid, len: u16) -> ([u8; GRH_LEN], u8) {
     let v1 = gid_type == PVRDMA_GID_TYPE_FLAG_ROCE_V1;
     let mut bytes = [0; GRH_LEN];

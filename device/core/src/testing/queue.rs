@@ -1,5 +1,5 @@
-//! A provider's side of rings: counters, slots and the bytes of CQEs, written from the description of the format and not
-//! from the device's code.
+//! A provider's side of rings: counters, slots and the bytes of CQEs, written from the description of the format and
+//! not from the device's code.
 
 pub use super::wr::{RawSge, RecvWr, SendWr, To, sge};
 

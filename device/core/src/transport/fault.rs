@@ -1,8 +1,8 @@
 //! A transport with faults: what a bad network does by accident, done by a seed, so that retries and error paths can be
 //! provoked from a shell.
 //!
-//! It stands between the engine and any other transport. A request that is lost is `Pending` for ever and `lost` when the
-//! engine asks, so that those behind it go on and meet a responder that misses one.
+//! It stands between the engine and any other transport. A request that is lost is `Pending` for ever and `lost` when
+//! the engine asks, so that those behind it go on and meet a responder that misses one.
 
 use super::{Answer, Bounds, Op, QpView, Request, Submitted, Token, Transport};
 use crate::handle::{Gid, QpHandle};

@@ -1,5 +1,5 @@
-//! Datagrams of the model: two UD QPs, each of which sends to both. What arrives was sent so and not twice, what is sent
-//! has ended, and a send that fails stops the sends until RTS.
+//! Datagrams of the model: two UD QPs, each of which sends to both. What arrives was sent so and not twice, what is
+//! sent has ended, and a send that fails stops the sends until RTS.
 
 use pvrdma_device::handle::{CtxHandle, PdHandle};
 use pvrdma_device::testing::driver::{Driver, Region};

@@ -307,8 +307,8 @@ impl World {
         }
     }
 
-    /// Registers, uses and takes back a region, in three requests that follow each other; or does one of it at the wrong
-    /// time.
+    /// Registers, uses and takes back a region, in three requests that follow each other; or does one of it at the
+    /// wrong time.
     fn post_fast(&mut self, side: usize, bad: bool) {
         let this = &self.pairs[KERNELS][side];
         let Some(fast) = &this.fast else { return };

@@ -144,8 +144,8 @@ pub struct Glob {
 
 const GLOB_ALTDIRFUNC: c_int = 1 << 9;
 
-/// Flags for a pattern: one that may lead into the tree is looked up by our functions, so that its paths are found there
-/// and told as the program wrote them.
+/// Flags for a pattern: one that may lead into the tree is looked up by our functions, so that its paths are found
+/// there and told as the program wrote them.
 ///
 /// # Safety
 /// As glob(3).

@@ -1,10 +1,10 @@
 //! Doorbells without a trap, where a provider says how.
 //!
-//! A provider may declare the places where it rings (`provider/src/support/doorbell.rs`): a nop of six bytes, inside one
-//! aligned word of eight, in front of the plain store, and a loaded note `.note.pvrdma` that says where both are and
-//! which registers hold value and page. `uverbs` calls [`take_all`] before it maps a doorbell page. It puts a jump in
-//! the place of each nop, to a stub of ours, which has the device act if the address is on one of our pages and goes on
-//! behind the store; any other store it leaves to the processor.
+//! A provider may declare the places where it rings (`provider/src/support/doorbell.rs`): a nop of six bytes, inside
+//! one aligned word of eight, in front of the plain store, and a loaded note `.note.pvrdma` that says where both are
+//! and which registers hold value and page. `uverbs` calls [`take_all`] before it maps a doorbell page. It puts a
+//! jump in the place of each nop, to a stub of ours, which has the device act if the address is on one of our pages
+//! and goes on behind the store; any other store it leaves to the processor.
 //!
 //! Nothing is decoded or guessed, and no instruction is moved: one is replaced by one of the same length, by one
 //! store, and old and new are both right at any moment. Whatever is not as declared stays as it is, and traps: the page

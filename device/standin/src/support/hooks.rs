@@ -1,8 +1,8 @@
 //! Hooks for tests of providers: what traffic alone cannot show is seen and brought about from inside the program.
 //!
 //! A program finds them by dlsym(3); they do something only with `PVRDMA_HOOKS=1` in the environment, and are refused
-//! otherwise (-EPERM, NULL). With the device frozen the program is itself the device: it reads requests from the rings and
-//! writes completions into them. Strings name what is meant, so no header is needed:
+//! otherwise (-EPERM, NULL). With the device frozen the program is itself the device: it reads requests from the
+//! rings and writes completions into them. Strings name what is meant, so no header is needed:
 //!
 //! | function | |
 //! |---|---|
@@ -14,8 +14,8 @@
 //! | `int pvrdma_hook_answer(const char *field, uint64_t value)` | the kernel says this from now on; 0: what is true |
 //! | `int pvrdma_hook_call(const char *when, void (*f)(void *), void *arg)` | once: before the device hears a doorbell of that kind, or when a command of that name is done and its caller does not know it yet |
 //!
-//! Fields: `qp_tab_size`, `qp_handle`, `cqe` (answers of get_context, create_qp, create_cq), `max_cqe`, `max_srq_wr` (limits,
-//! also those that the kernel checks itself).
+//! Fields: `qp_tab_size`, `qp_handle`, `cqe` (answers of get_context, create_qp, create_cq), `max_cqe`, `max_srq_wr`
+//! (limits, also those that the kernel checks itself).
 //!
 //! Numbers are those of the context opened last. Called by `uverbs/` and `process.rs`.
 

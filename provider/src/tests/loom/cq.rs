@@ -1,5 +1,5 @@
-//! [`crate::fast::poll_cq`] and [`crate::fast::cq_ex`]: every completion is delivered once. [`crate::verbs::cq`]: who arms,
-//! polls and sleeps is woken.
+//! [`crate::fast::poll_cq`] and [`crate::fast::cq_ex`]: every completion is delivered once. [`crate::verbs::cq`]: who
+//! arms, polls and sleeps is woken.
 
 use super::device::{self, Device, Ring};
 use super::{both, fails, holds, poll, shadow};

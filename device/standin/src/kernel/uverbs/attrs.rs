@@ -96,7 +96,8 @@ impl Attrs {
         Ok(Some(bytes))
     }
 
-    /// A struct or number, if it is there. Bytes past its end must be zero: they would mean something to a newer kernel.
+    /// A struct or number, if it is there. Bytes past its end must be zero: they would mean something to a newer
+    /// kernel.
     pub fn optional<T: FromBytes>(&self, id: u16) -> Result<Option<T>> {
         let Some(bytes) = self.bytes(id)? else { return Ok(None) };
         let (value, rest) = T::read_from_prefix(&bytes).map_err(|_| EINVAL)?;
