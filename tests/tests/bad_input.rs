@@ -5,8 +5,8 @@ use std::process::Command;
 
 use pvrdma_tests::{Job, Stand, User, machine};
 
-/// Runs `job`, which must fail with one line on standard error that has all `words`.
-fn refused(stand: &Stand, job: Job, words: &[&str]) {
+/// Runs `job`, which must fail with one line on standard error that has all `words`. Returns its exit status.
+fn refused(stand: &Stand, job: Job, words: &[&str]) -> Option<i32> {
     let output = job.output();
     assert!(!output.status.success(), "{output}");
     assert_eq!(output.stdout, "", "{output}");
@@ -15,6 +15,7 @@ fn refused(stand: &Stand, job: Job, words: &[&str]) {
         assert!(output.stderr.contains(word), "it must say {word:?}: {output}");
     }
     assert_eq!(stand.leftovers(), Vec::<PathBuf>::new());
+    output.status.code()
 }
 
 #[test]
@@ -54,14 +55,15 @@ fn providers_that_are_none() {
     }
 }
 
+/// Exit status 127 for what is not there and 126 for what cannot be run, as in a shell.
 #[test]
 fn programs_that_are_none() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
-    refused(&stand, stand.job("no-such-program"), &["no-such-program"]);
-    refused(&stand, stand.job("/no/such/program"), &["/no/such/program"]);
-    refused(&stand, stand.job("/etc/passwd"), &["/etc/passwd"]);
-    refused(&stand, stand.job("/etc"), &["/etc"]);
+    for (program, status) in [("no-such-program", 127), ("/no/such/program", 127), ("/etc/passwd", 126), ("/etc", 126)]
+    {
+        assert_eq!(refused(&stand, stand.job(program), &[program]), Some(status), "{program}");
+    }
 }
 
 /// A preload library cannot reach a static program; without a word it would run and find no device.
@@ -101,13 +103,15 @@ fn trace_files_that_cannot_be_written() {
 fn exit_status_is_the_programs() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
-    for status in [0, 1, 7, 255] {
+    for status in [0, 1, 42, 255] {
         let output = stand.job("sh").args(["-c", &format!("exit {status}")]).output();
         assert_eq!(output.status.code(), Some(status), "{output}");
         assert_eq!(output.stderr, "", "{output}");
     }
-    let output = stand.job("sh").args(["-c", "kill -9 $$"]).output();
-    assert_eq!(output.signal(), Some(libc::SIGKILL), "{output}");
+    for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGINT] {
+        let output = stand.job("sh").args(["-c", &format!("kill -{signal} $$")]).output();
+        assert_eq!(output.status.code(), Some(128 + signal), "{output}");
+    }
 }
 
 /// Options of the program are the program's, with or without `--` before it.

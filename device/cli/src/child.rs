@@ -1,4 +1,7 @@
 //! Starts the program and stays with it: passes signals on, waits, reports how it ended.
+//!
+//! Tested by the command line only (`tests/tests/bad_input.rs`): a unit test that forks would hold, until its exec, the
+//! locks of those beside it, which then find them taken after they let go.
 
 use crate::CannotRun;
 use nix::errno::Errno;
@@ -102,33 +105,4 @@ fn pidfd(child: Pid) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call above opened it, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// On a thread of its own: `run` leaves signals blocked for its caller to exit.
-    fn sh(script: &'static str) -> u8 {
-        let in_thread = move || {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", script]);
-            run(command, Vec::new()).unwrap()
-        };
-        std::thread::spawn(in_thread).join().unwrap()
-    }
-
-    #[test]
-    fn the_exit_status_is_the_programs() {
-        assert_eq!(sh("exit 0"), 0);
-        assert_eq!(sh("exit 42"), 42);
-        assert_eq!(sh("kill -KILL $$"), 128 + 9);
-        assert_eq!(sh("kill -TERM $$"), 128 + 15);
-    }
-
-    #[test]
-    fn a_program_that_is_not_there_is_reported() {
-        let error = run(Command::new("/no/such/program"), Vec::new()).unwrap_err();
-        assert!(error.downcast_ref::<CannotRun>().unwrap().missing);
-    }
 }
