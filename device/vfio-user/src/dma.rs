@@ -365,8 +365,7 @@ pub mod tests {
         const LEN: usize = 1 << 20;
         let map = guest(0, LEN as u64);
         let file = memfd(LEN as u64);
-        let stop = AtomicBool::new(false);
-        let (mut whole, mut faults) = (0u32, 0u32);
+        let (stop, whole, faults) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 let bytes = vec![0x5a; LEN];
@@ -375,26 +374,29 @@ pub mod tests {
                 }
             });
             let unmapper = scope.spawn(|| {
-                let end = Instant::now() + Duration::from_millis(300);
-                while Instant::now() < end {
+                // How often a copy gets through is the scheduler's choice: it goes on until both ends were met.
+                let deadline = Instant::now() + Duration::from_secs(60);
+                let met = || whole.load(Ordering::Relaxed) > 0 && faults.load(Ordering::Relaxed) > 0;
+                let mut rounds = 0;
+                while rounds < 500 || !met() && Instant::now() < deadline {
                     map.unmap(0, LEN as u64).unwrap();
                     std::thread::yield_now();
                     map.map(0, LEN as u64, Some((&file, 0)), true).unwrap();
                     std::thread::sleep(Duration::from_micros(500));
+                    rounds += 1;
                 }
                 stop.store(true, Ordering::Relaxed);
             });
             let mut bytes = vec![0; LEN];
             while !stop.load(Ordering::Relaxed) {
-                match map.read(DmaAddr(0), &mut bytes) {
-                    Ok(()) => whole += 1,
-                    Err(Fault) => faults += 1,
-                }
+                let end = if map.read(DmaAddr(0), &mut bytes).is_ok() { &whole } else { &faults };
+                end.fetch_add(1, Ordering::Relaxed);
             }
             writer.join().unwrap();
             unmapper.join().unwrap();
         });
-        assert!(whole > 0, "no copy ever succeeded ({faults} faults)");
+        let (whole, faults) = (whole.into_inner(), faults.into_inner());
+        assert!(whole > 0 && faults > 0, "{whole} copies were whole, {faults} met a fault");
         map.unmap(0, LEN as u64).unwrap();
         assert_eq!(map.load(DmaAddr(0)), Err(Fault));
     }
