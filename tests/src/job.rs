@@ -238,7 +238,7 @@ impl Running {
     pub fn program_pid(&self, name: &str) -> u32 {
         // The kernel keeps 15 bytes of a name.
         let wanted = &name[..name.len().min(15)];
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + TIME_OUT;
         loop {
             let family = descendants(self.pid());
             let found = family.iter().find(|pid| {

@@ -52,7 +52,7 @@ pub fn wait_for_listener(server: &mut Running, port: u16) {
 }
 
 fn wait_until_listening(server: &mut Running, port: u16) -> Result<(), String> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !listens(port) {
         if server.has_ended() {
             return Err(format!("the server ended early\n{}", server.logs()));
