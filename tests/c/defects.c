@@ -749,6 +749,44 @@ static void reset_while_posting(void)
     CHECK(state_page(a.qp->handle)->tx.prod_tail == 0);
 }
 
+/* All that one may want of a CQ that another thread polls. */
+static void *use_polled_cq(void *argument)
+{
+    struct other *other = argument;
+    CHECK(wait_for(&other->begin, 30000));
+    struct ibv_wc wc;
+    struct ibv_qp_init_attr init = plain_qp(a.cq, IBV_QPT_RC);
+    struct end end = {.qp = ibv_create_qp(device.pd, &init)};
+    CHECK(end.qp);
+    CHECK(!ibv_req_notify_cq(a.cq, 0));
+    CHECK(!ibv_poll_cq(a.cq, 1, &wc));
+    to_init(&end);
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_RESET};
+    CHECK(!ibv_modify_qp(end.qp, &attr, IBV_QP_STATE));
+    CHECK(!ibv_destroy_qp(end.qp));
+    __atomic_store_n(&other->done, 1, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* POLL is heard, and its store takes long: an exit of the virtual machine, or a device that looks for work meanwhile. */
+static void polling(void *argument)
+{
+    struct other *other = argument;
+    __atomic_store_n(&other->begin, 1, __ATOMIC_RELEASE);
+    CHECK(wait_for(&other->done, 30000), "a thread waits as long as the device does");
+}
+
+static void slow_poll(void)
+{
+    struct ibv_wc wc;
+    open_frozen_pair((struct shape){0});
+    struct other other = {0};
+    CHECK(!pthread_create(&other.thread, NULL, use_polled_cq, &other));
+    CHECK(!hook.call("poll", polling, &other));
+    CHECK(!ibv_poll_cq(a.cq, 1, &wc));
+    CHECK(!pthread_join(other.thread, NULL));
+}
+
 static const struct test_case CASES[] = {
     {"opcodes", opcodes},
     {"invalidate_key", invalidate_key},
@@ -789,6 +827,7 @@ static const struct test_case CASES[] = {
     {"other_length", other_length},
     {"partial_poll", partial_poll},
     {"empty_polls", empty_polls},
+    {"slow_poll", slow_poll},
 };
 
 int main(int argc, char **argv)

@@ -1,5 +1,5 @@
 /*
- * What races.c is made of: threads, work requests with tickets, and QPs that send to themselves.
+ * What races.c and fair.c are made of: threads, work requests with tickets, and QPs that send to themselves.
  *
  * Every work request has a ticket of its own in its wr_id, beside the number of its QP: a completion that is lost, comes
  * twice, or goes to another QP is seen. What the threads here tell each other they tell by relaxed atomics, which order
@@ -27,27 +27,27 @@ static struct device device;
 static uint8_t page[4096] __attribute__((aligned(4096)));
 static struct ibv_mr *mr;
 
-static uint32_t steps(uint32_t otherwise)
+static inline uint32_t steps(uint32_t otherwise)
 {
     const char *wanted = getenv("PVRDMA_STEPS");
     return wanted ? (uint32_t)atoi(wanted) : otherwise;
 }
 
 /* Numbers that look random, of one thread. */
-static uint32_t below(uint32_t *seed, uint32_t limit)
+static inline uint32_t below(uint32_t *seed, uint32_t limit)
 {
     *seed = *seed * 1664525u + 1013904223u;
     return (uint32_t)(((uint64_t)(*seed >> 8) * limit) >> 24);
 }
 
-static void open_all(void)
+static inline void open_all(void)
 {
     device = open_device();
     mr = ibv_reg_mr(device.pd, page, sizeof(page), ALL_ACCESS);
     CHECK(mr);
 }
 
-static void close_all(void)
+static inline void close_all(void)
 {
     CHECK(!ibv_dereg_mr(mr));
     close_device(&device);
@@ -61,25 +61,25 @@ struct task {
     pthread_t thread;
 };
 
-static void *run_task(void *task)
+static inline void *run_task(void *task)
 {
     struct task *own = task;
     own->body(own->number);
     return NULL;
 }
 
-static void start(struct task *task, void (*body)(uint32_t), uint32_t number)
+static inline void start(struct task *task, void (*body)(uint32_t), uint32_t number)
 {
     *task = (struct task){.body = body, .number = number};
     CHECK(!pthread_create(&task->thread, NULL, run_task, task));
 }
 
-static void join(struct task *task)
+static inline void join(struct task *task)
 {
     CHECK(!pthread_join(task->thread, NULL));
 }
 
-static void run_threads(void (*body)(uint32_t))
+static inline void run_threads(void (*body)(uint32_t))
 {
     struct task tasks[THREADS];
     for (uint32_t i = 0; i < THREADS; i++)
@@ -96,27 +96,27 @@ static uint8_t seen[TICKETS];
 static uint32_t ended[TICKETS], endings;
 
 /* qp_num 0: whichever QP takes it. */
-static uint64_t ticket(uint32_t qp_num)
+static inline uint64_t ticket(uint32_t qp_num)
 {
     uint32_t number = ADD(&issued, 1);
     CHECK(number < TICKETS, "ask for fewer rounds");
     return (uint64_t)qp_num << 32 | number;
 }
 
-static int was_seen(uint64_t wr_id)
+static inline int was_seen(uint64_t wr_id)
 {
     return LOAD(&seen[(uint32_t)wr_id]);
 }
 
 /* None of these may come out of a poll that begins from now on. */
-static void end_tickets(const uint64_t *wr_ids, uint32_t count)
+static inline void end_tickets(const uint64_t *wr_ids, uint32_t count)
 {
     uint32_t now = ADD(&endings, 1) + 1;
     for (uint32_t i = 0; i < count; i++)
         STORE(&ended[(uint32_t)wr_ids[i]], now);
 }
 
-static void took(uint64_t wr_id, uint32_t qp_num, enum ibv_wc_status status, uint32_t began)
+static inline void took(uint64_t wr_id, uint32_t qp_num, enum ibv_wc_status status, uint32_t began)
 {
     uint32_t number = (uint32_t)wr_id, of = wr_id >> 32;
     CHECK(number < LOAD(&issued), "nobody posted %#llx", (unsigned long long)wr_id);
@@ -127,7 +127,7 @@ static void took(uint64_t wr_id, uint32_t qp_num, enum ibv_wc_status status, uin
     ADD(&taken, 1);
 }
 
-static int take(struct ibv_cq *cq)
+static inline int take(struct ibv_cq *cq)
 {
     uint32_t began = LOAD(&endings);
     struct ibv_wc wc[4];
@@ -138,7 +138,7 @@ static int take(struct ibv_cq *cq)
     return n;
 }
 
-static int take_ex(struct ibv_cq_ex *cq)
+static inline int take_ex(struct ibv_cq_ex *cq)
 {
     struct ibv_poll_cq_attr attr = {0};
     uint32_t began = LOAD(&endings);
@@ -155,7 +155,7 @@ static int take_ex(struct ibv_cq_ex *cq)
 }
 
 /* A turn of a loop that waits for others. They may have no core, or be under valgrind. */
-static void patience(double *limit)
+static inline void patience(double *limit)
 {
     if (!*limit)
         *limit = now_ms() + 60000;
@@ -173,20 +173,20 @@ struct way {
     uint64_t ops;
 };
 
-static struct ibv_cq *new_cq(int cqe)
+static inline struct ibv_cq *new_cq(int cqe)
 {
     struct ibv_cq *cq = ibv_create_cq(device.context, cqe, NULL, NULL, 0);
     CHECK(cq);
     return cq;
 }
 
-static void move_to(struct ibv_qp *qp, enum ibv_qp_state state)
+static inline void move_to(struct ibv_qp *qp, enum ibv_qp_state state)
 {
     struct ibv_qp_attr attr = {.qp_state = state};
     CHECK(!ibv_modify_qp(qp, &attr, IBV_QP_STATE));
 }
 
-static void loop_back(struct ibv_qp *qp)
+static inline void loop_back(struct ibv_qp *qp)
 {
     struct end end = {.qp = qp};
     to_init(&end);
@@ -194,7 +194,7 @@ static void loop_back(struct ibv_qp *qp)
     to_rts(&end, USUAL);
 }
 
-static struct ibv_qp *unconnected_qp(struct way way)
+static inline struct ibv_qp *unconnected_qp(struct way way)
 {
     struct ibv_qp_init_attr_ex init = {
         .send_cq = way.send_cq,
@@ -214,14 +214,14 @@ static struct ibv_qp *unconnected_qp(struct way way)
     return qp;
 }
 
-static struct ibv_qp *new_qp(struct way way)
+static inline struct ibv_qp *new_qp(struct way way)
 {
     struct ibv_qp *qp = unconnected_qp(way);
     loop_back(qp);
     return qp;
 }
 
-static struct ibv_send_wr request(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint64_t wr_id, struct ibv_sge *sge)
+static inline struct ibv_send_wr request(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint64_t wr_id, struct ibv_sge *sge)
 {
     *sge = (struct ibv_sge){.addr = (uintptr_t)page, .length = 8, .lkey = mr->lkey};
     return (struct ibv_send_wr){
@@ -234,7 +234,7 @@ static struct ibv_send_wr request(struct ibv_qp *qp, enum ibv_wr_opcode opcode, 
     };
 }
 
-static int post(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint64_t wr_id)
+static inline int post(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint64_t wr_id)
 {
     struct ibv_sge sge;
     struct ibv_send_wr wr = request(qp, opcode, wr_id, &sge), *bad = NULL;
@@ -244,7 +244,7 @@ static int post(struct ibv_qp *qp, enum ibv_wr_opcode opcode, uint64_t wr_id)
 }
 
 /* As many as the queue takes, with one doorbell. */
-static void post_all(struct ibv_qp *qp, uint64_t wr_ids[DEPTH])
+static inline void post_all(struct ibv_qp *qp, uint64_t wr_ids[DEPTH])
 {
     struct ibv_sge sge;
     struct ibv_send_wr wrs[DEPTH], *bad;
@@ -256,7 +256,7 @@ static void post_all(struct ibv_qp *qp, uint64_t wr_ids[DEPTH])
     CHECK(!ibv_post_send(qp, wrs, &bad));
 }
 
-static void wait_for(const uint64_t *wr_ids, uint32_t count)
+static inline void wait_for(const uint64_t *wr_ids, uint32_t count)
 {
     double limit = 0;
     for (uint32_t i = 0; i < count; i++)
@@ -265,7 +265,7 @@ static void wait_for(const uint64_t *wr_ids, uint32_t count)
 }
 
 /* To a QP, or to a shared queue. */
-static int receive(struct ibv_qp *qp, struct ibv_srq *srq, uint64_t wr_id)
+static inline int receive(struct ibv_qp *qp, struct ibv_srq *srq, uint64_t wr_id)
 {
     struct ibv_sge sge = {.addr = (uintptr_t)page + 2048, .length = 8, .lkey = mr->lkey};
     struct ibv_recv_wr *bad = NULL, wr = {.wr_id = wr_id, .sg_list = &sge, .num_sge = 1};
