@@ -1,13 +1,16 @@
 /*
- * Threads that poll a CQ and never stop, and one that makes, arms, resets and destroys a QP on that CQ beside them.
+ * Who wants a CQ has it soon: beside threads that poll it and never stop, and beside another CQ that stays empty.
  *
  *   fair         lists the cases
  *   fair CASE    runs it
  *
- * Whoever waits for a CQ shall have it soon, whatever the others do. What says so is no time, which is the scheduler's,
- * but how many polls of the others go by while one verb is under way, in the mean of all rounds: beside more threads than
- * cores some verb loses its core, and then they are thousands. PVRDMA_STEPS in the environment is the number of rounds.
+ * One thread makes, arms, resets and destroys a QP on the CQ that others poll. How long it waits is counted in polls of
+ * the others that go by during a verb, since time is the scheduler's; and in the mean of all rounds, since beside more
+ * threads than cores some verb loses its core, and then they are thousands. PVRDMA_STEPS is the number of rounds.
  */
+#define _GNU_SOURCE
+#include <sys/resource.h>
+
 #include "tickets.h"
 
 static struct ibv_cq *cq;
@@ -163,10 +166,42 @@ static void held(void)
     beside(hold_until_over, 1, 5000);
 }
 
+/* ---- two CQs ---- */
+
+static long sleeps(void)
+{
+    struct rusage usage;
+    CHECK(!getrusage(RUSAGE_THREAD, &usage));
+    return usage.ru_nvcsw;
+}
+
+/* Polled in turn, the one that stays empty first: the completion is in the other, and nobody need wait for it. A thread
+ * that loses its core has not slept. */
+static void two_cqs(void)
+{
+    open_all();
+    struct ibv_cq *send_cq = new_cq(DEPTH), *recv_cq = new_cq(DEPTH);
+    struct ibv_qp *qp = new_qp((struct way){.send_cq = send_cq, .recv_cq = recv_cq});
+    uint32_t rounds = steps(1000);
+    long before = sleeps();
+    for (uint32_t round = 0; round < rounds; round++) {
+        struct ibv_wc wc;
+        double limit = 0;
+        CHECK(!post(qp, IBV_WR_RDMA_WRITE, 1));
+        while (ibv_poll_cq(recv_cq, 1, &wc) + ibv_poll_cq(send_cq, 1, &wc) != 1)
+            patience(&limit);
+    }
+    long slept = sleeps() - before;
+    CHECK(slept <= rounds / 10, "slept %ld times in %u writes", slept, rounds);
+    CHECK(!ibv_destroy_qp(qp) && !ibv_destroy_cq(send_cq) && !ibv_destroy_cq(recv_cq));
+    close_all();
+}
+
 static const struct test_case CASES[] = {
     {"poll_cq", poll_cq},
     {"start_poll", start_poll},
     {"held", held},
+    {"two_cqs", two_cqs},
 };
 
 int main(int argc, char **argv)

@@ -215,9 +215,12 @@ fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     match doorbell {
         Doorbell::Cq { cq, poll: true, .. } if process.driver.device.cq_polled(ctx, cq) => {
             process.empty_poll(|| process.driver.device.cq_is_empty(ctx, cq));
+            // The return tells the caller of what has come meanwhile.
+            process.driver.device.cq_polled(ctx, cq);
         }
-        // A poll that found something, only less than it had room for, ends with POLL too. It does not count as
-        // polling: its caller may go to sleep on an event next, and then the side thread has to be woken for it.
+        // A poll that found something, only less than it had room for, ends with POLL too, and what comes may lie in
+        // another CQ. That does not count as polling: the caller may go to sleep on an event next, and then the side
+        // thread has to be woken for it.
         Doorbell::Cq { poll: true, .. } => {
             process.empty_polls.store(0, Ordering::Relaxed);
             process.pump();

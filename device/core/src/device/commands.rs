@@ -206,7 +206,8 @@ impl Device {
         }
         let claim = self.claim::<Cq>("CQ", 0, buffer.page_entries())?;
         let pages = ring_pages(buffer, &*self.engine.memory)?;
-        let cq = made(self.cqs.insert(claim, |handle| Cq::new(CqHandle(handle), ctx, cqe, pages)), "CQ")?;
+        let puts = self.puts.clone();
+        let cq = made(self.cqs.insert(claim, |handle| Cq::new(CqHandle(handle), ctx, cqe, pages, puts)), "CQ")?;
         Ok(Response::CreateCq { cq: cq.handle, cqe })
     }
 

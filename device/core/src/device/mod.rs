@@ -20,7 +20,7 @@ use crate::transport::{Answer, Far, Request, Responder, Token, Transport};
 use commands::KeyCounts;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PCI_DEVICE_ID_VMWARE_PVRDMA, PCI_VENDOR_ID_VMWARE, PVRDMA_PAGE_SIZE};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What makes one device differ from another.
@@ -58,6 +58,8 @@ pub struct Device {
     pds: Table<Pd>,
     cqs: Table<Cq>,
     srqs: Table<Srq>,
+    /// Completions ever put into a CQ (`Cq::polled`).
+    puts: Arc<AtomicU32>,
     /// Serialises commands: they come from one driver each, but contexts of a process are many threads.
     commands: Mutex<KeyCounts>,
 }
@@ -89,6 +91,7 @@ impl Device {
             pds: Table::new(1, MAX_PD, budget),
             cqs: Table::new(0, MAX_CQ, budget),
             srqs: Table::new(1, MAX_SRQ, budget),
+            puts: Arc::default(),
             commands: Mutex::default(),
         })
     }

@@ -8,7 +8,8 @@ use crate::memory::{Memory, PageTable};
 use crate::rings::cqe::Completion;
 use crate::rings::ring::{Geometry, Producer, state};
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_PAGE_SIZE, pvrdma_cqe};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A completion queue.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Cq {
     /// Owner.
     pub ctx: CtxHandle,
     pages: PageTable,
+    /// Completions ever put into any CQ of the device; wraps.
+    puts: Arc<AtomicU32>,
     inner: Mutex<Inner>,
 }
 
@@ -25,8 +28,7 @@ pub struct Cq {
 struct Inner {
     ring: Producer,
     armed: Option<Arm>,
-    /// Completions ever put, and how many it were at the last POLL; both wrap.
-    puts: u32,
+    /// `Cq::puts` at the last POLL.
     puts_at_poll: u32,
     /// Overrun or broken: takes no more (IBA vol. 1, 11.6.3.2: CQ error is final).
     dead: bool,
@@ -37,8 +39,14 @@ struct Inner {
 pub struct DeadCq;
 
 impl Cq {
-    /// Checks that `pages` hold the state page and `cqe` entries.
-    pub fn new(handle: CqHandle, ctx: CtxHandle, cqe: u32, pages: PageTable) -> Result<Cq, CommandError> {
+    /// Checks that `pages` hold the state page and `cqe` entries. `puts` is the count that all CQs of a device share.
+    pub fn new(
+        handle: CqHandle,
+        ctx: CtxHandle,
+        cqe: u32,
+        pages: PageTable,
+        puts: Arc<AtomicU32>,
+    ) -> Result<Cq, CommandError> {
         let geometry = Geometry {
             slots: cqe,
             stride: size_of::<pvrdma_cqe>() as u32,
@@ -49,8 +57,9 @@ impl Cq {
         if pages.len() < geometry.base + geometry.bytes() {
             return Err(CommandError::Invalid("CQ buffer shorter than its entries"));
         }
-        let inner = Inner { ring: Producer::new(geometry), armed: None, puts: 0, puts_at_poll: 0, dead: false };
-        Ok(Cq { handle, ctx, pages, inner: Mutex::new(inner) })
+        let puts_at_poll = puts.load(Ordering::Relaxed);
+        let inner = Inner { ring: Producer::new(geometry), armed: None, puts_at_poll, dead: false };
+        Ok(Cq { handle, ctx, pages, puts, inner: Mutex::new(inner) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -73,7 +82,8 @@ impl Cq {
             interrupts.async_event(AsyncEvent::CqErr(self.handle));
             return Err(DeadCq);
         }
-        inner.puts = inner.puts.wrapping_add(1);
+        // Relaxed: it tells that there is news, and orders nothing.
+        self.puts.fetch_add(1, Ordering::Relaxed);
         let fire = match inner.armed {
             Some(Arm::Any) => true,
             Some(Arm::Solicited) => completion.wakes_solicited(),
@@ -100,10 +110,12 @@ impl Cq {
 
     /// The consumer polled. Whether it spins: nothing came since its last POLL, and it waits for no event either.
     /// A POLL also ends a poll that found less than it had room for; its caller has work to do and must not be held.
+    /// Nor must one whose news lies in another CQ, which it polls next.
     pub fn polled(&self) -> bool {
         let mut inner = self.lock();
-        let spins = inner.armed.is_none() && inner.puts == inner.puts_at_poll;
-        inner.puts_at_poll = inner.puts;
+        let puts = self.puts.load(Ordering::Relaxed);
+        let spins = inner.armed.is_none() && puts == inner.puts_at_poll;
+        inner.puts_at_poll = puts;
         spins
     }
 
@@ -126,7 +138,7 @@ mod tests {
 
     fn cq(ram: &Ram, cqe: u32) -> Cq {
         let pages = PageTable::Flat(Span { addr: DmaAddr(0), len: ram.len() });
-        Cq::new(CqHandle(9), CtxHandle(1), cqe, pages).unwrap()
+        Cq::new(CqHandle(9), CtxHandle(1), cqe, pages, Arc::default()).unwrap()
     }
 
     #[test]
@@ -157,6 +169,21 @@ mod tests {
     }
 
     #[test]
+    fn spins_only_who_has_no_news_in_any_cq() {
+        let (ram, other_ram, bell) = (Ram::new(8192), Ram::new(8192), Bell::default());
+        let polled = cq(&ram, 64);
+        let other = Cq { puts: polled.puts.clone(), ..cq(&other_ram, 64) };
+        assert!(polled.polled(), "nothing ever came");
+        for (cq, ram) in [(&polled, &ram), (&other, &other_ram)] {
+            cq.put(&completion(false, 0), ram, &bell).unwrap();
+            assert!(!polled.polled());
+            assert!(polled.polled(), "told once");
+        }
+        polled.arm(Arm::Any);
+        assert!(!polled.polled(), "waits for an event");
+    }
+
+    #[test]
     fn overrun_is_one_event_and_final() {
         let (ram, bell) = (Ram::new(8192), Bell::default());
         let cq = cq(&ram, 2);
@@ -170,6 +197,6 @@ mod tests {
     #[test]
     fn short_buffer_is_refused() {
         let pages = PageTable::Flat(Span { addr: DmaAddr(0), len: 4096 + 64 });
-        assert!(Cq::new(CqHandle(1), CtxHandle(1), 2, pages).is_err());
+        assert!(Cq::new(CqHandle(1), CtxHandle(1), 2, pages, Arc::default()).is_err());
     }
 }
