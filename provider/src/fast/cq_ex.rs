@@ -365,7 +365,7 @@ mod tests {
     fn completions_come_in_order_and_slots_go_back_at_the_end() {
         let mut mock = Mock::new(4, 1, 4);
         let cq = extended(&mut mock);
-        // A new CQ counts as armed.
+        // A new CQ counts as one that something came to.
         assert_eq!(drain(cq), []);
         mock.rung(PVRDMA_UAR_CQ_OFFSET);
         for round in 0..5 {

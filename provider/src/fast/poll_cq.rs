@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn completions_come_in_order_and_no_more_than_asked_for() {
         let mock = Mock::new(4, 1, 4);
-        // A new CQ counts as armed.
+        // A new CQ counts as one that something came to.
         assert_eq!(poll(&mock, 1), Ok(vec![]));
         assert_eq!(mock.rung(PVRDMA_UAR_CQ_OFFSET), POLL);
         (0..4).for_each(|i| mock.put(send_cqe(i)));

@@ -88,7 +88,7 @@ impl CqRing {
             slot_mask: size.slot_mask(),
             seen: 0,
             mark: 0,
-            credit: 0,
+            credit: EAGER,
             walk: Walk { next: ptr::null(), limit: ptr::null(), qp_num: 0, at: 0, start: ptr::null() },
         }
     }

@@ -37,7 +37,7 @@ pub struct Cq {
     pub register: Register,
     /// Rung to have the device put what it holds back.
     pub poll_bell: u32,
-    /// Was POLL not rung since the CQ was made or armed? Then it is time to.
+    /// Was POLL not rung since the CQ was armed? Then it is time to.
     armed: AtomicBool,
     /// Of the send queues with inline data that complete here, in the order of their handles. Apart from the
     /// ring, so that making a QP needs no lock that a poller takes each time.
@@ -76,7 +76,7 @@ impl Cq {
             ring,
             register: uar.cq(),
             poll_bell: 0,
-            armed: AtomicBool::new(true),
+            armed: AtomicBool::new(false),
             logs,
             qp_nums,
             _buf: buf,
