@@ -18,9 +18,6 @@ const NOT_OURS: &[&str] = &[".git", "target", "seeds", "corpus"];
 const NAMES: &[&str] = &[".rs", ".md"];
 const PATHS: &[&str] = &[".rs", ".md", ".c", ".txt", ".toml", ".py", ".sh"];
 
-/// Files that a command makes, and that need not be there: where they are spoken of, and their names.
-const MADE: &[(&str, &str)] = &[("perftest/README.md", "perftest/figures.svg")];
-
 const COLUMNS: usize = 120;
 
 /// The files of the tree, by their paths from the top.
@@ -61,9 +58,7 @@ impl Tree {
         }
         let (home, end) = (self.home(file), format!("/{name}"));
         let is_near = |path: &str| home.is_empty() || path.starts_with(home) && path[home.len()..].starts_with('/');
-        self.has(name)
-            || self.0.iter().any(|path| is_near(path) && path.ends_with(&end))
-            || MADE.contains(&(file, name))
+        self.has(name) || self.0.iter().any(|path| is_near(path) && path.ends_with(&end))
     }
 
     /// Is `word` the name of a file, or of a folder from the top?
