@@ -85,3 +85,28 @@ fn cargo_deny() -> Result<std::path::PathBuf> {
     }
     Ok(program)
 }
+
+/// All of it compiles with the Rust that `Cargo.toml` promises, which rustup brings: later ones take more.
+pub fn rust_version() -> Result<()> {
+    let version = env!("CARGO_PKG_RUST_VERSION");
+    if Command::new("rustup").arg("--version").output().is_err() {
+        ensure!(std::env::var_os("CI").is_none(), "no rustup, so no Rust {version}");
+        println!("NOT RUN: no rustup, so no Rust {version}");
+        return Ok(());
+    }
+    shell::run(Command::new("rustup").args([
+        "toolchain",
+        "install",
+        version,
+        "--profile",
+        "minimal",
+        "--no-self-update",
+    ]))?;
+    shell::run(
+        Command::new("rustup")
+            .args(["run", version, "cargo", "check", "--locked", "--workspace", "--all-targets", "--all-features"])
+            .arg("--target-dir")
+            .arg(shell::target().join("rust-version"))
+            .current_dir(shell::workspace()),
+    )
+}

@@ -23,6 +23,7 @@ const CHECKS: &[Check] = &[
         shows: "lints, warnings are errors",
         run: || run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])),
     },
+    Check { name: "rust", shows: "compiles with the oldest Rust that is promised", run: checks::rust_version },
     Check {
         name: "doc",
         shows: "documentation builds without a warning",

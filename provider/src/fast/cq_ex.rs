@@ -31,8 +31,10 @@ pub unsafe fn create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_init_att
         return Err(refuse(Errno::EINVAL, format_args!("create_cq_ex: comp_mask {comp_mask:#x}")));
     }
     if wc_flags & !u64::from(IBV_WC_STANDARD_FLAGS) != 0 {
-        let why = format_args!("create_cq_ex: wc_flags {wc_flags:#x}: completions have {IBV_WC_STANDARD_FLAGS:#x}");
-        return Err(refuse(Errno::EOPNOTSUPP, why));
+        return Err(refuse(
+            Errno::EOPNOTSUPP,
+            format_args!("create_cq_ex: wc_flags {wc_flags:#x}: completions have {IBV_WC_STANDARD_FLAGS:#x}"),
+        ));
     }
     let flags = match comp_mask & IBV_CQ_INIT_ATTR_MASK_FLAGS {
         0 => 0,

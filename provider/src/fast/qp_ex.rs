@@ -43,8 +43,10 @@ pub unsafe fn create_qp_ex(context: *mut ibv_context, attr: *mut ibv_qp_init_att
     if let Some(ops) = ops
         && ops & !possible != 0
     {
-        let why = format_args!("create_qp_ex: send_ops_flags {ops:#x}: a QP of this type can {possible:#x}");
-        return Err(refuse(Errno::EOPNOTSUPP, why));
+        return Err(refuse(
+            Errno::EOPNOTSUPP,
+            format_args!("create_qp_ex: send_ops_flags {ops:#x}: a QP of this type can {possible:#x}"),
+        ));
     }
     // SAFETY: promise of the caller.
     let qp = unsafe { qp::create(ex.pd, &mut init) }?;

@@ -74,8 +74,10 @@ pub unsafe fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> Result<*mut 
     let dmac = match mac_in(&gid) {
         Told::Mac(mac) => mac,
         Told::Nothing if !port.ip_based_gids => {
-            let why = format_args!("create_ah: the port has no IP based GIDs, and no MAC is in {}", show(&gid));
-            return Err(refuse(Errno::EINVAL, why));
+            return Err(refuse(
+                Errno::EINVAL,
+                format_args!("create_ah: the port has no IP based GIDs, and no MAC is in {}", show(&gid)),
+            ));
         }
         Told::LinkLocal(mac) if !port.ip_based_gids => mac,
         told => {
@@ -86,8 +88,10 @@ pub unsafe fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> Result<*mut 
                 // Nobody answers, but such an address usually has the MAC inside.
                 (Err(_), Told::LinkLocal(mac)) => mac,
                 (Err(errno), _) => {
-                    let why = format_args!("create_ah: no neighbour at {}: errno {}", show(&gid), errno.0);
-                    return Err(refuse(errno, why));
+                    return Err(refuse(
+                        errno,
+                        format_args!("create_ah: no neighbour at {}: errno {}", show(&gid), errno.0),
+                    ));
                 }
             }
         }

@@ -36,8 +36,10 @@ pub unsafe fn reg_mr(
     access: c_int,
 ) -> Result<*mut ibv_mr, Errno> {
     if iova != addr as u64 || access as u32 & IBV_ACCESS_ZERO_BASED != 0 {
-        let why = format_args!("reg_mr: {addr:?} at iova {iova:#x}: the kernel driver drops the iova");
-        return Err(refuse(Errno::EOPNOTSUPP, why));
+        return Err(refuse(
+            Errno::EOPNOTSUPP,
+            format_args!("reg_mr: {addr:?} at iova {iova:#x}: the kernel driver drops the iova"),
+        ));
     }
     // SAFETY: passed on from the caller.
     let mr = unsafe { register(pd, addr, length, iova, access) }.map_err(|errno| {

@@ -200,8 +200,7 @@ pub unsafe fn alloc_parent_domain(
     // SAFETY: promise of the caller.
     let attr = unsafe { attr.read() };
     if attr.comp_mask & !(IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT) != 0 {
-        let why = format_args!("alloc_parent_domain: comp_mask {:#x}", attr.comp_mask);
-        return Err(refuse(Errno::EINVAL, why));
+        return Err(refuse(Errno::EINVAL, format_args!("alloc_parent_domain: comp_mask {:#x}", attr.comp_mask)));
     }
     let real = NonNull::new(attr.pd.cast::<Pd>())
         .ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;

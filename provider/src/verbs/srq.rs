@@ -103,8 +103,7 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     let shape = shape(&init.attr, &own.limits).map_err(|errno| {
         let (asked, most) = (&init.attr, &own.limits);
         let (wr, sge) = (most.max_srq_wr, most.max_srq_sge);
-        let why = format_args!("create_srq: {} of {} SGEs: at most {wr} of {sge}", asked.max_wr, asked.max_sge);
-        refuse(errno, why)
+        refuse(errno, format_args!("create_srq: {} of {} SGEs: at most {wr} of {sge}", asked.max_wr, asked.max_sge))
     })?;
     let buf = Buf::new(buf_len(shape)?, source, Resource::Srq)?;
     let mut cmd = Cmd::<ib_uverbs_create_srq, _>::new(pvrdma_create_srq {
