@@ -7,8 +7,7 @@ use pvrdma_perftest::assembly::{Function, functions};
 use pvrdma_tests::{artifacts, cannot_run};
 
 /// What libibverbs and applications call, and what that jumps to, by their names in the plugin. (Not all: inline data,
-/// and several completions at once, want more
-/// registers than there are for free.)
+/// and several completions at once, want more registers than there are for free.)
 const HOT: &[&str] = &[
     "vmw_pvrdma::fast::post_send::post_send",
     "vmw_pvrdma::fast::post_send::post_send_other",
@@ -16,7 +15,7 @@ const HOT: &[&str] = &[
     "vmw_pvrdma::fast::post_recv::post_recv",
     "vmw_pvrdma::fast::post_recv::post_srq_recv",
     "vmw_pvrdma::fast::poll_cq::poll_cq",
-    "vmw_pvrdma::fast::poll_cq::ask",
+    "vmw_pvrdma::fast::poll_cq::ask_for_one",
     "vmw_pvrdma::fast::cq_ex::next_poll",
     "vmw_pvrdma::fast::wr::plain::wr_start",
     "vmw_pvrdma::fast::wr::plain::wr_send",

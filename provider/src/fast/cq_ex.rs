@@ -532,15 +532,18 @@ mod tests {
         let mut mock = Mock::single_threaded(4, 8);
         mock.cq.qp_nums.set(OTHER, 70);
         let cq = extended(&mut mock);
-        for _ in 0..10 {
-            for handle in [Mock::HANDLE, OTHER, Mock::HANDLE, OTHER, Mock::HANDLE] {
-                mock.put(pvrdma_cqe { qp: handle.into(), ..send_cqe(handle.into()) });
+        // Wherever the ring wraps.
+        for round in 0..32 {
+            for (handle, byte_len) in [(Mock::HANDLE, round), (OTHER, 99), (Mock::HANDLE, 99), (OTHER, 99)] {
+                mock.put(pvrdma_cqe { qp: handle.into(), byte_len, ..send_cqe(handle.into()) });
             }
+            (0..round % 3).for_each(|_| mock.put(send_cqe(5)));
             assert_eq!(start(cq), 0);
             mock.cq.remove_completions_of(Mock::HANDLE);
             let mut rest = Vec::new();
             // SAFETY: being polled.
             unsafe {
+                assert_eq!((read_byte_len(cq), read_qp_num(cq)), (round, Mock::QPN), "what is current stays so");
                 while next_poll(cq) == 0 {
                     rest.push(((*cq).wr_id, read_qp_num(cq)));
                 }

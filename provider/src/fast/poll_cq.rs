@@ -18,11 +18,12 @@ use pvrdma_ffi::verbs::*;
 /// The device's counter is impossible: an error, not an empty queue.
 const BROKEN: c_int = -libc::EIO;
 
-/// The device was not asked yet in this call.
-const MAY_ASK: bool = true;
+/// The first look of a call, after which the device may be asked, and the one after that.
+const FIRST: bool = true;
+const AFTER_ASKING: bool = false;
 
 /// `poll_cq`: take up to `num_entries` completions. Returns how many, or a negative errno. Fewer than asked
-/// for means that the CQ is empty.
+/// for means that the CQ is empty (or that there is more than a ring full of completions of QPs that are gone).
 ///
 /// # Safety
 /// `cq` must be a live CQ of ours, `wc` valid for writes of `num_entries` completions.
@@ -53,7 +54,7 @@ pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut i
             rare();
             // More are there: one judgement is enough for all of them.
             if (*ring).seen() == head && (*ring).judge(tail).is_none() {
-                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+                return poll_rest::<FIRST>(cq, num_entries, wc);
             }
             if let Some(left) = take_one(cq, ring, head, num_entries, wc) {
                 return left;
@@ -65,7 +66,7 @@ pub unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut i
     }
 }
 
-/// Who calls this is not expected to be there: so the other way needs no jump.
+/// Says to the compiler that the branch which calls this is the rare one.
 #[cold]
 #[inline(always)]
 fn rare() {}
@@ -94,7 +95,7 @@ unsafe extern "C" fn poll_several(cq: *mut ibv_cq, num_entries: c_int, wc: *mut 
         if look(words) == head {
             return ask(cq, num_entries, wc, words, head);
         }
-        poll_run::<MAY_ASK>(cq, num_entries, wc)
+        poll_run::<FIRST>(cq, num_entries, wc)
     }
 }
 
@@ -129,14 +130,15 @@ unsafe fn take_one(
     unsafe {
         let entry = (*ring).entry(head);
         let Some(qp_num) = plain_qp((*ring).qp_nums(), entry) else {
-            return Some(poll_rest::<MAY_ASK>(cq, num_entries, wc));
+            return Some(poll_rest::<FIRST>(cq, num_entries, wc));
         };
         if !entry.raw().has_same_opcodes() {
-            return Some(poll_rest::<MAY_ASK>(cq, num_entries, wc));
+            return Some(poll_rest::<FIRST>(cq, num_entries, wc));
         }
-        // To another one, which finds out too: or the compiler would make one test of these two, which is longer.
+        // Not where the opcodes lead, and on purpose: the compiler would make one test of these two, which is
+        // longer. `poll_run` finds out too.
         if !entry.raw().has_same_flags() {
-            return Some(poll_run::<MAY_ASK>(cq, num_entries, wc));
+            return Some(poll_run::<FIRST>(cq, num_entries, wc));
         }
         entry.copy_raw(wc, qp_num);
     }
@@ -145,17 +147,17 @@ unsafe fn take_one(
 
 /// [`poll_cq`] for any number, the lock held. Where the entries wrap it leaves them.
 #[inline(never)]
-unsafe extern "C" fn poll_run<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+unsafe extern "C" fn poll_run<const IS_FIRST: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
     // SAFETY: promise of the caller.
     unsafe {
         let lock = lock_of(cq);
         let ring = (*lock).data();
         let Some(ready) = (*ring).some_ready() else {
-            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            return poll_rest::<IS_FIRST>(cq, num_entries, wc);
         };
         let count = ready.min(num_entries as u32);
         if count > (*ring).run() {
-            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            return poll_rest::<IS_FIRST>(cq, num_entries, wc);
         }
         let table = (*ring).qp_nums();
         let (mut entry, mut to) = ((*ring).entry((*ring).head()), wc);
@@ -163,7 +165,7 @@ unsafe extern "C" fn poll_run<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries:
         let mut all = Raw::default();
         if count & 1 != 0 {
             let Some(qp_num) = plain_qp(table, entry) else {
-                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+                return poll_rest::<IS_FIRST>(cq, num_entries, wc);
             };
             all = entry.raw();
             entry.copy_raw(to, qp_num);
@@ -172,23 +174,23 @@ unsafe extern "C" fn poll_run<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries:
         // Two at a time: the loop itself is a tenth of one.
         while to != end {
             let Some(qp_num) = plain_qp(table, entry) else {
-                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+                return poll_rest::<IS_FIRST>(cq, num_entries, wc);
             };
-            all = all.and(entry.raw());
+            all = all.with(entry.raw());
             entry.copy_raw(to, qp_num);
             let Some(qp_num) = plain_qp(table, entry.next()) else {
-                return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+                return poll_rest::<IS_FIRST>(cq, num_entries, wc);
             };
-            all = all.and(entry.next().raw());
+            all = all.with(entry.next().raw());
             entry.next().copy_raw(to.add(1), qp_num);
             (entry, to) = (entry.next().next(), to.add(2));
         }
         if !all.has_same_opcodes() || !all.has_same_flags() {
-            return poll_rest::<MAY_ASK>(cq, num_entries, wc);
+            return poll_rest::<IS_FIRST>(cq, num_entries, wc);
         }
         (*ring).release(count);
         (*lock).leave();
-        if MAY_ASK && (count as c_int) < num_entries && (*cq.cast::<Cq>()).is_armed() {
+        if IS_FIRST && (count as c_int) < num_entries && (*cq.cast::<Cq>()).is_armed() {
             return ask_for_more(cq, num_entries, wc, count as c_int);
         }
         count as c_int
@@ -242,7 +244,7 @@ unsafe extern "C" fn poll_wait(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv
         let ring = (*lock).data();
         match (*ring).ready() {
             Ok(0) => ask(cq, num_entries, wc, (*ring).words(), (*ring).head()),
-            _ => poll_rest::<MAY_ASK>(cq, num_entries, wc),
+            _ => poll_rest::<FIRST>(cq, num_entries, wc),
         }
     }
 }
@@ -256,24 +258,24 @@ unsafe extern "C" fn poll_again(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ib
         if !(*lock).enter() {
             (*lock).wait();
         }
-        poll_run::<{ !MAY_ASK }>(cq, num_entries, wc)
+        poll_run::<AFTER_ASKING>(cq, num_entries, wc)
     }
 }
 
 /// [`poll_cq`] of whatever is there, the lock held: opcodes and flags are translated, entries of QPs with
 /// a log found there, those of no QP skipped. If nothing is left, the device is asked.
 #[inline(never)]
-unsafe extern "C" fn poll_rest<const MAY_ASK: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
+unsafe extern "C" fn poll_rest<const IS_FIRST: bool>(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {
     // SAFETY: promise of the caller.
     unsafe {
         let own = Cq::of(cq);
         let taken = boundary::count(|| take_any(own, &mut *own.ring.data(), num_entries as u32, wc));
-        if taken == 0 && MAY_ASK {
+        if taken == 0 && IS_FIRST {
             let ring = own.ring.data();
             return ask(cq, num_entries, wc, (*ring).words(), (*ring).head());
         }
         own.ring.leave();
-        if MAY_ASK && (1..num_entries).contains(&taken) && own.is_armed() {
+        if IS_FIRST && (1..num_entries).contains(&taken) && own.is_armed() {
             return ask_for_more(cq, num_entries, wc, taken);
         }
         taken

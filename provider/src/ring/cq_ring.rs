@@ -257,7 +257,7 @@ impl CqRing {
             return;
         }
         let at = self.walked_to();
-        // Not behind the head, where a thread that no lock keeps from itself may have moved it meanwhile.
+        // Not behind the head: where there is one thread no lock keeps it from polling this CQ in the walk.
         if self.size.wrap(at.wrapping_sub(self.head)) <= self.size.wrap(self.seen.wrapping_sub(self.head)) {
             self.release_to(self.words, at);
         }
@@ -284,7 +284,14 @@ impl CqRing {
             }
         }
         if removed > 0 && is_walk {
-            self.walk_from(self.size.wrap(from.wrapping_add(removed)), count - removed);
+            // The last one passed goes along: the application may still read it, at the place before the next.
+            let last = self.size.wrap(from.wrapping_add(removed - 1));
+            if from != self.head {
+                // SAFETY: two different entries, both ours until released.
+                unsafe { self.entry(from.wrapping_sub(1)).copy_to(self.entry(last)) };
+            }
+            self.walk_from(last, count - removed + 1);
+            self.walk.next = self.walk.next.wrapping_add(1);
         } else if removed > 0 {
             self.release(removed);
         }

@@ -183,9 +183,9 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Of these and those.
+    /// The bits of these and of those.
     #[inline(always)]
-    pub fn and(self, other: Self) -> Self {
+    pub fn with(self, other: Self) -> Self {
         Self { opcode: self.opcode | other.opcode, flags: self.flags | other.flags }
     }
 

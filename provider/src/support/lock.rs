@@ -1,16 +1,18 @@
 //! The lock the verbs hold: a spin lock with the data inside.
 //!
-//! Critical sections are a few dozen instructions and never a doorbell that the device may sit on, so
-//! spinning beats sleeping. Where there is one thread ([`Threads`]) taking the lock is one comparison, and
-//! an uncontended pair is one locked instruction otherwise, with no call into libc.
+//! Critical sections are a few dozen instructions and at most one doorbell, so spinning beats sleeping. (Longer are
+//! those the application makes: from `ibv_wr_start` to its end, and from `ibv_start_poll` to `ibv_end_poll`.) Where
+//! there is one thread ([`Threads`]) taking the lock is one comparison, and an uncontended pair is one locked
+//! instruction otherwise, with no call into libc.
 //!
-//! Nobody starves: a thread that polls an empty queue in a loop would take a plain spin lock again before
-//! any other processor sees it open. So who waits is counted, and who comes later lets those go first, for
+//! A thread that polls in a loop keeps nobody out: it would take a plain spin lock again before any other
+//! processor sees it open. So who waits is counted, and who comes later lets those go first, for
 //! a bounded while: one of them may have lost its core. A waiter too gives its core away after a time, since
 //! with more threads than cores the holder may have lost its own.
 
 use crate::support::sync::{AtomicU32, Ordering, UnsafeCell, spin_loop, take, yield_core};
 use crate::support::threads::Threads;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 /// Looks before a waiter gives its core away.
@@ -42,6 +44,8 @@ pub struct Guard<'a, T> {
     lock: &'a SpinLock<T>,
     /// Does this thread hold it already, for long? Then it stays shut.
     is_nested: bool,
+    /// Neither Send nor Sync, as the guard of a lock.
+    of_one_thread: PhantomData<*const ()>,
 }
 
 impl<T> SpinLock<T> {
@@ -139,7 +143,7 @@ impl<T> SpinLock<T> {
         if !self.enter() {
             self.wait();
         }
-        Guard { lock: self, is_nested }
+        Guard { lock: self, is_nested, of_one_thread: PhantomData }
     }
 }
 

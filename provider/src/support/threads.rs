@@ -27,7 +27,7 @@ impl Threads {
     pub const MANY: Self = Self(&raw const MANY);
 
     /// Look where libc says how many the process has: glibc's `__libc_single_threaded` (sys/single_threaded.h).
-    /// By name, since it came with glibc 2.32 and this file must load with older ones. Once, when we are loaded.
+    /// By name: a libc without it means many threads, and no file that does not load. Once, when we are loaded.
     pub fn find() {
         // SAFETY: a NUL-terminated name; the handle is libc's own for "whoever has it".
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
