@@ -6,7 +6,7 @@
 //! and the processor's clock is too slow to ask each time (`rdtsc` takes as long as the whole rest of an
 //! empty poll, twice that on some processors). So it is rationed by counting: of the polls that find nothing,
 //! the first [`EAGER`] after a completion ring, then every [`RATION`]th, and, after the CQ was armed, always
-//! the first that gets fewer than it asked for (that mark is the CQ's: see `verbs/cq.rs`). So what the device holds
+//! the first that gets fewer than it asked for (`Cq::armed` in `verbs/cq.rs`). So what the device holds
 //! back waits for [`RATION`] - 1 further polls at most, and for none when it was armed: who arms, polls until it gets
 //! fewer than it asked for and sleeps misses nothing. ("After a completion" is told by `head`, which comes back to
 //! the same value after two laps: a poll that follows exactly so many counts as one of the same pause.)
@@ -19,8 +19,8 @@ use core::ptr::{self, NonNull};
 use pvrdma_ffi::uapi::vmw_pvrdma::pvrdma_cqe;
 
 /// Empty polls that ring POLL at once after completions came: more may follow soon, and with two
-/// programs that answer each other a pause is seen in each round trip (measured on the stand-in:
-/// 0.4 us of 9.7, gone with 16, half gone with 4).
+/// programs that answer each other a pause is seen in each round trip (on the stand-in with trapped doorbells
+/// 0.4 us of then 9.7, gone with 16, half gone with 4).
 pub const EAGER: i32 = 16;
 
 /// Of later empty polls, one in so many rings.
