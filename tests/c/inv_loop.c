@@ -13,18 +13,13 @@ static struct end a, b;
 static void open_pair(const char *enable)
 {
     CHECK(!setenv("PVRDMA_ENABLE", enable, 1));
-    device = open_device();
-    a = open_end(&device, (struct shape){0});
-    b = open_end(&device, (struct shape){0});
-    connect_ends(&device, &a, &b, USUAL);
+    open_both(&device, &a, &b, (struct shape){0}, USUAL);
     post_recv(&b, 100, 0, 64);
 }
 
 static void close_pair(void)
 {
-    close_end(&a);
-    close_end(&b);
-    close_device(&device);
+    close_both(&device, &a, &b);
 }
 
 static struct ibv_send_wr work(enum ibv_wr_opcode opcode, struct ibv_sge *sge, uint32_t rkey)

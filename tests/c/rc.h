@@ -288,6 +288,23 @@ static inline struct ibv_send_wr work_to(struct end *to, enum ibv_wr_opcode opco
     };
 }
 
+/* A device with two ends of the same kind that are connected. */
+static inline void open_both(struct device *device, struct end *a, struct end *b, struct shape shape,
+                             struct patience patience)
+{
+    *device = open_device();
+    *a = open_end(device, shape);
+    *b = open_end(device, shape);
+    connect_ends(device, a, b, patience);
+}
+
+static inline void close_both(struct device *device, struct end *a, struct end *b)
+{
+    close_end(a);
+    close_end(b);
+    close_device(device);
+}
+
 /* Messages of a page, one after the other, with bytes that differ. */
 static inline void move_between(struct end *from, struct end *to, int count, uint32_t seed)
 {

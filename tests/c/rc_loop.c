@@ -26,9 +26,7 @@ static void open_pair(void)
 
 static void close_pair(void)
 {
-    close_end(&a);
-    close_end(&b);
-    close_device(&device);
+    close_both(&device, &a, &b);
 }
 
 static struct ibv_send_wr work(enum ibv_wr_opcode opcode, uint64_t wr_id, struct ibv_sge *sge)

@@ -16,17 +16,12 @@ static uint32_t rounds_done;
 
 static void open_pair(void)
 {
-    device = open_device();
-    a = open_end(&device, (struct shape){.length = 65536});
-    b = open_end(&device, (struct shape){.length = 65536});
-    connect_ends(&device, &a, &b, USUAL);
+    open_both(&device, &a, &b, (struct shape){.length = 65536}, USUAL);
 }
 
 static void close_pair(void)
 {
-    close_end(&a);
-    close_end(&b);
-    close_device(&device);
+    close_both(&device, &a, &b);
 }
 
 static void move(void)
