@@ -5,6 +5,10 @@
 //! structs that grew in between are given in the shape all of them share, with the growth noted.
 //! Objects (`ibv_qp`, `ibv_cq`, ...) are written by libibverbs and by applications: reach them
 //! through raw pointers.
+//!
+//! A struct that a provider makes and hands to C has no padding but fields of the name `padding`, which are 0: C copies
+//! structs by their size, padding included. libibverbs 30 to 37 takes that of an [`ibv_qp_init_attr`] for the
+//! `comp_mask` of an [`ibv_qp_init_attr_ex`].
 #![allow(missing_docs, reason = "fields and values carry the header's names; the manual pages document them")]
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
@@ -354,6 +358,7 @@ pub struct ibv_global_route {
     pub sgid_index: u8,
     pub hop_limit: u8,
     pub traffic_class: u8,
+    pub padding: u8,
 }
 
 #[repr(C)]
@@ -366,6 +371,39 @@ pub struct ibv_ah_attr {
     pub static_rate: u8,
     pub is_global: u8,
     pub port_num: u8,
+    pub padding: u8,
+}
+
+impl ibv_ah_attr {
+    /// A copy of what an application has, without its padding.
+    ///
+    /// # Safety
+    /// `attr` must be valid.
+    pub unsafe fn copy_of(attr: *const Self) -> Self {
+        // Field by field: the padding may be memory that nobody has written.
+        //
+        // SAFETY: promise of the caller.
+        unsafe {
+            let grh = &raw const (*attr).grh;
+            Self {
+                grh: ibv_global_route {
+                    dgid: (*grh).dgid,
+                    flow_label: (*grh).flow_label,
+                    sgid_index: (*grh).sgid_index,
+                    hop_limit: (*grh).hop_limit,
+                    traffic_class: (*grh).traffic_class,
+                    padding: 0,
+                },
+                dlid: (*attr).dlid,
+                sl: (*attr).sl,
+                src_path_bits: (*attr).src_path_bits,
+                static_rate: (*attr).static_rate,
+                is_global: (*attr).is_global,
+                port_num: (*attr).port_num,
+                padding: 0,
+            }
+        }
+    }
 }
 
 #[repr(C)]
@@ -388,6 +426,29 @@ pub struct ibv_qp_init_attr {
     pub cap: ibv_qp_cap,
     pub qp_type: u32,
     pub sq_sig_all: c_int,
+    pub padding: u32,
+}
+
+impl ibv_qp_init_attr {
+    /// A copy of what an application has, without its padding.
+    ///
+    /// # Safety
+    /// `attr` must be valid.
+    pub unsafe fn copy_of(attr: *const Self) -> Self {
+        // SAFETY: promise of the caller. Field by field, as above.
+        unsafe {
+            Self {
+                qp_context: (*attr).qp_context,
+                send_cq: (*attr).send_cq,
+                recv_cq: (*attr).recv_cq,
+                srq: (*attr).srq,
+                cap: (*attr).cap,
+                qp_type: (*attr).qp_type,
+                sq_sig_all: (*attr).sq_sig_all,
+                padding: 0,
+            }
+        }
+    }
 }
 
 /// [`ibv_qp_init_attr`] and more.
@@ -484,6 +545,18 @@ pub struct ibv_srq_attr {
 pub struct ibv_srq_init_attr {
     pub srq_context: *mut c_void,
     pub attr: ibv_srq_attr,
+    pub padding: u32,
+}
+
+impl ibv_srq_init_attr {
+    /// A copy of what an application has, without its padding.
+    ///
+    /// # Safety
+    /// `attr` must be valid.
+    pub unsafe fn copy_of(attr: *const Self) -> Self {
+        // SAFETY: promise of the caller. Field by field, as above.
+        unsafe { Self { srq_context: (*attr).srq_context, attr: (*attr).attr, padding: 0 } }
+    }
 }
 
 pub const IBV_SRQ_MAX_WR: u32 = 1 << 0;
@@ -517,7 +590,9 @@ pub struct ibv_qp_attr {
     pub rnr_retry: u8,
     pub alt_port_num: u8,
     pub alt_timeout: u8,
+    pub padding: u8,
     pub rate_limit: u32,
+    pub padding_behind: u32,
 }
 
 #[repr(C)]

@@ -252,6 +252,37 @@ fn verbs_h() {
     compile(&source);
 }
 
+/// Sum of all fields, so that a struct without padding can be told. A pattern without `..` shows that none is missing.
+macro_rules! no_padding {
+    ($($ty:ident { $($field:ident),* $(,)? })*) => {
+        $(
+            let $ty { $($field: _),* }: $ty;
+            let sum = 0 $(+ support::field_size(|s: &$ty| &s.$field))*;
+            assert_eq!(sum, size_of::<$ty>(), stringify!($ty));
+        )*
+    };
+}
+
+/// C copies structs by their size: what a provider makes on its stack and hands to libibverbs, or copies out to an
+/// application, must not have bytes that nobody wrote.
+#[test]
+fn structs_that_a_provider_makes_have_no_padding() {
+    no_padding! {
+        ibv_qp_cap { max_send_wr, max_recv_wr, max_send_sge, max_recv_sge, max_inline_data }
+        ibv_qp_init_attr { qp_context, send_cq, recv_cq, srq, cap, qp_type, sq_sig_all, padding }
+        ibv_srq_attr { max_wr, max_sge, srq_limit }
+        ibv_srq_init_attr { srq_context, attr, padding }
+        ibv_global_route { dgid, flow_label, sgid_index, hop_limit, traffic_class, padding }
+        ibv_ah_attr { grh, dlid, sl, src_path_bits, static_rate, is_global, port_num, padding }
+        ibv_qp_attr {
+            qp_state, cur_qp_state, path_mtu, path_mig_state, qkey, rq_psn, sq_psn, dest_qp_num, qp_access_flags, cap,
+            ah_attr, alt_ah_attr, pkey_index, alt_pkey_index, en_sqd_async_notify, sq_draining, max_rd_atomic,
+            max_dest_rd_atomic, min_rnr_timer, port_num, timeout, retry_cnt, rnr_retry, alt_port_num, alt_timeout,
+            padding, rate_limit, padding_behind,
+        }
+    }
+}
+
 /// Later releases have more behind the part that is here.
 #[test]
 fn verbs_h_extended_qp() {

@@ -1,50 +1,92 @@
-//! Debian forky's libibverbs with its tools, its C provider and its libc, unpacked from packages without root.
+//! libibverbs of other Debian releases, unpacked from packages without root.
 //!
-//! The test `tests/tests/forky.rs` and the matrix run them by their own dynamic loader, to show that one provider file
-//! serves two private ABIs of libibverbs. Cached: once unpacked, nothing is fetched again.
+//! Forky's comes with its tools, its C provider and its libc. The test `tests/tests/forky.rs` and the matrix run them
+//! by their own dynamic loader, to show that one provider file serves two private ABIs of libibverbs. Of bullseye it is
+//! the library alone, which the machine's own libc runs, for `tests/tests/bullseye.rs`. Cached: once unpacked, nothing
+//! is fetched again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::shell;
 use crate::vm::apt::{Apt, Mirror, Suite};
-use crate::{no_arguments, shell};
 
-/// With all they depend on, libibverbs and libc among it.
-const PACKAGES: &[&str] = &["ibverbs-utils", "ibverbs-providers", "perftest"];
+/// What is taken of a release.
+struct Taken {
+    /// Its name, and that of its folder.
+    name: &'static str,
+    suite: Suite,
+    packages: &'static [&'static str],
+    /// All they depend on too, libibverbs and libc among it?
+    with_depends: bool,
+}
 
-/// Prints the folder, which looks like the root of a Debian system.
+const FORKY: Taken = Taken {
+    name: "forky",
+    suite: Suite::Forky,
+    packages: &["ibverbs-utils", "ibverbs-providers", "perftest"],
+    with_depends: true,
+};
+
+const BULLSEYE: Taken =
+    Taken { name: "bullseye", suite: Suite::Bullseye, packages: &["libibverbs1"], with_depends: false };
+
+/// Prints the folder of a release, forky unless another is named. It looks like the root of a Debian system.
 pub fn main(arguments: &[String]) -> Result<()> {
-    no_arguments(arguments)?;
-    println!("{}", forky()?.display());
+    let folder = match arguments {
+        [] => forky()?,
+        [name] if name == FORKY.name => forky()?,
+        [name] if name == BULLSEYE.name => bullseye()?,
+        _ => bail!("usage: cargo xtask debs [forky|bullseye]"),
+    };
+    println!("{}", folder.display());
     Ok(())
 }
 
-/// The folder, filled first if it is not there, or if it was filled from a shorter list.
+/// The folder of forky, see [`Taken::folder`].
 pub fn forky() -> Result<PathBuf> {
-    let folder = shell::workspace().join("target/debs");
-    let root = folder.join("forky");
-    let list = folder.join("forky.packages");
-    let wanted = PACKAGES.join("\n");
-    if !root.exists() || fs::read_to_string(&list).ok().as_ref() != Some(&wanted) {
-        fetch(&folder, &root).context("cannot fetch Debian forky's libibverbs")?;
-        fs::write(&list, wanted)?;
-    }
-    Ok(root)
+    FORKY.folder()
 }
 
-fn fetch(folder: &Path, root: &Path) -> Result<()> {
-    let partial = folder.join("forky.partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial)?;
+/// The folder of bullseye.
+pub fn bullseye() -> Result<PathBuf> {
+    BULLSEYE.folder()
+}
+
+impl Taken {
+    /// The folder, filled first if it is not there, or if it was filled from another list.
+    fn folder(&self) -> Result<PathBuf> {
+        let folder = shell::workspace().join("target/debs");
+        let root = folder.join(self.name);
+        let list = folder.join(format!("{}.packages", self.name));
+        let wanted = self.packages.join("\n");
+        if !root.exists() || fs::read_to_string(&list).ok().as_ref() != Some(&wanted) {
+            self.fetch(&folder, &root).with_context(|| format!("cannot fetch Debian {}'s libibverbs", self.name))?;
+            fs::write(&list, wanted)?;
+        }
+        Ok(root)
     }
-    let apt = Apt::new(folder.join("apt"), &Mirror::of_this_machine()?, Suite::Forky)?;
-    apt.unpack_with_depends(PACKAGES, &partial)?;
-    if root.exists() {
-        fs::remove_dir_all(root)?;
+
+    fn fetch(&self, folder: &Path, root: &Path) -> Result<()> {
+        let partial = folder.join(format!("{}.partial", self.name));
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?;
+        }
+        let place = folder.join(format!("apt-{}", self.name));
+        let apt = Apt::new(place.clone(), &Mirror::of_this_machine()?, self.suite)?;
+        if self.with_depends {
+            apt.unpack_with_depends(self.packages, &partial)?;
+        } else {
+            let packages: Vec<String> = self.packages.iter().map(|&name| name.to_owned()).collect();
+            apt.unpack(&packages, &partial)?;
+        }
+        if root.exists() {
+            fs::remove_dir_all(root)?;
+        }
+        fs::rename(&partial, root)?;
+        fs::remove_dir_all(place)?;
+        Ok(())
     }
-    fs::rename(&partial, root)?;
-    fs::remove_dir_all(folder.join("apt"))?;
-    Ok(())
 }

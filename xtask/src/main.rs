@@ -36,7 +36,7 @@ usage: cargo xtask COMMAND
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
-  debs      fetch Debian forky's libibverbs and tools below target/debs, print the folder
+  debs      fetch the libibverbs of Debian forky (or of bullseye) below target/debs, print the folder
 ";
 
 fn main() -> ExitCode {

@@ -110,6 +110,7 @@ fn fmt() -> Result<()> {
 fn system() -> Result<()> {
     let built = shell::build_release()?;
     debs::forky()?;
+    debs::bullseye()?;
     let not_run = shell::target().join("not-run.txt");
     if not_run.exists() {
         fs::remove_file(&not_run)?;

@@ -26,6 +26,8 @@ pub struct Cmd<C, D = ()> {
 impl<C: Default, D> Cmd<C, D> {
     /// A request with this driver part; libibverbs fills the rest.
     pub fn new(driver: D) -> Self {
+        // No padding, that is no bytes that nobody wrote.
+        const { assert!(size_of::<Self>() == size_of::<ib_uverbs_cmd_hdr>() + size_of::<C>() + size_of::<D>()) };
         Self { hdr: ib_uverbs_cmd_hdr::default(), core: C::default(), driver }
     }
 }

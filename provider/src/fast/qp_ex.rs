@@ -35,6 +35,7 @@ pub unsafe fn create_qp_ex(context: *mut ibv_context, attr: *mut ibv_qp_init_att
         cap: ex.cap,
         qp_type: ex.qp_type,
         sq_sig_all: ex.sq_sig_all,
+        padding: 0,
     };
     let ops = (ex.comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS != 0).then_some(ex.send_ops_flags);
     // SAFETY: an open context.

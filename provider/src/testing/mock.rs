@@ -274,6 +274,7 @@ impl Mock {
             cap,
             qp_type: if kind.ud { IBV_QPT_UD } else { IBV_QPT_RC },
             sq_sig_all: kind.all.into(),
+            padding: 0,
         };
         let inline = (cap.max_inline_data > 0).then(|| {
             let buf = Buf::map(cap.max_send_wr as usize * cap.max_inline_data as usize).unwrap();

@@ -169,6 +169,7 @@ impl Run<'_> {
         let mut attr = ibv_srq_init_attr {
             srq_context: ptr::null_mut(),
             attr: ibv_srq_attr { max_wr: 1 + self.input.below(8) as u32, max_sge: 2, srq_limit: 0 },
+            padding: 0,
         };
         let lie = self.input.rarely().then(|| Lie::Number(self.input.number()));
         self.world.state().lie = lie;

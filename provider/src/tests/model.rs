@@ -92,7 +92,7 @@ impl Shared {
             }
             let cap = (4, 2);
             let attr = ibv_srq_attr { max_wr: cap.0, max_sge: cap.1, srq_limit: 0 };
-            let mut attr = ibv_srq_init_attr { srq_context: core::ptr::null_mut(), attr };
+            let mut attr = ibv_srq_init_attr { srq_context: core::ptr::null_mut(), attr, padding: 0 };
             // SAFETY: a live PD, a valid attribute; just made.
             srq = unsafe {
                 let made = made(|| OPS.create_srq.unwrap()(world.pd, &mut attr)).unwrap();

@@ -62,7 +62,7 @@ impl Ah {
 /// `pd` must be a live PD of ours, `attr` valid.
 pub unsafe fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> Result<*mut ibv_ah, Errno> {
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
-    let (mut attr, domain, context) = unsafe { (attr.read(), Pd::of(pd), (*pd).context) };
+    let (mut attr, domain, context) = unsafe { (ibv_ah_attr::copy_of(attr), Pd::of(pd), (*pd).context) };
     // SAFETY: the context of a live PD.
     let own = unsafe { Context::of(context) }?;
     // SAFETY: as above.

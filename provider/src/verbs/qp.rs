@@ -342,7 +342,7 @@ impl Qp {
 pub unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> Result<*mut ibv_qp, Errno> {
     // SAFETY: promise of the caller; a copy for libibverbs to write to.
     unsafe {
-        let mut init = attr.read();
+        let mut init = ibv_qp_init_attr::copy_of(attr);
         let qp = create(pd, &mut init)?;
         (*attr).cap = init.cap;
         Ok(qp)

@@ -94,7 +94,8 @@ pub unsafe fn create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> Resul
     // A copy for libibverbs to write to.
     //
     // SAFETY: promise of the caller; libibverbs has set `pd.context`.
-    let (mut init, domain, own) = unsafe { (attr.read(), Pd::of(pd), Context::of((*pd).context)?) };
+    let (mut init, domain, own) =
+        unsafe { (ibv_srq_init_attr::copy_of(attr), Pd::of(pd), Context::of((*pd).context)?) };
     if own.limits.max_srq_wr == 0 {
         return Err(refuse(Errno::EOPNOTSUPP, format_args!("create_srq: the device has none")));
     }

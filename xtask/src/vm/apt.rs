@@ -68,6 +68,7 @@ impl Mirror {
         match suite {
             Suite::Bookworm => line(&self.main, "bookworm") + &line(&self.security, "bookworm-security"),
             Suite::Forky => line(&self.main, "forky"),
+            Suite::Bullseye => line(&self.main, "bullseye"),
         }
     }
 }
@@ -79,6 +80,8 @@ pub enum Suite {
     Bookworm,
     /// The next Debian: its QEMU has vfio-user.
     Forky,
+    /// Debian 11: an old libibverbs.
+    Bullseye,
 }
 
 /// One suite's private apt.

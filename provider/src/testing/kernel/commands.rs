@@ -244,6 +244,8 @@ unsafe extern "C" fn create_qp(
         let request: pvrdma_create_qp = driver(cmd, cmd_len);
         let init = &*init;
         state.expect(init.cap.max_inline_data == 0, "inline data is asked of the device");
+        // Some releases of libibverbs copy the whole of it to where that is a `comp_mask`.
+        state.expect(init.padding == 0, "the padding of what a QP is made from is not 0");
         let handle = smallest_free(&state.qps);
         state.last_qpn += 1;
         let qpn = state.last_qpn;
@@ -366,6 +368,7 @@ unsafe extern "C" fn create_srq(
         let request: pvrdma_create_srq = driver(cmd, cmd_len);
         let handle = smallest_free(&state.srqs);
         let attr = &(*init).attr;
+        state.expect((*init).padding == 0, "the padding of what an SRQ is made from is not 0");
         let ring = whole_ring(&mut state, (request.buf_addr, request.buf_size), attr.max_wr, stride(16, attr.max_sge));
         let device = DeviceSrq { ring, limit: attr.srq_limit, users: 0, pd: (*pd).handle };
         *state.pds.get_mut(&device.pd).unwrap() += 1;

@@ -227,6 +227,8 @@ impl Lane<'_> {
             cap: ex.cap,
             qp_type: ex.qp_type,
             sq_sig_all: ex.sq_sig_all,
+            // An application's own is anything.
+            padding: u32::MAX,
         };
         // SAFETY: a live PD, a valid attribute.
         let got = made(|| unsafe { OPS.create_qp.unwrap()(ex.pd, &mut attr) });

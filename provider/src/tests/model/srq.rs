@@ -74,8 +74,8 @@ impl Lane<'_> {
             2 => (max_wr, expected) = (u32::MAX, Err(libc::EINVAL)),
             _ => {}
         }
-        let mut attr =
-            ibv_srq_init_attr { srq_context: ptr::null_mut(), attr: ibv_srq_attr { max_wr, max_sge, srq_limit: 0 } };
+        let attr = ibv_srq_attr { max_wr, max_sge, srq_limit: 0 };
+        let mut attr = ibv_srq_init_attr { srq_context: ptr::null_mut(), attr, padding: u32::MAX };
         // SAFETY: a live PD, a valid attribute.
         let got = made(|| unsafe { OPS.create_srq.unwrap()(pd_ptr, &mut attr) });
         self.honest();
