@@ -603,6 +603,33 @@ static void cq_ex(void)
     close_all();
 }
 
+/* What a completion says of a datagram, asked field by field. */
+static void cq_ex_datagrams(void)
+{
+    open_pair((struct way){.cq_ex = 1, .ud = 1});
+    struct ibv_cq_ex *cq = (struct ibv_cq_ex *)b.cq;
+    struct ibv_ah *ah = ah_to(&device);
+    union ibv_gid dgid;
+    struct ibv_gid_entry gid;
+    CHECK(!ibv_query_gid_ex(device.context, 1, ud_gid(&device, &dgid), &gid, 0));
+    post_recv(&b, 1, 0, 4096);
+    struct ibv_sge sge = sge_of(&a, 0, 8);
+    struct ibv_send_wr wr = datagram(2, &sge, ah, &b);
+    post_send(&a, &wr);
+    expect_wc(&a, 2, IBV_WC_SUCCESS);
+    struct ibv_poll_cq_attr none = {0};
+    double limit = now_ms() + 10000;
+    while (ibv_start_poll(cq, &none))
+        CHECK(now_ms() < limit, "no completion");
+    CHECK(cq->wr_id == 1 && cq->status == IBV_WC_SUCCESS && ibv_wc_read_byte_len(cq) == GRH + 8);
+    CHECK(ibv_wc_read_src_qp(cq) == a.qp->qp_num && ibv_wc_read_wc_flags(cq) == IBV_WC_GRH);
+    CHECK((ibv_wc_read_sl(cq) & 7) == packet_type(&gid), "sl %u instead of %d", ibv_wc_read_sl(cq), packet_type(&gid));
+    ibv_end_poll(cq);
+    CHECK(!ibv_destroy_ah(ah));
+    close_pair();
+    close_all();
+}
+
 static void no_cq(struct ibv_cq_init_attr_ex attr, int error)
 {
     errno = 0;
@@ -865,6 +892,7 @@ static const struct test_case CASES[] = {
     {"inline_refused", inline_refused},
     {"inline_threads", inline_threads},
     {"cq_ex", cq_ex},
+    {"cq_ex_datagrams", cq_ex_datagrams},
     {"cq_refused", cq_refused},
     {"domains", domains},
     {"domains_refused", domains_refused},

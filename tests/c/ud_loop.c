@@ -143,6 +143,42 @@ static void answer(void)
     close_pair();
 }
 
+/* UCX up to 1.18 asks `wc.sl` where in the 40 bytes the addresses are. */
+static void tells_packet_type(void)
+{
+    open_pair();
+    struct ibv_gid_entry gid;
+    int sent = 0;
+    for (int i = 0; i < device.port.gid_tbl_len; i++) {
+        if (ibv_query_gid_ex(device.context, 1, i, &gid, 0))
+            continue;
+        /* The service level is the sender's affair: it is on no wire. */
+        struct ibv_ah_attr attr = {.is_global = 1, .port_num = 1, .sl = 3,
+                                   .grh = {.dgid = gid.gid, .sgid_index = i, .hop_limit = 64}};
+        struct ibv_ah *to = ibv_create_ah(device.pd, &attr);
+        /* The C provider asks the neighbour table for a link-local one too, and lo has no neighbours. */
+        if (!to && gid.gid.raw[0] == 0xfe)
+            continue;
+        CHECK(to, "no address handle for GID %d", i);
+        sent++;
+        post_recv(&b, 1, 0, 4096);
+        struct ibv_sge sge = sge_of(&a, 0, 8);
+        struct ibv_send_wr wr = datagram(2, &sge, to, &b);
+        post_send(&a, &wr);
+        expect_wc(&a, 2, IBV_WC_SUCCESS);
+        struct ibv_wc wc = expect_wc(&b, 1, IBV_WC_SUCCESS);
+        CHECK((wc.sl & 7) == packet_type(&gid), "GID %d: sl %u instead of %d", i, wc.sl, packet_type(&gid));
+        /* Where the bytes say so too. */
+        CHECK((b.buffer[0] >> 4 == 6) == (packet_type(&gid) != 2) && (b.buffer[20] >> 4 == 4 || packet_type(&gid) != 2));
+        struct ibv_ah_attr back = {0};
+        CHECK(!ibv_init_ah_from_wc(device.context, 1, &wc, (struct ibv_grh *)b.buffer, &back));
+        CHECK(back.is_global && back.grh.sgid_index == i && !memcmp(&back.grh.dgid, &gid.gid, sizeof(gid.gid)));
+        CHECK(!ibv_destroy_ah(to));
+    }
+    CHECK(sent, "no GID");
+    close_pair();
+}
+
 /* ---- what is not delivered: the sender never knows ---- */
 
 static void send_lost(struct ibv_send_wr wr)
@@ -340,6 +376,7 @@ static const struct test_case CASES[] = {
     {"to_itself", to_itself},
     {"lists", lists},
     {"answer", answer},
+    {"tells_packet_type", tells_packet_type},
     {"lost", lost},
     {"own_qkey", own_qkey},
     {"no_ah", no_ah},

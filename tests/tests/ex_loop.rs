@@ -7,7 +7,7 @@ mod cases;
 use cases::Program;
 use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine};
 
-const EX_LOOP: Program = Program { source: "tests/c/ex_loop.c", cases: 17 };
+const EX_LOOP: Program = Program { source: "tests/c/ex_loop.c", cases: 18 };
 
 #[test]
 fn our_provider() {

@@ -5,7 +5,7 @@ mod cases;
 use cases::Program;
 use pvrdma_tests::{Provider, User, Uverbs};
 
-const UD_LOOP: Program = Program { source: "tests/c/ud_loop.c", cases: 13 };
+const UD_LOOP: Program = Program { source: "tests/c/ud_loop.c", cases: 14 };
 
 #[test]
 fn our_provider() {

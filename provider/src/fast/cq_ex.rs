@@ -397,6 +397,7 @@ mod tests {
             slid: 8,
             sl: 9,
             dlid_path_bits: 10,
+            network_hdr_type: PVRDMA_NETWORK_IPV4,
             ..Default::default()
         });
         assert_eq!(start(cq), 0);

@@ -154,8 +154,30 @@ impl Cqe {
             (*wc).src_qp = field!(self, src_qp as u32);
             (*wc).wc_flags = flags(field!(self, wc_flags as u32));
             (&raw mut (*wc).pkey_index).cast::<u32>().write(field!(self, pkey_index as u32));
-            (&raw mut (*wc).sl).cast::<u16>().write(field!(self, sl as u16));
+            (*wc).sl = self.sl();
+            (*wc).dlid_path_bits = field!(self, dlid_path_bits as u8);
         }
+    }
+
+    /// `ibv_wc.sl`. No RoCE packet carries a service level. Of a datagram the low three bits say instead what kind of
+    /// packet it came in, as those of mlx5, bnxt_re and hns do (IBA annex A17.4.5.1 asks for such a flag): UCX up to
+    /// 1.18 tells by them where in the 40 bytes the addresses are. The device says it in a field that `ibv_wc` does
+    /// not have; where it does not, and above the three bits, all stays as the device has it.
+    #[inline(always)]
+    pub fn sl(self) -> u8 {
+        /// GRH and packet type are there: a datagram's.
+        const TYPED: u32 = PVRDMA_WC_GRH | PVRDMA_WC_WITH_NETWORK_HDR_TYPE;
+        // SAFETY: as in `handle`.
+        let (sl, flags, kind) =
+            unsafe { (field!(self, sl as u8), field!(self, wc_flags as u32), field!(self, network_hdr_type as u8)) };
+        let packet_type = match kind {
+            _ if flags & TYPED != TYPED => return sl,
+            PVRDMA_NETWORK_ROCE_V1 => 0,
+            PVRDMA_NETWORK_IPV6 => 1,
+            PVRDMA_NETWORK_IPV4 => 2,
+            _ => return sl,
+        };
+        sl & !7 | packet_type
     }
 }
 
@@ -195,7 +217,7 @@ impl Raw {
         self.opcode & !SAME_OPCODES == 0
     }
 
-    /// And the flags?
+    /// And the flags, and is `sl` as the device has it?
     #[inline(always)]
     pub fn has_same_flags(self) -> bool {
         self.flags & OTHER_FLAGS == 0
@@ -206,8 +228,8 @@ impl Raw {
 /// 0x83, which there are not, nothing is done.
 const SAME_OPCODES: u32 = 0x83;
 
-/// These flags have other numbers.
-const OTHER_FLAGS: u32 = PVRDMA_WC_WITH_INVALIDATE | PVRDMA_WC_IP_CSUM_OK;
+/// The first two have other numbers, with the third `sl` is made up ([`Cqe::sl`]).
+const OTHER_FLAGS: u32 = PVRDMA_WC_WITH_INVALIDATE | PVRDMA_WC_IP_CSUM_OK | PVRDMA_WC_WITH_NETWORK_HDR_TYPE;
 
 #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler")]
 const _: () = {
@@ -226,7 +248,7 @@ const _: () = {
         i += 1;
     }
     assert!(PVRDMA_WC_GRH == IBV_WC_GRH && PVRDMA_WC_WITH_IMM == IBV_WC_WITH_IMM);
-    assert!(SAME_FLAGS | OTHER_FLAGS == 15);
+    assert!(SAME_FLAGS | OTHER_FLAGS == 15 | PVRDMA_WC_WITH_NETWORK_HDR_TYPE);
 };
 
 /// One field after the other, for extended CQs: translated like [`Cqe::write_to`] does it.
@@ -264,8 +286,6 @@ fields! {
     wc_flags: u32 = wc_flags as u32 => flags;
     /// `ibv_wc.slid`.
     slid: u32 = slid as u16;
-    /// `ibv_wc.sl`.
-    sl: u8 = sl as u8;
     /// `ibv_wc.dlid_path_bits`.
     dlid_path_bits: u8 = dlid_path_bits as u8;
 }
@@ -378,6 +398,36 @@ mod tests {
         assert_eq!(flags(PVRDMA_WC_WITH_VLAN), 0);
         assert_eq!(flags(PVRDMA_WC_WITH_NETWORK_HDR_TYPE), 0);
         assert_eq!(flags(u32::MAX), 0xf);
+    }
+
+    #[test]
+    fn the_low_bits_of_sl_are_the_packet_type_of_a_datagram() {
+        const TYPED: u32 = PVRDMA_WC_GRH | PVRDMA_WC_WITH_NETWORK_HDR_TYPE;
+        let cases = [
+            (TYPED, PVRDMA_NETWORK_ROCE_V1, 8),
+            (TYPED, PVRDMA_NETWORK_IPV6, 9),
+            (TYPED | PVRDMA_WC_WITH_IMM, PVRDMA_NETWORK_IPV4, 10),
+            // What nobody knows, or did not say, changes nothing.
+            (TYPED, 3, 15),
+            (TYPED, 255, 15),
+            (PVRDMA_WC_GRH, PVRDMA_NETWORK_IPV4, 15),
+            (PVRDMA_WC_WITH_NETWORK_HDR_TYPE, PVRDMA_NETWORK_IPV4, 15),
+            (0, PVRDMA_NETWORK_IPV4, 15),
+        ];
+        for (wc_flags, network_hdr_type, expected) in cases {
+            let mut cqe = pvrdma_cqe { wc_flags, network_hdr_type, sl: 15, dlid_path_bits: 7, ..Default::default() };
+            // SAFETY: a valid entry.
+            let entry = unsafe { Cqe::new(NonNull::from(&mut cqe)) };
+            let mut wc = ibv_wc::default();
+            // SAFETY: valid for a write.
+            unsafe { entry.write_to(&mut wc, 0) };
+            assert_eq!((wc.sl, wc.dlid_path_bits), (expected, 7), "{wc_flags:#x}, {network_hdr_type}");
+            assert_eq!(entry.sl(), expected);
+            // The quick copy is for those that it is right for.
+            // SAFETY: as above.
+            unsafe { entry.copy_raw(&mut wc, 0) };
+            assert!(!entry.raw().has_same_flags() || wc.sl == expected, "{wc_flags:#x}, {network_hdr_type}");
+        }
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Engine {
             opcode: abi::PVRDMA_WC_RECV,
             byte_len: len as u32,
             ext: Ext::imm(imm),
-            sender: Some(Sender { qpn: request.source.qpn, sl: grh.sl, network_hdr_type }),
+            sender: Some(Sender { qpn: request.source.qpn, network_hdr_type }),
             solicited: request.solicited,
             ..Default::default()
         };

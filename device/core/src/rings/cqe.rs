@@ -32,10 +32,20 @@ pub struct Completion {
 pub struct Sender {
     /// Its QP number.
     pub qpn: Qpn,
-    /// Service level.
-    pub sl: u8,
     /// `PVRDMA_NETWORK_*`.
     pub network_hdr_type: u8,
+}
+
+impl Sender {
+    /// What the CQE has for a service level, which no RoCE packet carries. Providers hand it on as `wc.sl`, and there
+    /// applications look for the packet type (IBA annex A17.4.5.1), in the numbers that other adapters give it.
+    fn sl(self) -> u8 {
+        match self.network_hdr_type {
+            abi::PVRDMA_NETWORK_IPV4 => 2,
+            abi::PVRDMA_NETWORK_IPV6 => 1,
+            _ => 0,
+        }
+    }
 }
 
 impl Completion {
@@ -48,8 +58,9 @@ impl Completion {
         };
         let (src_qp, sl, network_hdr_type, ud_flags) = match self.sender {
             None => (0, 0, 0, 0),
-            Some(Sender { qpn, sl, network_hdr_type }) => {
-                (qpn.0, sl, network_hdr_type, abi::PVRDMA_WC_GRH | abi::PVRDMA_WC_WITH_NETWORK_HDR_TYPE)
+            Some(sender) => {
+                let flags = abi::PVRDMA_WC_GRH | abi::PVRDMA_WC_WITH_NETWORK_HDR_TYPE;
+                (sender.qpn.0, sender.sl(), sender.network_hdr_type, flags)
             }
         };
         let cqe = abi::pvrdma_cqe {

@@ -90,7 +90,8 @@ impl AtomicOp {
     }
 }
 
-/// Fields of a Global Route Header that the sender chooses (IBA vol. 1, 8.3), and the service level beside it.
+/// Fields of a Global Route Header that the sender chooses (IBA vol. 1, 8.3), and the service level beside it, which no
+/// packet carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields carry the names of the header")]
 pub struct Grh {
