@@ -531,6 +531,7 @@ pub struct ibv_parent_domain_init_attr {
 
 pub const IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS: u32 = 1 << 0;
 pub const IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT: u32 = 1 << 1;
+pub const IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC: u32 = 1 << 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -656,6 +657,8 @@ pub struct ibv_device_attr_ex {
 }
 
 pub const IBV_DEVICE_MEM_MGT_EXTENSIONS: u32 = 1 << 21;
+/// In `device_cap_flags_ex`: a confidential guest whose device sees no memory but what is shared with it.
+pub const IBV_DEVICE_CC_DMA_BOUNCE: u64 = 1 << 41;
 
 /// As rdma-core v28 has it. From v49 on libibverbs's own is 4 bytes longer, so leave it room
 /// ([`ibv_port_attr_room`]) where it is to fill one of ours.

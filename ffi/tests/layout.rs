@@ -370,6 +370,11 @@ fn constants_of_verbs_h() {
         &["infiniband/verbs.h"],
         include_str!("../src/verbs.rs"),
         // Younger than the oldest headers this is built with.
-        &["IBV_WR_FLUSH", "IBV_WR_ATOMIC_WRITE"],
+        &[
+            "IBV_WR_FLUSH",
+            "IBV_WR_ATOMIC_WRITE",
+            "IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC",
+            "IBV_DEVICE_CC_DMA_BOUNCE",
+        ],
     );
 }

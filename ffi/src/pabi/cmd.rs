@@ -273,6 +273,12 @@ impl QueryDeviceForm {
 }
 
 impl Functions {
+    /// What answers QUERY_DEVICE in a table of [`Functions::by_hand`].
+    #[cfg(feature = "test-utils")]
+    pub fn set_query_device(&mut self, query_device: QueryDeviceAny) {
+        self.query_device = QueryDeviceForm::Any(query_device);
+    }
+
     /// GET_CONTEXT. Returns 0 or an errno.
     ///
     /// # Safety

@@ -56,6 +56,8 @@ pub struct State {
     pub srqs: BTreeMap<u32, DeviceSrq>,
     /// What the next command answers instead of the truth.
     pub lie: Option<Lie>,
+    /// `device_cap_flags_ex`.
+    pub cap_flags_ex: u64,
     /// What a provider must not do and did. (A panic would have to pass through C.)
     pub complaints: Vec<&'static str>,
     /// Are changes of a QP's state judged? Without it any goes.

@@ -279,6 +279,21 @@ unsafe fn query(functions: &Functions, context: *mut ibv_context) -> Result<ibv_
     Ok(attr.orig_attr)
 }
 
+/// Does the device see no memory but what a confidential guest shares with it? The kernel then refuses to register any
+/// other.
+///
+/// # Safety
+/// `context` must be an open context of ours.
+pub unsafe fn needs_shared_memory(context: *mut ibv_context) -> Result<bool, Errno> {
+    // SAFETY: integers only.
+    let mut attr: ibv_device_attr_ex = unsafe { core::mem::zeroed() };
+    // SAFETY: room for so many bytes; the context is the caller's promise.
+    let (ret, _) =
+        unsafe { libibverbs()?.query_device(context, ptr::null(), &mut attr, size_of::<ibv_device_attr_ex>()) };
+    Errno::check(ret)?;
+    Ok(attr.device_cap_flags_ex & IBV_DEVICE_CC_DMA_BOUNCE != 0)
+}
+
 /// `query_device_ex` and `query_device`: as the kernel has it, with our limits and the firmware
 /// version in words. Writes nothing on failure.
 ///

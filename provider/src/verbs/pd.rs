@@ -9,6 +9,7 @@ use crate::support::buf::{Allocator, Source};
 use crate::support::error::Errno;
 use crate::support::loaded::libibverbs;
 use crate::support::log::refuse;
+use crate::verbs::context::needs_shared_memory;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering};
 use pvrdma_ffi::pabi::{Cmd, Resp};
@@ -199,8 +200,20 @@ pub unsafe fn alloc_parent_domain(
 ) -> Result<*mut ibv_pd, Errno> {
     // SAFETY: promise of the caller.
     let attr = unsafe { attr.read() };
-    if attr.comp_mask & !(IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT) != 0 {
+    const KNOWN: u32 = IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS
+        | IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT
+        | IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC;
+    if attr.comp_mask & !KNOWN != 0 {
         return Err(refuse(Errno::EINVAL, format_args!("alloc_parent_domain: comp_mask {:#x}", attr.comp_mask)));
+    }
+    // That is leave to take shared memory where the device needs it, and no demand: where it does not, plain memory
+    // is right. Shared memory we have none.
+    //
+    // SAFETY: promise of the caller.
+    if attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC != 0
+        && unsafe { needs_shared_memory(context) }?
+    {
+        return Err(refuse(Errno::EOPNOTSUPP, format_args!("alloc_parent_domain: the device needs shared memory")));
     }
     let real = NonNull::new(attr.pd.cast::<Pd>())
         .ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;
@@ -259,5 +272,32 @@ impl Drop for DomainRef {
             // SAFETY: it lives as long as it has users, and this was one.
             unsafe { pd.as_ref() }.users.remove();
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::testing::kernel::World;
+
+    #[test]
+    fn leave_to_take_shared_memory_is_refused_only_where_shared_memory_is_needed() {
+        let world = World::new();
+        let mut attr = world.guarded(world.real_pd, ptr::null_mut());
+        attr.comp_mask |= IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC;
+        for (flags, expected) in
+            [(0, Ok(())), (IBV_DEVICE_CC_DMA_BOUNCE, Err(Errno::EOPNOTSUPP)), (!0, Err(Errno::EOPNOTSUPP))]
+        {
+            world.state().cap_flags_ex = flags;
+            // SAFETY: an open context, a live PD.
+            let made = unsafe { alloc_parent_domain(world.context, &mut attr) };
+            assert_eq!(made.map(|_| ()), expected, "{flags:#x}");
+            if let Ok(pd) = made {
+                // SAFETY: just made.
+                unsafe { dealloc_pd(pd) }.unwrap();
+            }
+        }
+        world.close();
     }
 }

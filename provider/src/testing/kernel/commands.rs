@@ -29,6 +29,7 @@ pub fn functions() -> Functions {
     all.destroy_srq = destroy_srq;
     all.dontfork_range = fork_range;
     all.dofork_range = fork_range;
+    all.set_query_device(query_device);
     all
 }
 
@@ -105,6 +106,24 @@ macro_rules! unless_refused {
 }
 
 unsafe extern "C" fn fork_range(_: *mut c_void, _: usize) -> c_int {
+    0
+}
+
+unsafe extern "C" fn query_device(
+    context: *mut ibv_context,
+    _: *const ibv_query_device_ex_input,
+    attr: *mut ibv_device_attr_ex,
+    attr_len: usize,
+    _: *mut ib_uverbs_ex_query_device_resp,
+    _: *mut usize,
+) -> c_int {
+    // SAFETY: that of a World; room for as much as is said.
+    unsafe {
+        let mut state = world(context).state();
+        unless_refused!(state);
+        state.expect(attr_len == size_of::<ibv_device_attr_ex>(), "asks for less than it reads");
+        (*attr).device_cap_flags_ex = state.cap_flags_ex;
+    }
     0
 }
 

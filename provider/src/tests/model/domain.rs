@@ -185,6 +185,8 @@ impl Lane<'_> {
             1 => (attr.comp_mask, expected) = (1 << 7, Err(libc::EINVAL)),
             2 if attr.comp_mask != 0 => (attr.alloc, expected) = (None, Err(libc::EINVAL)),
             3 if attr.comp_mask != 0 => (attr.free, expected) = (None, Err(libc::EINVAL)),
+            // Leave, and not a demand.
+            4 => attr.comp_mask |= IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC,
             _ => {}
         }
         // SAFETY: an open context, a valid attribute.
