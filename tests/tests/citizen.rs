@@ -148,6 +148,38 @@ fn libibverbs_by_dlopen() {
     }
 }
 
+/// A Python wheel's way to libibverbs: a copy of its own, whose name and soname are its own too. The provider is loaded
+/// by that copy and must not register with the machine's, which may be there beside it.
+#[test]
+fn libibverbs_of_another_name() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let program = stand.copy(&c_program("tests/c/renamed.c", &["-Wl,--as-needed"]));
+    let own = machines_libibverbs();
+    // Of the same length, so that it fits where the other stands.
+    let (soname, other) = (b"libibverbs.so.1\0", b"libib-1de126.so\0");
+    let mut bytes = std::fs::read(&own).expect("the machine's libibverbs");
+    let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(soname)).collect();
+    assert!(!places.is_empty(), "{} has its soname", own.display());
+    places.iter().for_each(|at| bytes[*at..][..other.len()].copy_from_slice(other));
+    let renamed = stand.run_folder().join("libib-1de126.so");
+    std::fs::write(&renamed, bytes).expect("own folder");
+
+    let own = Path::new("libibverbs.so.1");
+    for libraries in [&[renamed.as_path()][..], &[own, &renamed], &[&renamed, own]] {
+        let output = stand.job(&program).provider(&Provider::Ours).args(libraries).output();
+        assert_eq!(output.stdout, "vmw_pvrdma0\n", "{libraries:?}: {output}");
+    }
+}
+
+fn machines_libibverbs() -> PathBuf {
+    let output = Command::new("ldconfig").arg("-p").env("PATH", "/usr/sbin:/sbin").output().expect("ldconfig");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find(|line| line.trim_start().starts_with("libibverbs.so.1 "));
+    let (_, path) = line.and_then(|line| line.split_once(" => ")).expect("libibverbs is installed");
+    PathBuf::from(path)
+}
+
 #[test]
 fn threads() {
     let _machine = machine();
