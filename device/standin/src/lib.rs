@@ -6,7 +6,8 @@
 //! | `load.rs` | what happens at load, in one order |
 //! | `process.rs` | this process on the host's fabric (crate `pvrdma-fabric`), with its device and its side thread |
 //! | **`interpose/`** | **the C library's side** |
-//! | `preload.rs` | the C library calls that would reach the driver; everything else falls through untouched |
+//! | `preload.rs`, `system_call.rs` | the C library calls that would reach the driver, by name and by number |
+//! | `calls.rs` | what they do; everything that is not ours falls through untouched |
 //! | `attributes.rs` | the same for questions about files: stat, access, readlink |
 //! | `library.rs` | functions of the C library that use files by themselves |
 //! | `paths.rs` | which paths are ours |

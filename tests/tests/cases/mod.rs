@@ -39,6 +39,7 @@ impl Program {
 
     /// All cases one after the other in one process, under AddressSanitizer, which looks at our provider's use of the
     /// heap as well.
+    #[allow(dead_code, reason = "not every program can run under it")]
     pub fn run_sanitized(&self) {
         let _machine = machine();
         let stand = Stand::new(User::Me);

@@ -2,9 +2,11 @@
 //! device, our descriptors, our sysfs tree or our trap; if not, it does what the C library does.
 
 mod attributes;
+mod calls;
 pub mod library;
 pub mod netdev;
 mod next;
 mod paths;
 pub mod preload;
 pub mod signals;
+mod system_call;

@@ -17,6 +17,12 @@ impl Next {
         Next { name, function: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
+    /// Its address if it was looked up already: for functions that the lookup itself may call.
+    pub fn found(&self) -> Option<*mut c_void> {
+        let function = self.function.load(Ordering::Relaxed);
+        (!function.is_null()).then_some(function)
+    }
+
     /// Its address, looked up once.
     pub fn get(&self) -> Option<*mut c_void> {
         let mut function = self.function.load(Ordering::Relaxed);
@@ -58,14 +64,20 @@ macro_rules! call_next {
 }
 pub(crate) use call_next;
 
-/// Defines functions under the C library's names.
+/// Defines functions under the C library's names; some have several.
 macro_rules! interpose {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty $body:block)*) => {$(
+    ($($(#[$doc:meta])* fn $($name:ident),+ ($($args:tt)*) -> $result:ty $body:block)*) => {$(
+        $crate::interpose::next::interpose!(@each [$($name)+] [[$(#[$doc])*] ($($args)*) $result, $body]);
+    )*};
+    (@each [$($name:ident)+] $rest:tt) => {
+        $($crate::interpose::next::interpose!(@one $name $rest);)+
+    };
+    (@one $name:ident [[$(#[$doc:meta])*] ($($arg:ident: $type:ty),* $(,)?) $result:ty, $body:block]) => {
         $(#[$doc])*
         /// # Safety
         /// As in the C library.
         #[cfg_attr(not(test), unsafe(no_mangle))]
         pub unsafe extern "C" fn $name($($arg: $type),*) -> $result $body
-    )*};
+    };
 }
 pub(crate) use interpose;

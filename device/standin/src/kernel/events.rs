@@ -4,7 +4,8 @@
 //! wishes, and can be polled, with no call interposed. The device's end never blocks; what does not fit waits here.
 
 use crate::kernel::fd;
-use crate::support::{raw, thread, trace};
+use crate::support::raw::{self, syscall};
+use crate::support::{thread, trace};
 use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
 use pvrdma_device::rings::cqe::Completion;
@@ -72,7 +73,7 @@ impl Channel {
         let mut ends = [0; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: room for two descriptors.
-        if unsafe { libc::syscall(libc::SYS_socketpair, libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } != 0 {
+        if unsafe { syscall!(SYS_socketpair, libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } != 0 {
             return Err(raw::errno());
         }
         let [program, device] = ends;
@@ -124,7 +125,7 @@ impl Channel {
             let sent = record.with_bytes(|bytes| {
                 let none = std::ptr::null::<libc::sockaddr>();
                 // SAFETY: `bytes` is readable for its length; no address.
-                unsafe { libc::syscall(libc::SYS_sendto, self.tx, bytes.as_ptr(), bytes.len(), flags, none, 0) }
+                unsafe { syscall!(SYS_sendto, self.tx, bytes.as_ptr(), bytes.len(), flags, none, 0) }
             });
             if sent < 0 {
                 return;
@@ -158,7 +159,7 @@ impl Channel {
             let received = unsafe {
                 let none = std::ptr::null_mut::<libc::sockaddr>();
                 let room = bytes.as_mut_ptr();
-                libc::syscall(libc::SYS_recvfrom, self.rx, room, bytes.len(), libc::MSG_DONTWAIT, none, none)
+                syscall!(SYS_recvfrom, self.rx, room, bytes.len(), libc::MSG_DONTWAIT, none, none)
             };
             let Ok(received @ 1..) = usize::try_from(received) else { break };
             all.extend(bytes.get(..received).and_then(Record::parse));

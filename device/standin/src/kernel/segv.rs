@@ -4,7 +4,7 @@
 //! (`interpose/signals.rs`): it is stored here, and the trap passes on the faults that are not doorbells.
 
 use crate::support::fresh::OWN;
-use crate::support::raw::{KernelSigaction, rt_sigaction, set_mask, signal_bit, swap_mask};
+use crate::support::raw::{self, KernelSigaction, rt_sigaction, set_mask, signal_bit, swap_mask, syscall};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -67,7 +67,7 @@ pub unsafe fn chain(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_v
             );
             if sent_by_program {
                 // SAFETY: plain system calls; the signal stays pending until the trap returns.
-                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::syscall(libc::SYS_gettid), signal) };
+                unsafe { syscall!(SYS_tgkill, raw::getpid(), syscall!(SYS_gettid), signal) };
             }
         }
         handler => {

@@ -3,6 +3,7 @@
 //! A thread may have the smallest stack there is, and its alternate one is no larger. `uar.rs` asks for every doorbell.
 
 use crate::support::fresh::{OWN, Stacks};
+use crate::support::raw::syscall;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -82,7 +83,7 @@ impl Stacks {
         // SAFETY: a new mapping, placed by the kernel; its lowest page becomes a guard.
         unsafe {
             let flags = flags | libc::MAP_NORESERVE;
-            let at = libc::syscall(libc::SYS_mmap, 0usize, LEN, protection, flags, -1, 0 as libc::off_t);
+            let at = syscall!(SYS_mmap, 0, LEN, protection, flags, -1, 0);
             if at == -1 {
                 return None;
             }
@@ -97,7 +98,7 @@ impl Stacks {
         let free = |slot: &AtomicUsize| slot.compare_exchange(0, top, Ordering::Release, Ordering::Relaxed).is_ok();
         if !self.0.iter().any(free) {
             // SAFETY: made by `take`, and no longer used by its caller.
-            unsafe { libc::syscall(libc::SYS_munmap, top - LEN, LEN) };
+            unsafe { syscall!(SYS_munmap, top - LEN, LEN) };
         }
     }
 }

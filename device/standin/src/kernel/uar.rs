@@ -8,7 +8,7 @@
 use crate::kernel::stack::{self, Spare};
 use crate::support::fresh::OWN;
 use crate::support::hooks::{self, Way};
-use crate::support::raw::{errno, set_errno};
+use crate::support::raw::{errno, set_errno, syscall};
 use crate::support::trace;
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::CtxHandle;
@@ -32,36 +32,80 @@ pub fn serve(ring: Ring) {
 ///
 /// # Safety
 /// `hint` and `flags` are the caller's of mmap; MAP_FIXED replaces what is mapped there, by their wish.
-pub unsafe fn map(ctx: CtxHandle, hint: *mut libc::c_void, flags: i32) -> Result<*mut libc::c_void, i32> {
+pub unsafe fn map(ctx: CtxHandle, hint: *mut c_void, flags: i32) -> Result<*mut c_void, i32> {
     let placement = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | placement;
     // SAFETY: one anonymous page; where it goes is the caller's promise.
-    let at = unsafe { libc::syscall(libc::SYS_mmap, hint, PAGE, libc::PROT_READ, flags, -1, 0 as libc::off_t) };
+    let at = unsafe { syscall!(SYS_mmap, hint, PAGE, libc::PROT_READ, flags, -1, 0) };
     if at == -1 {
         return Err(errno());
     }
     let at = at as usize;
-    // The kernel maps the real page VM_DONTCOPY.
-    // SAFETY: the page just made.
-    unsafe { libc::madvise(at as *mut libc::c_void, PAGE, libc::MADV_DONTFORK) };
-    let free = OWN.uars.iter().find(|page| {
-        // Reserved by an odd address, which no fault compares equal to.
-        page.at.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    });
-    let Some(page) = free else {
+    if !enter(ctx, at) {
         // SAFETY: the page just made; nobody knows it yet.
-        unsafe { libc::syscall(libc::SYS_munmap, at, PAGE) };
+        unsafe { syscall!(SYS_munmap, at, PAGE) };
         return Err(libc::ENOMEM);
-    };
-    page.ctx.store(ctx.0, Ordering::Relaxed);
-    page.at.store(at, Ordering::Release);
-    Ok(at as *mut libc::c_void)
+    }
+    Ok(at as *mut c_void)
 }
 
-/// Forgets the doorbell page at `at`; whether there was one. The caller unmaps it.
-pub fn unmap(at: *const libc::c_void) -> bool {
-    let at = at as usize;
-    at != 0 && OWN.uars.iter().any(|page| page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+/// Makes a doorbell page for `ctx` of one that the program has mapped from the command fd's own file, past `map`: what
+/// is stored there from now on is a doorbell. The error is an errno.
+///
+/// # Safety
+/// The page is a mapping of that file, which is there for this alone.
+pub unsafe fn adopt(ctx: CtxHandle, at: usize) -> Result<(), i32> {
+    // SAFETY: by the contract; nobody reads or writes the page as memory.
+    if unsafe { syscall!(SYS_mprotect, at, PAGE, libc::PROT_READ) } != 0 {
+        return Err(errno());
+    }
+    if enter(ctx, at) { Ok(()) } else { Err(libc::ENOMEM) }
+}
+
+/// Enters a page. `false`: the table is full.
+fn enter(ctx: CtxHandle, at: usize) -> bool {
+    // The kernel maps the real page VM_DONTCOPY.
+    // SAFETY: a page of `map` or `adopt`, which a child of fork does without.
+    unsafe { libc::madvise(at as *mut c_void, PAGE, libc::MADV_DONTFORK) };
+    // An entry may have outlived its page: memory hooks (Open MPI, UCX, libfabric) replace munmap in memory, and then
+    // `unmap` is not told. The first with an address is what counts, so there must be but one.
+    let stale = OWN.uars.iter().find(|page| page.at.load(Ordering::Acquire) == at);
+    let free = stale.or_else(|| {
+        OWN.uars.iter().find(|page| {
+            let before = page.at.load(Ordering::Relaxed);
+            let is_free = before == 0 || before != RESERVED && page.ctx.load(Ordering::Relaxed) == ENDED;
+            is_free && page.at.compare_exchange(before, RESERVED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    });
+    let Some(page) = free else { return false };
+    page.ctx.store(ctx.0, Ordering::Relaxed);
+    page.at.store(at, Ordering::Release);
+    true
+}
+
+/// An odd address, which no fault compares equal to.
+const RESERVED: usize = 1;
+/// A context that no device has: its pages take doorbells, and nothing comes of them.
+const ENDED: u32 = u32::MAX;
+
+/// The context ends. A page that is still mapped stays one, as on hardware, where it would ring for nobody.
+pub fn end(ctx: CtxHandle) {
+    for page in &OWN.uars {
+        if page.at.load(Ordering::Acquire) != 0 {
+            let _ = page.ctx.compare_exchange(ctx.0, ENDED, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Forgets the doorbell pages within a range that is about to be something else.
+pub fn unmap(from: *const c_void, len: usize) {
+    let range = from as usize..(from as usize).saturating_add(len);
+    for page in &OWN.uars {
+        let at = page.at.load(Ordering::Acquire);
+        if at > RESERVED && range.contains(&at) {
+            let _ = page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A register of a doorbell page: the context it is of, and its offset.

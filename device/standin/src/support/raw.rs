@@ -23,14 +23,64 @@ pub fn fail(errno: i32) -> c_int {
     -1
 }
 
-/// A system call with up to six arguments, C library convention.
+/// A system call, C library convention. Not by way of the C library's `syscall`: under that name is one of our own
+/// interposers.
 ///
 /// # Safety
-/// As the call itself: pointers must be valid for what it does with them.
+/// As the call itself: pointers must be valid for what it does with them. Not for calls that return twice on one stack
+/// (vfork) or never (rt_sigreturn).
+pub unsafe fn call(number: c_long, args: [usize; 6]) -> c_long {
+    let [a, b, c, d, e, f] = args;
+    let result: c_long;
+    // SAFETY: the kernel changes no register but these; what it does to memory is the caller's promise.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inout("rax") number => result,
+            in("rdi") a,
+            in("rsi") b,
+            in("rdx") c,
+            in("r10") d,
+            in("r8") e,
+            in("r9") f,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    told(result)
+}
+
+/// What the kernel returned, as the C library tells it: errno and -1 for what is between -4095 and -1.
+pub extern "C" fn told(result: c_long) -> c_long {
+    if (-4095..0).contains(&result) {
+        return c_long::from(fail(-result as i32));
+    }
+    result
+}
+
+/// The arguments of a call that has fewer.
+pub const fn padded<const N: usize>(given: [usize; N]) -> [usize; 6] {
+    let mut args = [0; 6];
+    let mut n = 0;
+    while n < N {
+        args[n] = given[n];
+        n += 1;
+    }
+    args
+}
+
+/// [`call`] with up to six arguments, integers or pointers.
+///
+/// # Safety
+/// As `call`.
 macro_rules! syscall {
     ($number:ident $(, $arg:expr)* $(,)?) => {
         // The argument list is the macro's caller's, and so is its `unsafe`.
-        ::libc::syscall(::libc::$number $(, $arg)*)
+        $crate::support::raw::call(::libc::$number, $crate::support::raw::padded([$({
+            let arg = $arg;
+            arg as usize
+        }),*]))
     };
 }
 pub(crate) use syscall;
@@ -93,7 +143,7 @@ fn remote(at: u64, len: usize) -> libc::iovec {
 /// `local` must be memory of ours that the kernel may read or write, by the direction of the call.
 unsafe fn process_vm(number: c_long, local: libc::iovec, remote: libc::iovec) -> c_long {
     // SAFETY: both vectors live on this stack; the memory is the caller's promise.
-    unsafe { libc::syscall(number, getpid(), &local, 1usize, &remote, 1usize, 0usize) }
+    unsafe { call(number, [getpid() as usize, (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0]) }
 }
 
 fn transfer(len: usize, call: impl FnOnce() -> c_long) -> Result<(), i32> {
@@ -141,7 +191,7 @@ pub fn rt_sigaction(signal: i32, new: Option<&KernelSigaction>, old: Option<&mut
     let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
     let old = old.map_or(std::ptr::null_mut(), std::ptr::from_mut);
     // SAFETY: pointers are null or to structs of the kernel's layout; 8 is the size of its signal set.
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, 8usize) == 0 }
+    unsafe { syscall!(SYS_rt_sigaction, signal, new, old, size_of::<u64>()) == 0 }
 }
 
 /// Sets the signal mask of this thread, the kernel's single word, and returns the former one.

@@ -35,9 +35,15 @@ fn open<'a>(file: &File, slot: &'a mut Option<Context>) -> Result<&'a mut Contex
         Response::CreateUc { ctx } => ctx,
         _ => return Err(EINVAL),
     };
-    let context =
-        Context { driver, file: file.id, ctx, objects: Objects::default(), async_events: None, note: Note::new() };
-    let context = slot.insert(context);
+    let context = slot.insert(Context {
+        driver,
+        file: file.id,
+        ctx,
+        has_page: false,
+        objects: Objects::default(),
+        async_events: None,
+        note: Note::new(),
+    });
     context.note(format_args!("ctx={} guest={}", ctx.0, driver.guest.index()));
     Ok(context)
 }

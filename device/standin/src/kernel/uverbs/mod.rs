@@ -9,6 +9,7 @@ mod attrs;
 mod call;
 mod cq;
 mod device;
+mod doorbell_page;
 mod event;
 mod mr;
 mod objects;
@@ -18,7 +19,7 @@ mod room;
 mod srq;
 
 use crate::kernel::events::{Channel, Events};
-use crate::kernel::{fd, site, uar};
+use crate::kernel::{fd, uar};
 use crate::support::config::{self, Level};
 use crate::support::trace::{self, Note};
 use crate::support::{hooks, raw};
@@ -85,6 +86,8 @@ pub struct File {
     /// Tells opens apart.
     id: u64,
     probe: Probe,
+    /// Of the memory file that the descriptor really is.
+    inode: Option<u64>,
     /// Made by GET_CONTEXT.
     context: Mutex<Option<Context>>,
 }
@@ -94,6 +97,8 @@ pub struct Context {
     driver: &'static Driver,
     file: u64,
     ctx: CtxHandle,
+    /// Is its doorbell page known?
+    has_page: bool,
     objects: Objects,
     /// Async events of objects that name no other event file.
     async_events: Option<Arc<Channel>>,
@@ -101,10 +106,10 @@ pub struct Context {
 }
 
 impl File {
-    /// A new open file.
-    pub fn new(probe: Probe) -> Arc<File> {
+    /// A new open file, of the memory file with that inode.
+    pub fn new(probe: Probe, inode: Option<u64>) -> Arc<File> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Arc::new(File { id: NEXT.fetch_add(1, Ordering::Relaxed), probe, context: Mutex::default() })
+        Arc::new(File { id: NEXT.fetch_add(1, Ordering::Relaxed), probe, inode, context: Mutex::default() })
     }
 
     fn context(&self) -> MutexGuard<'_, Option<Context>> {
@@ -147,7 +152,10 @@ impl File {
         let result = if (call.command, form) == (abi::IB_USER_VERBS_CMD_GET_CONTEXT, Form::Plain) {
             device::get_context(self, &mut guard, call)
         } else {
-            guard.as_mut().ok_or(EINVAL).and_then(|context| context.old_form(call, form))
+            guard.as_mut().ok_or(EINVAL).and_then(|context| {
+                context.find_page(self);
+                context.old_form(call, form)
+            })
         };
         tell(format_args!("{name}"), &mut guard, result);
         drop(guard);
@@ -163,34 +171,23 @@ impl File {
         let result = if is_get_context {
             device::get_context_ioctl(self, &mut guard, attrs)
         } else {
-            guard.as_mut().ok_or(EINVAL).and_then(|context| context.native_form(attrs))
+            guard.as_mut().ok_or(EINVAL).and_then(|context| {
+                context.find_page(self);
+                context.native_form(attrs)
+            })
         };
         tell(format_args!("{name}"), &mut guard, result);
         drop(guard);
         hooks::command(name);
         result
     }
-
-    /// mmap(2): the doorbell page, and nothing else.
-    ///
-    /// # Safety
-    /// Arguments are the caller's of mmap; with MAP_FIXED it replaces what is mapped at `hint`.
-    pub unsafe fn mmap(&self, hint: *mut c_void, len: usize, flags: c_int, offset: i64) -> Result<*mut c_void> {
-        let guard = self.context();
-        let context = guard.as_ref().ok_or(EINVAL)?;
-        if len as u64 != PAGE || offset != 0 {
-            return Err(EINVAL);
-        }
-        // Before a provider can ring: it has no address yet.
-        site::take_all();
-        // SAFETY: by the contract.
-        unsafe { uar::map(context.ctx, hint, flags) }.map_err(Errno)
-    }
 }
 
 /// Ends the context with its last descriptor, as the kernel does when a program closes the device or dies.
 impl Drop for Context {
     fn drop(&mut self) {
+        // Before the device may give the number to another.
+        uar::end(self.ctx);
         // The device first: afterwards no event comes any more.
         let result = self.driver.device.command(&Command::DestroyUc { ctx: self.ctx });
         self.objects.forget_events(&self.driver.events);
