@@ -90,6 +90,34 @@ static void directories(void)
     globfree(&result);
 }
 
+/* Device plugins and transfer engines list the nodes, and ask the PCI function for its RDMA device. */
+static void nodes(void)
+{
+    int found = 0;
+    DIR *folder = opendir("/dev/infiniband");
+    CHECK(folder);
+    for (struct dirent *entry; (entry = readdir(folder));)
+        found += !strcmp(entry->d_name, strrchr(NODE, '/') + 1);
+    CHECK(found == 1 && !closedir(folder));
+    struct stat status;
+    CHECK(!stat("/dev/infiniband", &status) && S_ISDIR(status.st_mode));
+    glob_t result;
+    CHECK(!glob("/dev/infiniband/uverbs*", 0, NULL, &result));
+    CHECK(result.gl_pathc == 1 && !stat(result.gl_pathv[0], &status) && S_ISCHR(status.st_mode));
+    expect_line(result.gl_pathv[0], NODE);
+    globfree(&result);
+
+    folder = opendir(DEVICE "/device/infiniband");
+    CHECK(folder);
+    for (struct dirent *entry; (entry = readdir(folder));)
+        found += !strcmp(entry->d_name, strrchr(DEVICE, '/') + 1);
+    CHECK(found == 2 && !closedir(folder));
+    FILE *file = fopen(DEVICE "/device/infiniband_verbs/uverbs0/ibdev", "r");
+    char line[64];
+    CHECK(file && fgets(line, sizeof(line), file) && !fclose(file));
+    expect_line(line, "vmw_pvrdma0\n");
+}
+
 static int seen;
 
 static int visit(const char *path, const struct stat *stat, int kind, struct FTW *where)
@@ -172,7 +200,7 @@ static void the_rest(void)
 static const struct test_case CASES[] = {
     {"descriptors", descriptors}, {"streams", streams},       {"directories", directories},
     {"walks", walks},             {"links", links},           {"attributes", attributes},
-    {"working_directory", working_directory}, {"the_rest", the_rest},
+    {"working_directory", working_directory}, {"the_rest", the_rest}, {"nodes", nodes},
 };
 
 int main(int argc, char **argv)

@@ -12,8 +12,10 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-/// The machine's own sysfs.
-pub const MACHINE: &str = "/sys";
+/// The machine's own files.
+pub const MACHINE: &str = "/";
+/// Where nodes of RDMA devices are, and where they are listed in the tree: device plugins and transfer engines look.
+const NODES: &str = "dev/infiniband";
 /// Where devices are listed, by their names and by those of their nodes.
 const CLASSES: [&str; 2] = ["infiniband", "infiniband_verbs"];
 
@@ -31,10 +33,10 @@ pub struct Names {
 }
 
 impl Names {
-    /// The first free ones on the machine with that sysfs.
+    /// The first free ones on the machine.
     pub fn free(machine: &Path) -> Names {
         let first = |class: &str, stem: &str| {
-            let taken = |number: &u32| machine.join(format!("class/{class}/{stem}{number}")).exists();
+            let taken = |number: &u32| machine.join(format!("sys/class/{class}/{stem}{number}")).exists();
             (0..).find(|number| !taken(number)).expect("a machine has few devices")
         };
         Names { device: first("infiniband", DEVICE_STEM), uverbs: first("infiniband_verbs", "uverbs") }
@@ -77,7 +79,7 @@ pub fn refresh(root: &Path, machine: &Path) -> io::Result<()> {
                 fs::remove_dir_all(path)?;
             }
         }
-        for entry in fs::read_dir(machine.join("class").join(class)).into_iter().flatten() {
+        for entry in fs::read_dir(machine.join("sys/class").join(class)).into_iter().flatten() {
             let (place, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
             let link = folder.join(&name);
             if !place.is_dir() || link.exists() {
@@ -87,6 +89,25 @@ pub fn refresh(root: &Path, machine: &Path) -> io::Result<()> {
                 Some(driver) if class == "infiniband" => link_software(&place, &link, driver)?,
                 _ => symlink(place, link)?,
             }
+        }
+    }
+    refresh_nodes(root, machine)
+}
+
+/// Lists the machine's nodes beside ours, which is no file but is opened as if it were.
+fn refresh_nodes(root: &Path, machine: &Path) -> io::Result<()> {
+    let folder = root.join(NODES);
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if !path.exists() {
+            fs::remove_file(path)?;
+        }
+    }
+    for entry in fs::read_dir(machine.join(NODES)).into_iter().flatten() {
+        let entry = entry?;
+        let link = folder.join(entry.file_name());
+        if !link.is_symlink() {
+            symlink(entry.path(), link)?;
         }
     }
     Ok(())
@@ -187,8 +208,18 @@ pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Res
         file(&format!("{port}/gid_attrs/ndevs/{index}"), NETDEV)?;
     }
 
+    // The function lists its RDMA device, as the kernel's does.
+    for (class, name) in CLASSES.iter().zip([names.device(), names.uverbs()]) {
+        let folder = root.join(PCI_SLOT).join(class);
+        fs::create_dir(&folder)?;
+        symlink(root.join("class").join(class).join(&name), folder.join(&name))?;
+    }
+    fs::create_dir_all(root.join(NODES))?;
+    // A character device for who follows it.
+    symlink("/dev/null", root.join(NODES).join(names.uverbs()))?;
+
     // librdmacm and others look for their own classes below the same root.
-    for entry in fs::read_dir(machine.join("class")).into_iter().flatten() {
+    for entry in fs::read_dir(machine.join("sys/class")).into_iter().flatten() {
         let entry = entry?;
         if !CLASSES.iter().any(|class| entry.file_name() == *class) {
             symlink(entry.path(), root.join("class").join(entry.file_name()))?;
@@ -233,17 +264,25 @@ mod tests {
             fs::create_dir_all(place.join("verbs")).unwrap();
             fs::write(place.join(LINKED), "1: CA\n").unwrap();
             for (class, name) in CLASSES.iter().zip([device, uverbs]) {
-                let class = dir.path().join("class").join(class);
+                let class = dir.path().join("sys/class").join(class);
                 fs::create_dir_all(&class).unwrap();
                 symlink(&place, class.join(name)).unwrap();
             }
         }
-        fs::create_dir_all(dir.path().join("class/misc/rdma_cm")).unwrap();
+        fs::create_dir_all(dir.path().join("sys/class/misc/rdma_cm")).unwrap();
+        fs::create_dir_all(dir.path().join(NODES)).unwrap();
+        for node in devices.iter().map(|(_, uverbs)| *uverbs).chain(["rdma_cm"]) {
+            fs::write(dir.path().join(NODES).join(node), "").unwrap();
+        }
         dir
     }
 
     fn listed(root: &Path, class: &str) -> Vec<String> {
-        let entries = fs::read_dir(root.join("class").join(class)).unwrap();
+        names_in(&root.join("class").join(class))
+    }
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
@@ -266,6 +305,11 @@ mod tests {
         assert_eq!(read("class/infiniband_verbs/uverbs2/ibdev"), "vmw_pvrdma1\n");
         assert_eq!(read("class/infiniband/mlx5_0/node_type"), "1: CA\n");
         assert!(root.join("class/misc/rdma_cm").is_dir());
+        assert_eq!(read("class/infiniband/vmw_pvrdma1/device/infiniband/vmw_pvrdma1/node_type"), "1: CA\n");
+        assert_eq!(names_in(&root.join(NODES)), ["rdma_cm", "uverbs0", "uverbs1", "uverbs2"]);
+        fs::remove_file(machine.path().join(NODES).join("rdma_cm")).unwrap();
+        refresh(&root, machine.path()).unwrap();
+        assert_eq!(names_in(&root.join(NODES)), ["uverbs0", "uverbs1", "uverbs2"]);
     }
 
     #[test]
@@ -276,7 +320,7 @@ mod tests {
         write(&root, Guest::new(0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
         let ours = root.join("class/infiniband/vmw_pvrdma0");
         let before = fs::metadata(&ours).unwrap().modified().unwrap();
-        let class = |name: &str| machine.path().join("class").join(name);
+        let class = |name: &str| machine.path().join("sys/class").join(name);
         fs::remove_dir_all(machine.path().join("devices/rxe0")).unwrap();
         fs::create_dir_all(class("infiniband/siw0")).unwrap();
         // Ours has this one already.

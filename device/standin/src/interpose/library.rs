@@ -154,7 +154,8 @@ unsafe fn glob_flags(pattern: *const c_char, flags: c_int, into: *mut Glob) -> c
         return flags;
     }
     // SAFETY: a terminated string, by the contract.
-    if !unsafe { CStr::from_ptr(pattern) }.to_bytes().starts_with(b"/sys/class/infiniband") {
+    let pattern = unsafe { CStr::from_ptr(pattern) }.to_bytes();
+    if !pattern.starts_with(b"/sys/class/infiniband") && !pattern.starts_with(b"/dev/infiniband/") {
         return flags;
     }
     let (Some(readdir), Some(closedir)) = (READDIR.get(), CLOSEDIR.get()) else { return flags };

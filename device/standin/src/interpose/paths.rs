@@ -41,14 +41,20 @@ pub unsafe fn target(path: *const c_char) -> Target {
     in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
 }
 
-/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`.
+/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So is the list
+/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
-    let below = path.strip_prefix(b"/sys/class/infiniband")?;
-    let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
-    if !matches!(below_verbs.first(), None | Some(b'/')) {
-        return None;
-    }
-    let rest = &path[b"/sys".len()..];
+    let rest = match path {
+        b"/dev/infiniband" | b"/dev/infiniband/" => path,
+        _ => {
+            let below = path.strip_prefix(b"/sys/class/infiniband")?;
+            let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
+            if !matches!(below_verbs.first(), None | Some(b'/')) {
+                return None;
+            }
+            &path[b"/sys".len()..]
+        }
+    };
     let mut moved = TreePath([0; 2048]);
     // Shorter than the room: the last byte stays the terminator.
     let room = moved.0.get_mut(..root.len() + rest.len()).filter(|room| room.len() < 2048)?;
@@ -67,12 +73,22 @@ mod tests {
     }
 
     #[test]
-    fn only_the_two_classes_are_moved() {
+    fn only_the_classes_and_the_list_of_nodes_are_moved() {
         assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
         assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
         assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
-        for theirs in ["/sys/class/infiniband_mad", "/sys/class/infinibandx", "/sys/class/net", "/sys", "", "sys/class"]
-        {
+        assert_eq!(moved_to(b"/dev/infiniband").unwrap(), "/run/x/sys/dev/infiniband");
+        for theirs in [
+            "/sys/class/infiniband_mad",
+            "/sys/class/infinibandx",
+            "/sys/class/net",
+            "/sys",
+            "",
+            "sys/class",
+            "/dev",
+            "/dev/infiniband/uverbs7",
+            "/dev/infinibandx",
+        ] {
             assert!(moved_to(theirs.as_bytes()).is_none(), "{theirs}");
         }
         let long = [&b"/sys/class/infiniband/"[..], &[b'a'; 2048]].concat();
