@@ -118,6 +118,21 @@ static void nodes(void)
     expect_line(line, "vmw_pvrdma0\n");
 }
 
+/* A guest is a machine: by its boot id UCX and NCCL see whether shared memory leads to a peer. */
+static void boot_id(void)
+{
+    char first[64] = "", second[64] = "", machine[64] = "";
+    for (int i = 0; i < 2; i++) {
+        FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
+        CHECK(file && fgets(i ? second : first, 64, file) && !fclose(file));
+    }
+    expect_line(first, second);
+    /* By a path that is not looked at. */
+    FILE *file = fopen("/proc/self/../sys/kernel/random/boot_id", "r");
+    CHECK(file && fgets(machine, 64, file) && !fclose(file));
+    CHECK(strlen(first) == strlen(machine) && strcmp(first, machine), "%s", first);
+}
+
 static int seen;
 
 static int visit(const char *path, const struct stat *stat, int kind, struct FTW *where)
@@ -201,6 +216,7 @@ static const struct test_case CASES[] = {
     {"descriptors", descriptors}, {"streams", streams},       {"directories", directories},
     {"walks", walks},             {"links", links},           {"attributes", attributes},
     {"working_directory", working_directory}, {"the_rest", the_rest}, {"nodes", nodes},
+    {"boot_id", boot_id},
 };
 
 int main(int argc, char **argv)

@@ -16,6 +16,10 @@ use std::path::Path;
 pub const MACHINE: &str = "/";
 /// Where nodes of RDMA devices are, and where they are listed in the tree: device plugins and transfer engines look.
 const NODES: &str = "dev/infiniband";
+/// What tells one machine from another.
+const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
+/// Gives another number at each reading.
+const UUID: &str = "proc/sys/kernel/random/uuid";
 /// Where devices are listed, by their names and by those of their nodes.
 const CLASSES: [&str; 2] = ["infiniband", "infiniband_verbs"];
 
@@ -97,6 +101,7 @@ pub fn refresh(root: &Path, machine: &Path) -> io::Result<()> {
 /// Lists the machine's nodes beside ours, which is no file but is opened as if it were.
 fn refresh_nodes(root: &Path, machine: &Path) -> io::Result<()> {
     let folder = root.join(NODES);
+    fs::create_dir_all(&folder)?;
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
         if !path.exists() {
@@ -217,6 +222,11 @@ pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Res
     fs::create_dir_all(root.join(NODES))?;
     // A character device for who follows it.
     symlink("/dev/null", root.join(NODES).join(names.uverbs()))?;
+
+    // Each guest is a machine of its own: UCX and NCCL must not take shared memory to reach another.
+    if let Ok(uuid) = fs::read_to_string(machine.join(UUID)) {
+        file(BOOT_ID, uuid.trim_end())?;
+    }
 
     // librdmacm and others look for their own classes below the same root.
     for entry in fs::read_dir(machine.join("sys/class")).into_iter().flatten() {

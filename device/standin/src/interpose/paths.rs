@@ -41,11 +41,14 @@ pub unsafe fn target(path: *const c_char) -> Target {
     in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
 }
 
+/// What tells machines apart, to UCX and NCCL: whether a peer can be reached by shared memory. A guest is a machine.
+const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
+
 /// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So is the list
-/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are.
+/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest has a boot id of its own.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
     let rest = match path {
-        b"/dev/infiniband" | b"/dev/infiniband/" => path,
+        b"/dev/infiniband" | b"/dev/infiniband/" | BOOT_ID => path,
         _ => {
             let below = path.strip_prefix(b"/sys/class/infiniband")?;
             let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
@@ -73,12 +76,15 @@ mod tests {
     }
 
     #[test]
-    fn only_the_classes_and_the_list_of_nodes_are_moved() {
+    fn only_what_a_guest_has_of_its_own_is_moved() {
         assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
         assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
         assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
         assert_eq!(moved_to(b"/dev/infiniband").unwrap(), "/run/x/sys/dev/infiniband");
+        let boot_id = "/proc/sys/kernel/random/boot_id";
+        assert_eq!(moved_to(boot_id.as_bytes()).unwrap(), format!("/run/x/sys{boot_id}"));
         for theirs in [
+            "/proc/sys/kernel/random/uuid",
             "/sys/class/infiniband_mad",
             "/sys/class/infinibandx",
             "/sys/class/net",
