@@ -87,7 +87,7 @@ const HOUSES: &[House] = &[
         src: "device/standin/src",
         tests: &[],
         rooms: &[
-            ("load", &["interpose", "support"]),
+            ("load", &["interpose", "kernel", "support"]),
             ("interpose", &["kernel", "process", "support"]),
             ("process", &["kernel", "support"]),
             ("kernel", &["support"]),

@@ -1,5 +1,6 @@
 //! What happens when the library is loaded, in this order. The loader calls nothing else of ours.
 
+use crate::kernel::site;
 use crate::support::fresh;
 
 #[used]
@@ -10,6 +11,7 @@ static AT_LOAD: extern "C" fn() = at_load;
 
 extern "C" fn at_load() {
     fresh::at_load();
+    site::at_load();
     // A test changes nothing in its own process.
     #[cfg(not(test))]
     {

@@ -214,13 +214,7 @@ pub unsafe fn ioctl(descriptor: c_int, request: c_ulong, arg: *mut c_void) -> c_
 /// # Safety
 /// See `open_at`.
 #[inline(always)]
-pub unsafe fn map(
-    at: *mut c_void,
-    len: usize,
-    flags: c_int,
-    descriptor: c_int,
-    offset: c_long,
-) -> Option<*mut c_void> {
+pub unsafe fn map(at: *mut c_void, len: usize, flags: c_int, descriptor: c_int, offset: c_long) -> Option<*mut c_void> {
     if flags & libc::MAP_FIXED != 0 {
         // Whatever is there goes.
         uar::unmap(at, len);

@@ -23,7 +23,7 @@ use crate::support::{config, memcheck, raw, trace};
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt::Write;
 use std::slice::from_raw_parts;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 // ---- stubs -------------------------------------------------------------------------------------
 
@@ -266,6 +266,42 @@ struct Walk {
     outcomes: [usize; OUTCOMES.len()],
     /// Stubs whose site is still declared.
     declared: [bool; SITES],
+}
+
+/// The C library calls these around fork(3). The loader's list of objects has a lock, which fork does not open in the
+/// child: one that is made while another thread walks the list could never walk it itself. So no thread of ours is at it
+/// then. (A child of clone(2) or _Fork(3) may still meet that, as it may after a C++ exception.)
+pub fn at_load() {
+    // SAFETY: plain functions, which stay loaded.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), None) };
+}
+
+extern "C" fn before_fork() {
+    // Not for ever: a program may fork from within such a walk of its own, for which ours would then wait.
+    for _ in 0..100_000 {
+        if let Some(taking) = OWN.taking.try_lock() {
+            FORKER.store(thread(), Ordering::Relaxed);
+            std::mem::forget(taking);
+            return;
+        }
+        // SAFETY: no preconditions.
+        unsafe { libc::sched_yield() };
+    }
+}
+
+/// In the parent. In the child the gate is open, with all of `OWN`.
+extern "C" fn after_fork() {
+    if FORKER.compare_exchange(thread(), 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        OWN.taking.open();
+    }
+}
+
+/// The thread that forks and holds the gate, or 0.
+static FORKER: AtomicI32 = AtomicI32::new(0);
+
+fn thread() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { raw::syscall!(SYS_gettid) as i32 }
 }
 
 /// Takes all declared sites that can be taken, and says in the trace how many.

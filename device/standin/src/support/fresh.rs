@@ -120,6 +120,11 @@ impl Gate {
         self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok().then(|| GateGuard(self))
     }
 
+    /// Opens it, whoever has it: for who has let go of the guard.
+    pub fn open(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
     /// Waits until it is ours. Open again when the guard is dropped.
     pub fn lock(&self) -> GateGuard<'_> {
         while self.0.compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -135,7 +140,7 @@ pub struct GateGuard<'a>(&'a Gate);
 
 impl Drop for GateGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.store(0, Ordering::Release);
+        self.0.open();
     }
 }
 
