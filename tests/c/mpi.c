@@ -108,7 +108,9 @@ static void one_sided(void)
 
     int64_t *counter, one = 1, before, last = -1;
     MPI_Win_allocate(sizeof(*counter), sizeof(*counter), MPI_INFO_NULL, MPI_COMM_WORLD, &counter, &win);
+    MPI_Win_lock(MPI_LOCK_EXCLUSIVE, rank, 0, win);
     *counter = 0;
+    MPI_Win_unlock(rank, win);
     MPI_Barrier(MPI_COMM_WORLD);
     MPI_Win_lock_all(0, win);
     for (int i = 0; i < 200; i++) {
@@ -117,9 +119,10 @@ static void one_sided(void)
         CHECK(before > last, "%lld after %lld", (long long)before, (long long)last);
         last = before;
     }
-    MPI_Win_unlock_all(win);
     MPI_Barrier(MPI_COMM_WORLD);
-    CHECK(rank != ranks - 1 || *counter == 200 * ranks, "%lld", (long long)*counter);
+    MPI_Fetch_and_op(NULL, &before, MPI_INT64_T, ranks - 1, 0, MPI_NO_OP, win);
+    MPI_Win_unlock_all(win);
+    CHECK(before == 200 * ranks, "%lld", (long long)before);
     MPI_Win_free(&win);
     free(bytes);
 }

@@ -56,11 +56,21 @@ fn target() -> PathBuf {
 /// `flags` tell variants apart (`-fsanitize=address`); each variant is a file of its own. The program is compiled
 /// every time a test binary asks for it first: it takes less than a second and is never stale.
 pub fn c_program(source: &str, flags: &[&str]) -> PathBuf {
+    compiled("cc", source, flags)
+}
+
+/// The same for an MPI program, with the compiler of an MPI library.
+pub fn mpi_program(compiler: &str, source: &str) -> PathBuf {
+    compiled(compiler, source, &[])
+}
+
+fn compiled(compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
     static DONE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let source = workspace().join(source);
     let name = source.file_stem().expect("a C file has a name").display();
     let folder = target().join("c-programs");
-    let variant: String = flags.concat().chars().filter(char::is_ascii_alphanumeric).collect();
+    let library = if compiler == "cc" { "" } else { compiler };
+    let variant: String = library.chars().chain(flags.concat().chars()).filter(char::is_ascii_alphanumeric).collect();
     let program = folder.join(format!("{name}{variant}"));
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !done.insert(program.clone()) {
@@ -69,14 +79,14 @@ pub fn c_program(source: &str, flags: &[&str]) -> PathBuf {
     std::fs::create_dir_all(&folder).expect("the target folder can be written");
     // Test binaries may run side by side: each compiles to a name of its own and renames.
     let partial = folder.join(format!("{name}{variant}.{}", std::process::id()));
-    let output = Command::new("cc")
+    let output = Command::new(compiler)
         .args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(&partial)
         .arg(&source)
         .args(flags)
         .args(["-libverbs", "-ldl"])
         .output()
-        .expect("a C compiler called cc is installed");
+        .unwrap_or_else(|error| panic!("no C compiler {compiler}: {error}"));
     assert!(output.status.success(), "{name}.c does not compile:\n{}", String::from_utf8_lossy(&output.stderr));
     std::fs::rename(&partial, &program).expect("the program can be put in place");
     program

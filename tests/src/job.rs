@@ -16,6 +16,8 @@ const TIME_OUT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Job<'a> {
     stand: &'a Stand,
+    /// Does `pvrdma` start the program?
+    by_pvrdma: bool,
     /// Arguments of `pvrdma` before the program.
     options: Vec<OsString>,
     program: Option<OsString>,
@@ -29,9 +31,14 @@ impl<'a> Job<'a> {
         Job { program: Some(program.to_owned()), ..Job::exact(stand, &["run"]) }
     }
 
+    pub(crate) fn plain(stand: &'a Stand, program: &OsStr) -> Self {
+        Job { by_pvrdma: false, program: Some(program.to_owned()), ..Job::exact(stand, &[]) }
+    }
+
     pub(crate) fn exact(stand: &'a Stand, options: &[&str]) -> Self {
         Job {
             stand,
+            by_pvrdma: true,
             options: options.iter().map(Into::into).collect(),
             program: None,
             arguments: Vec::new(),
@@ -127,23 +134,29 @@ impl<'a> Job<'a> {
     }
 
     fn command(&self) -> Command {
-        let pvrdma = self.stand.path("pvrdma");
+        let first = match &self.program {
+            Some(program) if !self.by_pvrdma => program.into(),
+            _ => self.stand.path("pvrdma"),
+        };
         let mut command = match self.stand.user() {
-            User::Me => Command::new(pvrdma),
+            User::Me => Command::new(first),
             User::Nobody => {
                 let mut command = Command::new("setpriv");
                 command
                     .arg(format!("--reuid={NOBODY}"))
                     .arg(format!("--regid={NOBODY}"))
                     .args(["--clear-groups", "--"])
-                    .arg(pvrdma);
+                    .arg(first);
                 command
             }
         };
-        command.args(&self.options);
-        if let Some(program) = &self.program {
-            command.arg("--").arg(program).args(&self.arguments);
+        if self.by_pvrdma {
+            command.args(&self.options);
+            if let Some(program) = &self.program {
+                command.arg("--").arg(program);
+            }
         }
+        command.args(&self.arguments);
         command
             .current_dir(self.stand.run_folder())
             .env("TMPDIR", self.stand.run_folder())

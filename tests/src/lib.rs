@@ -20,7 +20,7 @@ pub mod pyverbs;
 mod stress;
 mod world;
 
-pub use build::{artifacts, c_program, debug_provider, workspace};
+pub use build::{artifacts, c_program, debug_provider, mpi_program, workspace};
 pub use forky::Forky;
 pub use job::{Job, Output, Running};
 pub use pair::{free_port, pair, try_pair, wait_for_listener};

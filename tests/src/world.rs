@@ -167,6 +167,11 @@ impl Stand {
         Job::new(self, program.as_ref())
     }
 
+    /// A program in no guest, such as a launcher that starts programs in guests.
+    pub fn plain(&self, program: impl AsRef<OsStr>) -> Job<'_> {
+        Job::plain(self, program.as_ref())
+    }
+
     /// `pvrdma` with exactly these arguments.
     pub fn pvrdma(&self, arguments: &[&str]) -> Job<'_> {
         Job::exact(self, arguments)

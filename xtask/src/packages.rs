@@ -17,7 +17,8 @@ pub const MATRIX: &[&str] =
 pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];
 
-/// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests.
+/// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX, libfabric,
+/// Open MPI and MPICH are applications.
 pub const TEST: &[&str] = &[
     "binutils",
     "default-jdk-headless",
@@ -25,9 +26,15 @@ pub const TEST: &[&str] = &[
     "ibverbs-providers",
     "ibverbs-utils",
     "libc6-dev",
+    "libfabric-bin",
     "libibverbs-dev",
+    "libmpich-dev",
+    "libopenmpi-dev",
+    "mpich",
+    "openmpi-bin",
     "perftest",
     "python3-pyverbs",
+    "ucx-utils",
     "valgrind",
 ];
 
