@@ -1,7 +1,8 @@
-//! UCX, Open MPI, MPICH and libfabric as they come from Debian, with their default settings: of ours is only the device's name.
+//! UCX, Open MPI, MPICH and libfabric as they come from Debian, with their default settings: of ours is only the
+//! device's name.
 //!
-//! All of them fall back to TCP or shared memory without a word. So what counts is the trace: how often the program rang
-//! for a send. The first test is of that measure.
+//! All of them fall back to TCP or shared memory without a word. So what counts is the trace: how often the program
+//! rang for a send. The first test is of that measure.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

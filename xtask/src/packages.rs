@@ -17,8 +17,8 @@ pub const MATRIX: &[&str] =
 pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];
 
-/// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX, libfabric,
-/// Open MPI and MPICH are applications.
+/// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
+/// libfabric, Open MPI and MPICH are applications.
 pub const TEST: &[&str] = &[
     "binutils",
     "default-jdk-headless",

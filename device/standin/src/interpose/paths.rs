@@ -45,7 +45,8 @@ pub unsafe fn target(path: *const c_char) -> Target {
 const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
 
 /// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So is the list
-/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest has a boot id of its own.
+/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest
+/// has a boot id of its own.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
     let rest = match path {
         b"/dev/infiniband" | b"/dev/infiniband/" | BOOT_ID => path,

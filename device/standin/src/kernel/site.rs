@@ -269,8 +269,8 @@ struct Walk {
 }
 
 /// The C library calls these around fork(3). The loader's list of objects has a lock, which fork does not open in the
-/// child: one that is made while another thread walks the list could never walk it itself. So no thread of ours is at it
-/// then. (A child of clone(2) or _Fork(3) may still meet that, as it may after a C++ exception.)
+/// child: one that is made while another thread walks the list could never walk it itself. So no thread of ours is at
+/// it then. (A child of clone(2) or _Fork(3) may still meet that, as it may after a C++ exception.)
 pub fn at_load() {
     // SAFETY: plain functions, which stay loaded.
     unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), None) };
