@@ -294,7 +294,7 @@ impl Mock {
         };
         // SAFETY: as above.
         let mut qp = unsafe { Qp::new(parts) };
-        qp.enter(Self::HANDLE, Self::QPN).unwrap();
+        qp.enter(Self::HANDLE.into(), Self::QPN).unwrap();
         qp.set_state(IBV_QPS_RTS);
         Self { cq, qp, srq, cq_ring, srq_ring, sq_ring, rq_ring, uar_page }
     }

@@ -38,6 +38,7 @@ pub struct Qp {
     pub sq: SpinLock<WorkQueue>,
     /// Receive queue. One that never opens where the QP takes its receives from an SRQ.
     pub rq: SpinLock<WorkQueue>,
+    /// What completions carry of it.
     handle: CqeHandle,
     /// For [`Kind::Inline`], [`Kind::Extras`] and `ibv_wr_*`.
     pub extras: Extras,
@@ -260,16 +261,16 @@ impl Qp {
     }
 
     /// The kernel has made the QP: its handle is known and its completions can be told apart. EIO:
-    /// the handle or the number cannot be.
-    pub fn enter(&mut self, handle: CqeHandle, qp_num: u32) -> Result<(), Errno> {
+    /// the handle or the number cannot be, or completions of another QP look the same.
+    pub fn enter(&mut self, handle: u32, qp_num: u32) -> Result<(), Errno> {
         if qp_num == 0 || qp_num > MAX_QPN {
             return Err(Errno::EIO);
         }
         // Until the log is there the QP has no completions: nothing was posted.
-        self.qp_nums.claim(handle, qp_num)?;
-        self.handle = handle;
-        self.sq.lock().set_bell(send_bell(handle.into()));
-        self.rq.lock().set_bell(recv_bell(handle.into()));
+        self.qp_nums.claim(handle as CqeHandle, qp_num)?;
+        self.handle = handle as CqeHandle;
+        self.sq.lock().set_bell(send_bell(handle));
+        self.rq.lock().set_bell(recv_bell(handle));
         self.announce(qp_num);
         Ok(())
     }
@@ -445,15 +446,15 @@ pub unsafe fn create(pd: *mut ibv_pd, init: &mut ibv_qp_init_attr) -> Result<*mu
 }
 
 /// Newer devices tell a handle apart from the QP number; a kernel that does not know of that
-/// leaves the answer zero, and the number is the handle. No device may use more than 16 bits:
-/// completions carry no more.
-fn handle_of(resp: &pvrdma_create_qp_resp, qp_num: u32) -> Result<CqeHandle, Errno> {
+/// leaves the answer zero, and the number is the handle. Then it may have all the 24 bits of a number, which doorbells
+/// have room for. Of completions the kernel driver and every provider read 16, so two QPs may not differ above them.
+fn handle_of(resp: &pvrdma_create_qp_resp, qp_num: u32) -> Result<u32, Errno> {
     let handle = match resp {
         pvrdma_create_qp_resp { qp_handle: 0, qpn: 0 } => qp_num,
         pvrdma_create_qp_resp { qp_handle: 0, qpn } => *qpn,
         pvrdma_create_qp_resp { qp_handle, .. } => *qp_handle,
     };
-    CqeHandle::try_from(handle).map_err(|_| Errno::EIO)
+    if handle > PVRDMA_UAR_HANDLE_MASK { Err(Errno::EIO) } else { Ok(handle) }
 }
 
 /// # Safety
@@ -562,8 +563,9 @@ pub unsafe fn destroy_qp(qp: *mut ibv_qp) -> Result<(), Errno> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::testing::mock::poll_cq;
+    use crate::testing::kernel::{Lie, World};
     use crate::testing::mock::{Mock, send_cqe};
+    use crate::testing::mock::{poll_cq, post_send};
 
     fn cap(wr: u32, sge: u32) -> ibv_qp_cap {
         ibv_qp_cap { max_send_wr: wr, max_recv_wr: wr, max_send_sge: sge, max_recv_sge: sge, max_inline_data: 0 }
@@ -600,7 +602,57 @@ mod tests {
         assert_eq!(handle_of(&resp(9, 5), 9), Ok(5));
         assert_eq!(handle_of(&resp(9, 0), 9), Ok(9));
         assert_eq!(handle_of(&resp(0, 0), 9), Ok(9));
-        assert_eq!(handle_of(&resp(9, 0x1_0000), 9), Err(Errno::EIO));
+        assert_eq!(handle_of(&resp(0x12_3456, 0), 0x12_3456), Ok(0x12_3456));
+        assert_eq!(handle_of(&resp(9, 0x100_0000), 9), Err(Errno::EIO));
+    }
+
+    /// Devices without handles of their own, in front of an adapter whose QP numbers have 24 bits.
+    #[test]
+    fn a_handle_above_16_bits_is_told_by_what_completions_carry_of_it() {
+        let world = World::new();
+        // SAFETY: an open context.
+        let cq = unsafe { crate::verbs::cq::create_cq(world.context, 4, ptr::null_mut(), 0) }.unwrap();
+        world.rung(PVRDMA_UAR_QP_OFFSET);
+        let create = |qp_handle| {
+            world.state().lie = Some(Lie::Handle(0, qp_handle));
+            let cap = cap(1, 1);
+            // SAFETY: integers and pointers only; a live PD, a live CQ.
+            unsafe {
+                let zero: ibv_qp_init_attr = core::mem::zeroed();
+                let mut init = ibv_qp_init_attr { send_cq: cq, recv_cq: cq, qp_type: IBV_QPT_RC, cap, ..zero };
+                create_qp(world.pd, &mut init)
+            }
+        };
+        let a = create(0x12_0005).unwrap();
+        assert_eq!(create(0x34_0005).err(), Some(Errno::EIO), "its completions would be those of the other");
+        let b = create(0x12_0006).unwrap();
+        // SAFETY: live QPs and a live CQ.
+        unsafe {
+            let mut attr = ibv_qp_attr { qp_state: IBV_QPS_RTS, ..Default::default() };
+            modify_qp(a, &mut attr, IBV_QP_STATE as c_int).unwrap();
+            let mut wr: ibv_send_wr = core::mem::zeroed();
+            (wr.opcode, wr.send_flags) = (IBV_WR_SEND, IBV_SEND_SIGNALED);
+            post_send(Qp::of(a), &mut wr).unwrap();
+            let rung = world.rung(PVRDMA_UAR_QP_OFFSET);
+            assert_eq!(rung, PVRDMA_UAR_QP_SEND | 0x12_0005, "the device is told all of it");
+            let ring = world.state().cqs[&(*cq).handle].ring;
+            for (qp, wr_id) in [(0x12_0005, 1), (0x12_0006, 2), (0x12_0005, 3)] {
+                assert!(ring.put(pvrdma_cqe { qp, ..send_cqe(wr_id) }));
+            }
+            let mut wc = ibv_wc::default();
+            assert_eq!(poll_cq(Cq::of(cq), 1, &mut wc), 1);
+            assert_eq!((wc.wr_id, wc.qp_num), (1, (*a).qp_num));
+            // What is left of it goes with it, and with it alone.
+            destroy_qp(a).unwrap();
+            assert_eq!(poll_cq(Cq::of(cq), 1, &mut wc), 1);
+            assert_eq!((wc.wr_id, wc.qp_num), (2, (*b).qp_num));
+            assert_eq!(poll_cq(Cq::of(cq), 1, &mut wc), 0);
+            let again = create(0x34_0005).unwrap();
+            destroy_qp(b).unwrap();
+            destroy_qp(again).unwrap();
+            crate::verbs::cq::destroy_cq(cq).unwrap();
+        }
+        world.close();
     }
 
     #[test]
