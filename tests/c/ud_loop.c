@@ -170,6 +170,8 @@ static void tells_packet_type(void)
         CHECK((wc.sl & 7) == packet_type(&gid), "GID %d: sl %u instead of %d", i, wc.sl, packet_type(&gid));
         /* Where the bytes say so too. */
         CHECK((b.buffer[0] >> 4 == 6) == (packet_type(&gid) != 2) && (b.buffer[20] >> 4 == 4 || packet_type(&gid) != 2));
+        if (packet_type(&gid) == 2)
+            CHECK(!memcmp(b.buffer + 32, gid.gid.raw + 12, 4) && !memcmp(b.buffer + 36, gid.gid.raw + 12, 4));
         struct ibv_ah_attr back = {0};
         CHECK(!ibv_init_ah_from_wc(device.context, 1, &wc, (struct ibv_grh *)b.buffer, &back));
         CHECK(back.is_global && back.grh.sgid_index == i && !memcmp(&back.grh.dgid, &gid.gid, sizeof(gid.gid)));

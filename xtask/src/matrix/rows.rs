@@ -161,6 +161,7 @@ pub const ROWS: &[Row] = &[
     row(Cases, "srq_loop"),
     row(Cases, "inv_loop"),
     row(Cases, "errors"),
+    row(Cases, "habits"),
 ];
 
 #[cfg(test)]

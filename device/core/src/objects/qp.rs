@@ -327,7 +327,7 @@ pub fn check_modify(kind: QpKind, from: u32, mask: u32, attrs: &pvrdma_qp_attr) 
     if mask & required != required {
         return Err(Invalid("a required attribute is missing"));
     }
-    if mask & !(required | optional | PVRDMA_QP_STATE | PVRDMA_QP_CUR_STATE) != 0 {
+    if mask & !(required | optional | PVRDMA_QP_STATE) != 0 {
         return Err(Invalid("an attribute that this transition does not take"));
     }
     let given = |bit: u32| mask & bit != 0;
@@ -430,5 +430,8 @@ mod tests {
         claim.cur_qp_state = PVRDMA_QPS_RTS;
         assert!(check_modify(QpKind::Rc, PVRDMA_QPS_SQD, mask, &claim).is_err());
         assert_eq!(check_modify(QpKind::Rc, PVRDMA_QPS_RTS, mask, &claim), Ok(PVRDMA_QPS_RTS));
+        // Nor is it an attribute of every step.
+        let step = pvrdma_qp_attr { cur_qp_state: PVRDMA_QPS_RTS, ..attrs(PVRDMA_QPS_ERR) };
+        assert!(check_modify(QpKind::Rc, PVRDMA_QPS_RTS, mask, &step).is_err());
     }
 }

@@ -245,11 +245,15 @@ pub fn query_gid_table(context: &mut Context, attrs: &mut Attrs) -> Result<()> {
     if attrs.flags(UVERBS_ATTR_QUERY_GID_TABLE_FLAGS)? != 0 || entry_len == 0 || entry_len > room {
         return Err(EINVAL);
     }
-    // Each entry takes the length that the program knows, shorter or longer than ours.
     let entries = (0..context.driver.device.caps().gid_tbl_len).filter_map(|index| gid_entry(context, index));
     let mut bytes = Vec::new();
     let mut count = 0u64;
-    for entry in entries.take((room / entry_len) as usize) {
+    for entry in entries {
+        // All or nothing: a cut list would pass for the whole.
+        if count == room / entry_len {
+            return Err(EINVAL);
+        }
+        // Each entry takes the length that the program knows, shorter or longer than ours.
         let mut padded = vec![0; entry_len as usize];
         let len = padded.len().min(size_of_val(&entry));
         padded[..len].copy_from_slice(&entry.as_bytes()[..len]);

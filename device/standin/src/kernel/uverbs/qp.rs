@@ -235,6 +235,9 @@ fn ah_to(ah: &pvrdma_ah_attr) -> ib_uverbs_qp_dest {
     }
 }
 
+/// A packet sequence number has 24 bits.
+const PSN_MASK: u32 = 0x00ff_ffff;
+
 /// What the kernel checks before the driver is asked; the device judges the transition itself.
 fn check_modify(asked: &ib_uverbs_modify_qp, caps: &pvrdma_device_caps) -> Result<()> {
     let mask = asked.attr_mask;
@@ -251,7 +254,8 @@ fn check_modify(asked: &ib_uverbs_modify_qp, caps: &pvrdma_device_caps) -> Resul
         // RoCE has no addresses without a global route.
         || sets(PVRDMA_QP_AV) && (!port_ok(asked.dest.port_num) || asked.dest.is_global == 0)
         || sets(PVRDMA_QP_AV) && u32::from(asked.dest.sgid_index) >= caps.gid_tbl_len
-        || sets(PVRDMA_QP_ALT_PATH) && (!port_ok(asked.alt_port_num) || !port_ok(asked.alt_dest.port_num));
+        // RoCE has no alternate paths.
+        || sets(PVRDMA_QP_ALT_PATH);
     if bad { Err(EINVAL) } else { Ok(()) }
 }
 
@@ -272,8 +276,9 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
         path_mtu: asked.path_mtu.into(),
         path_mig_state: asked.path_mig_state.into(),
         qkey: asked.qkey,
-        rq_psn: asked.rq_psn,
-        sq_psn: asked.sq_psn,
+        // The kernel cuts them too.
+        rq_psn: asked.rq_psn & PSN_MASK,
+        sq_psn: asked.sq_psn & PSN_MASK,
         dest_qp_num: asked.dest_qp_num,
         qp_access_flags: asked.qp_access_flags,
         pkey_index: asked.pkey_index,
@@ -386,6 +391,10 @@ mod tests {
             let asked = ib_uverbs_modify_qp { attr_mask: bit, ..wrong };
             assert_eq!(check_modify(&asked, &caps()), Err(EINVAL), "{bit:#x}");
         }
+        let path = ib_uverbs_qp_dest { is_global: 1, port_num: 1, ..Default::default() };
+        let right = ib_uverbs_modify_qp { dest: path, alt_dest: path, alt_port_num: 1, ..Default::default() };
+        let with = |attr_mask| check_modify(&ib_uverbs_modify_qp { attr_mask, ..right }, &caps());
+        assert_eq!((with(PVRDMA_QP_AV), with(PVRDMA_QP_ALT_PATH)), (Ok(()), Err(EINVAL)));
         let asked = ib_uverbs_modify_qp { attr_mask: 1 << 21, ..Default::default() };
         assert_eq!(check_modify(&asked, &caps()), Err(EOPNOTSUPP));
     }
