@@ -208,12 +208,11 @@ pub unsafe fn alloc_parent_domain(
     }
     // That is leave to take shared memory where the device needs it, and no demand: where it does not, plain memory
     // is right. Shared memory we have none.
-    //
-    // SAFETY: promise of the caller.
-    if attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC != 0
-        && unsafe { needs_shared_memory(context) }?
-    {
-        return Err(refuse(Errno::EOPNOTSUPP, format_args!("alloc_parent_domain: the device needs shared memory")));
+    if attr.comp_mask & IBV_PARENT_DOMAIN_INIT_ATTR_ALLOW_CC_UNPROTECTED_ALLOC != 0 {
+        // SAFETY: promise of the caller.
+        if unsafe { needs_shared_memory(context) }? {
+            return Err(refuse(Errno::EOPNOTSUPP, format_args!("alloc_parent_domain: the device needs shared memory")));
+        }
     }
     let real = NonNull::new(attr.pd.cast::<Pd>())
         .ok_or_else(|| refuse(Errno::EINVAL, format_args!("alloc_parent_domain: no PD")))?;

@@ -635,7 +635,7 @@ mod tests {
             post_send(Qp::of(a), &mut wr).unwrap();
             let rung = world.rung(PVRDMA_UAR_QP_OFFSET);
             assert_eq!(rung, PVRDMA_UAR_QP_SEND | 0x12_0005, "the device is told all of it");
-            let ring = world.state().cqs[&(*cq).handle].ring;
+            let ring = world.state().cqs.get(&(*cq).handle).unwrap().ring;
             for (qp, wr_id) in [(0x12_0005, 1), (0x12_0006, 2), (0x12_0005, 3)] {
                 assert!(ring.put(pvrdma_cqe { qp, ..send_cqe(wr_id) }));
             }

@@ -10,6 +10,7 @@ mod call;
 mod cq;
 mod device;
 mod doorbell_page;
+mod errno;
 mod event;
 mod mr;
 mod objects;
@@ -17,6 +18,8 @@ mod pd;
 mod qp;
 mod room;
 mod srq;
+#[cfg(test)]
+mod wild;
 
 use crate::kernel::events::{Channel, Events};
 use crate::kernel::{fd, uar};
@@ -25,6 +28,8 @@ use crate::support::trace::{self, Note};
 use crate::support::{hooks, raw};
 use attrs::Attrs;
 use call::{Call, Form};
+pub use errno::Errno;
+use errno::*;
 use objects::{Object, Objects};
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::device::Device;
@@ -45,28 +50,11 @@ const PAGE: u64 = 4096;
 /// Completion vectors: the device has one interrupt for all CQs.
 const NUM_COMP_VECTORS: u32 = 1;
 
-/// Why a command failed, as errno.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errno(pub i32);
-
 impl From<CommandError> for Errno {
     fn from(error: CommandError) -> Errno {
         Errno(error.errno())
     }
 }
-
-const EINVAL: Errno = Errno(libc::EINVAL);
-const EFAULT: Errno = Errno(libc::EFAULT);
-const EBADF: Errno = Errno(libc::EBADF);
-const EBUSY: Errno = Errno(libc::EBUSY);
-const ENOSPC: Errno = Errno(libc::ENOSPC);
-const ENOTTY: Errno = Errno(libc::ENOTTY);
-const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
-/// What the kernel says of ioctls, methods and mandatory attributes that it does not know; libibverbs then uses the
-/// old form.
-const EPROTONOSUPPORT: Errno = Errno(libc::EPROTONOSUPPORT);
-
-type Result<T> = std::result::Result<T, Errno>;
 
 /// What stands behind an opened device node.
 pub struct Driver {
