@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#ifdef __VMW_PVRDMA_ABI_H__
+#error "pvrdma.h has what <rdma/vmw_pvrdma-abi.h> has, under the same names: include one of the two"
+#endif
+
 /*
  `uverbs` driver ABI: the only value in use since the first release.
  */
@@ -35,27 +39,27 @@
  */
 #define PVRDMA_UAR_QP_OFFSET 0
 
-#define PVRDMA_UAR_QP_SEND (1 << 30)
+#define PVRDMA_UAR_QP_SEND (1u << 30)
 
-#define PVRDMA_UAR_QP_RECV (1 << 31)
+#define PVRDMA_UAR_QP_RECV (1u << 31)
 
 /*
  Byte offset of the CQ doorbell.
  */
 #define PVRDMA_UAR_CQ_OFFSET 4
 
-#define PVRDMA_UAR_CQ_ARM_SOL (1 << 29)
+#define PVRDMA_UAR_CQ_ARM_SOL (1u << 29)
 
-#define PVRDMA_UAR_CQ_ARM (1 << 30)
+#define PVRDMA_UAR_CQ_ARM (1u << 30)
 
-#define PVRDMA_UAR_CQ_POLL (1 << 31)
+#define PVRDMA_UAR_CQ_POLL (1u << 31)
 
 /*
  Byte offset of the SRQ doorbell.
  */
 #define PVRDMA_UAR_SRQ_OFFSET 8
 
-#define PVRDMA_UAR_SRQ_RECV (1 << 30)
+#define PVRDMA_UAR_SRQ_RECV (1u << 30)
 
 #define PVRDMA_WR_RDMA_WRITE 0
 
@@ -157,23 +161,23 @@
 
 #define PVRDMA_WC_MASKED_FETCH_ADD 10
 
-#define PVRDMA_WC_RECV (1 << 7)
+#define PVRDMA_WC_RECV (1u << 7)
 
 #define PVRDMA_WC_RECV_RDMA_WITH_IMM (PVRDMA_WC_RECV + 1)
 
-#define PVRDMA_WC_GRH (1 << 0)
+#define PVRDMA_WC_GRH (1u << 0)
 
-#define PVRDMA_WC_WITH_IMM (1 << 1)
+#define PVRDMA_WC_WITH_IMM (1u << 1)
 
-#define PVRDMA_WC_WITH_INVALIDATE (1 << 2)
+#define PVRDMA_WC_WITH_INVALIDATE (1u << 2)
 
-#define PVRDMA_WC_IP_CSUM_OK (1 << 3)
+#define PVRDMA_WC_IP_CSUM_OK (1u << 3)
 
-#define PVRDMA_WC_WITH_SMAC (1 << 4)
+#define PVRDMA_WC_WITH_SMAC (1u << 4)
 
-#define PVRDMA_WC_WITH_VLAN (1 << 5)
+#define PVRDMA_WC_WITH_VLAN (1u << 5)
 
-#define PVRDMA_WC_WITH_NETWORK_HDR_TYPE (1 << 6)
+#define PVRDMA_WC_WITH_NETWORK_HDR_TYPE (1u << 6)
 
 #define PVRDMA_NETWORK_IB 0
 
@@ -183,34 +187,34 @@
 
 #define PVRDMA_NETWORK_IPV6 2
 
-#define PVRDMA_SEND_FENCE (1 << 0)
+#define PVRDMA_SEND_FENCE (1u << 0)
 
-#define PVRDMA_SEND_SIGNALED (1 << 1)
+#define PVRDMA_SEND_SIGNALED (1u << 1)
 
-#define PVRDMA_SEND_SOLICITED (1 << 2)
+#define PVRDMA_SEND_SOLICITED (1u << 2)
 
-#define PVRDMA_SEND_INLINE (1 << 3)
+#define PVRDMA_SEND_INLINE (1u << 3)
 
-#define PVRDMA_SEND_IP_CSUM (1 << 4)
+#define PVRDMA_SEND_IP_CSUM (1u << 4)
 
 /*
  Bits a WQE may carry; the kernel driver masks with the same value.
  */
 #define PVRDMA_SEND_FLAGS_MASK 31
 
-#define PVRDMA_ACCESS_LOCAL_WRITE (1 << 0)
+#define PVRDMA_ACCESS_LOCAL_WRITE (1u << 0)
 
-#define PVRDMA_ACCESS_REMOTE_WRITE (1 << 1)
+#define PVRDMA_ACCESS_REMOTE_WRITE (1u << 1)
 
-#define PVRDMA_ACCESS_REMOTE_READ (1 << 2)
+#define PVRDMA_ACCESS_REMOTE_READ (1u << 2)
 
-#define PVRDMA_ACCESS_REMOTE_ATOMIC (1 << 3)
+#define PVRDMA_ACCESS_REMOTE_ATOMIC (1u << 3)
 
-#define PVRDMA_ACCESS_MW_BIND (1 << 4)
+#define PVRDMA_ACCESS_MW_BIND (1u << 4)
 
-#define PVRDMA_ZERO_BASED (1 << 5)
+#define PVRDMA_ZERO_BASED (1u << 5)
 
-#define PVRDMA_ACCESS_ON_DEMAND (1 << 6)
+#define PVRDMA_ACCESS_ON_DEMAND (1u << 6)
 
 /*
  Length of [`pvrdma_sq_wqe_hdr::wr`].
@@ -279,11 +283,11 @@
 
 #define PVRDMA_MAX_INTERRUPTS 3
 
-#define PVRDMA_INTR_CAUSE_RESPONSE (1 << PVRDMA_INTR_VECTOR_RESPONSE)
+#define PVRDMA_INTR_CAUSE_RESPONSE (1u << PVRDMA_INTR_VECTOR_RESPONSE)
 
-#define PVRDMA_INTR_CAUSE_ASYNC (1 << PVRDMA_INTR_VECTOR_ASYNC)
+#define PVRDMA_INTR_CAUSE_ASYNC (1u << PVRDMA_INTR_VECTOR_ASYNC)
 
-#define PVRDMA_INTR_CAUSE_CQ (1 << PVRDMA_INTR_VECTOR_CQ)
+#define PVRDMA_INTR_CAUSE_CQ (1u << PVRDMA_INTR_VECTOR_CQ)
 
 /*
  Entries of a directory page and of a table page.
@@ -316,23 +320,23 @@
 
 #define PVRDMA_DEVICE_MODE_IB 2
 
-#define PVRDMA_GID_TYPE_FLAG_ROCE_V1 (1 << 0)
+#define PVRDMA_GID_TYPE_FLAG_ROCE_V1 (1u << 0)
 
-#define PVRDMA_GID_TYPE_FLAG_ROCE_V2 (1 << 1)
+#define PVRDMA_GID_TYPE_FLAG_ROCE_V2 (1u << 1)
 
-#define PVRDMA_ATOMIC_OP_COMP_SWAP (1 << 0)
+#define PVRDMA_ATOMIC_OP_COMP_SWAP (1u << 0)
 
-#define PVRDMA_ATOMIC_OP_FETCH_ADD (1 << 1)
+#define PVRDMA_ATOMIC_OP_FETCH_ADD (1u << 1)
 
-#define PVRDMA_ATOMIC_OP_MASK_COMP_SWAP (1 << 2)
+#define PVRDMA_ATOMIC_OP_MASK_COMP_SWAP (1u << 2)
 
-#define PVRDMA_ATOMIC_OP_MASK_FETCH_ADD (1 << 3)
+#define PVRDMA_ATOMIC_OP_MASK_FETCH_ADD (1u << 3)
 
-#define PVRDMA_BMME_FLAG_LOCAL_INV (1 << 0)
+#define PVRDMA_BMME_FLAG_LOCAL_INV (1u << 0)
 
-#define PVRDMA_BMME_FLAG_REMOTE_INV (1 << 1)
+#define PVRDMA_BMME_FLAG_REMOTE_INV (1u << 1)
 
-#define PVRDMA_BMME_FLAG_FAST_REG_WR (1 << 2)
+#define PVRDMA_BMME_FLAG_FAST_REG_WR (1u << 2)
 
 /*
  Pages of each event ring, the ring state page included.
@@ -432,7 +436,7 @@
 /*
  `ack` of a response is this plus the command number.
  */
-#define PVRDMA_CMD_FIRST_RESP (1 << 31)
+#define PVRDMA_CMD_FIRST_RESP (1u << 31)
 
 /*
  Bytes the driver copies into the command slot, whatever the command.
@@ -444,13 +448,13 @@
  */
 #define PVRDMA_CMD_RESP_LEN 176
 
-#define PVRDMA_MR_FLAG_DMA (1 << 0)
+#define PVRDMA_MR_FLAG_DMA (1u << 0)
 
-#define PVRDMA_MR_FLAG_FRMR (1 << 1)
+#define PVRDMA_MR_FLAG_FRMR (1u << 1)
 
-#define PVRDMA_CQ_FLAG_ARMED_SOL (1 << 0)
+#define PVRDMA_CQ_FLAG_ARMED_SOL (1u << 0)
 
-#define PVRDMA_CQ_FLAG_ARMED (1 << 1)
+#define PVRDMA_CQ_FLAG_ARMED (1u << 1)
 
 #define PVRDMA_MTU_256 1
 
@@ -501,12 +505,12 @@
 /*
  Communication management is supported: the driver sets it in what it reports upwards.
  */
-#define PVRDMA_PORT_CM_SUP (1 << 16)
+#define PVRDMA_PORT_CM_SUP (1u << 16)
 
 /*
  GIDs are IP addresses.
  */
-#define PVRDMA_PORT_IP_BASED_GIDS (1 << 26)
+#define PVRDMA_PORT_IP_BASED_GIDS (1u << 26)
 
 #define PVRDMA_QPT_SMI 0
 
@@ -538,57 +542,57 @@
 
 #define PVRDMA_MIG_ARMED 2
 
-#define PVRDMA_QP_STATE (1 << 0)
+#define PVRDMA_QP_STATE (1u << 0)
 
-#define PVRDMA_QP_CUR_STATE (1 << 1)
+#define PVRDMA_QP_CUR_STATE (1u << 1)
 
-#define PVRDMA_QP_EN_SQD_ASYNC_NOTIFY (1 << 2)
+#define PVRDMA_QP_EN_SQD_ASYNC_NOTIFY (1u << 2)
 
-#define PVRDMA_QP_ACCESS_FLAGS (1 << 3)
+#define PVRDMA_QP_ACCESS_FLAGS (1u << 3)
 
-#define PVRDMA_QP_PKEY_INDEX (1 << 4)
+#define PVRDMA_QP_PKEY_INDEX (1u << 4)
 
-#define PVRDMA_QP_PORT (1 << 5)
+#define PVRDMA_QP_PORT (1u << 5)
 
-#define PVRDMA_QP_QKEY (1 << 6)
+#define PVRDMA_QP_QKEY (1u << 6)
 
-#define PVRDMA_QP_AV (1 << 7)
+#define PVRDMA_QP_AV (1u << 7)
 
-#define PVRDMA_QP_PATH_MTU (1 << 8)
+#define PVRDMA_QP_PATH_MTU (1u << 8)
 
-#define PVRDMA_QP_TIMEOUT (1 << 9)
+#define PVRDMA_QP_TIMEOUT (1u << 9)
 
-#define PVRDMA_QP_RETRY_CNT (1 << 10)
+#define PVRDMA_QP_RETRY_CNT (1u << 10)
 
-#define PVRDMA_QP_RNR_RETRY (1 << 11)
+#define PVRDMA_QP_RNR_RETRY (1u << 11)
 
-#define PVRDMA_QP_RQ_PSN (1 << 12)
+#define PVRDMA_QP_RQ_PSN (1u << 12)
 
-#define PVRDMA_QP_MAX_QP_RD_ATOMIC (1 << 13)
+#define PVRDMA_QP_MAX_QP_RD_ATOMIC (1u << 13)
 
-#define PVRDMA_QP_ALT_PATH (1 << 14)
+#define PVRDMA_QP_ALT_PATH (1u << 14)
 
-#define PVRDMA_QP_MIN_RNR_TIMER (1 << 15)
+#define PVRDMA_QP_MIN_RNR_TIMER (1u << 15)
 
-#define PVRDMA_QP_SQ_PSN (1 << 16)
+#define PVRDMA_QP_SQ_PSN (1u << 16)
 
-#define PVRDMA_QP_MAX_DEST_RD_ATOMIC (1 << 17)
+#define PVRDMA_QP_MAX_DEST_RD_ATOMIC (1u << 17)
 
-#define PVRDMA_QP_PATH_MIG_STATE (1 << 18)
+#define PVRDMA_QP_PATH_MIG_STATE (1u << 18)
 
-#define PVRDMA_QP_CAP (1 << 19)
+#define PVRDMA_QP_CAP (1u << 19)
 
-#define PVRDMA_QP_DEST_QPN (1 << 20)
+#define PVRDMA_QP_DEST_QPN (1u << 20)
 
-#define PVRDMA_QP_ATTR_MASK ((1 << 21) - 1)
+#define PVRDMA_QP_ATTR_MASK ((1u << 21) - 1)
 
-#define PVRDMA_SRQ_MAX_WR (1 << 0)
+#define PVRDMA_SRQ_MAX_WR (1u << 0)
 
-#define PVRDMA_SRQ_LIMIT (1 << 1)
+#define PVRDMA_SRQ_LIMIT (1u << 1)
 
 #define PVRDMA_SRQT_BASIC 0
 
-#define PVRDMA_AH_GRH (1 << 0)
+#define PVRDMA_AH_GRH (1u << 0)
 
 struct pvrdma_alloc_ucontext_resp {
     uint32_t qp_tab_size;

@@ -13,8 +13,15 @@ use support::Layout;
 
 /// Compile `source`; the compiler's complaints are the test's.
 fn compile(source: &str) {
+    let (accepted, complaints) = compiler(source, &["-std=c11", "-D_GNU_SOURCE", "-xc"]);
+    assert!(accepted, "the C headers disagree:\n{complaints}");
+}
+
+/// Does it compile, and what does the compiler say?
+fn compiler(source: &str, arguments: &[&str]) -> (bool, String) {
     let mut cc = Command::new("cc")
-        .args(["-std=c11", "-D_GNU_SOURCE", "-fsyntax-only", "-xc", "-"])
+        .args(arguments)
+        .args(["-fsyntax-only", "-"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -23,8 +30,7 @@ fn compile(source: &str) {
     stdin.write_all(source.as_bytes()).expect("cc reads its input");
     drop(stdin);
     let output = cc.wait_with_output().expect("cc ends");
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the C headers disagree:\n{complaints}");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 fn check(headers: &[&str], layouts: &[Layout]) {
@@ -86,6 +92,30 @@ fn strip_digit_separators(value: &str) -> String {
         )
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// The header that is made from here: in any C, without a warning, and with numbers that are what they are here.
+#[test]
+fn pvrdma_h() {
+    let header = concat!(env!("CARGO_MANIFEST_DIR"), "/../include/pvrdma.h");
+    let source = format!("#include \"{header}\"\n");
+    for language in [["-xc", "-std=c89"], ["-xc", "-std=c99"], ["-xc", "-std=c17"], ["-xc++", "-std=c++17"]] {
+        let warnings = ["-Wall", "-Wextra", "-pedantic", "-Wsign-conversion", "-Werror"];
+        let (accepted, complaints) = compiler(&source, &[&language[..], &warnings].concat());
+        assert!(accepted, "{language:?}: {complaints}");
+    }
+    let mut widths = source.clone();
+    for (name, value) in [
+        ("PVRDMA_UAR_QP_RECV", PVRDMA_UAR_QP_RECV),
+        ("PVRDMA_UAR_CQ_POLL", PVRDMA_UAR_CQ_POLL),
+        ("PVRDMA_CMD_FIRST_RESP", pvrdma_ffi::dev_api::PVRDMA_CMD_FIRST_RESP),
+    ] {
+        writeln!(widths, "_Static_assert(({name} | 5ull) == {:#x}ull, \"{name}\");", u64::from(value) | 5).unwrap();
+    }
+    compile(&widths);
+    // Two headers for the same: who takes both is told.
+    let (accepted, complaints) = compiler(&format!("#include <rdma/vmw_pvrdma-abi.h>\n{source}"), &["-xc"]);
+    assert!(!accepted && complaints.contains("include one of the two"), "{complaints}");
 }
 
 #[test]

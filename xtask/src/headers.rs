@@ -53,7 +53,8 @@ fn generate() -> Result<String> {
     let bindings = builder.with_config(config).generate().context("cbindgen cannot read ffi/")?;
     let mut text = Vec::new();
     bindings.write(&mut text);
-    Ok(String::from_utf8(text)?)
+    // Rust's are unsigned, and in C a bit 31 that is signed spoils 64-bit words.
+    Ok(String::from_utf8(text)?.replace("(1 << ", "(1u << "))
 }
 
 /// Names of the public structs and unions of a source file. cbindgen leaves out what no function uses, and there are
