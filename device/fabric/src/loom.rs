@@ -15,7 +15,7 @@
 pub mod shadow;
 
 use crate::memory::ProcessMemory;
-use crate::segment::{Fabric, Region, Segment};
+use crate::segment::{Fabric, Region, by_hand};
 use crate::sync::own;
 use crate::transport::{HostTransport, Inbound};
 use ::loom::thread::spawn;
@@ -63,19 +63,7 @@ fn fails(model: fn()) -> bool {
 
 thread_local! {
     /// The shared file, for all runs: what they write is in shadows.
-    static FILE: (&'static Fabric, [&'static Region; 2]) = (zeroed(), [zeroed(), zeroed()]);
-}
-
-/// Memory of a `T` that is made of atomics.
-fn zeroed<T>() -> &'static T {
-    // SAFETY: fresh pages; zeros are a `T`.
-    unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let at = libc::mmap(std::ptr::null_mut(), size_of::<T>(), prot, flags, -1, 0);
-        assert!(at != libc::MAP_FAILED);
-        &*at.cast()
-    }
+    static FILE: (&'static Fabric, [&'static Region; 2]) = by_hand::file();
 }
 
 /// Two processes of guest 1.
@@ -83,7 +71,7 @@ fn processes() -> [Arc<HostTransport>; 2] {
     let (fabric, regions) = FILE.with(|file| *file);
     // One word has no shadow: the core, which knows none, uses it too.
     regions[1].qps[3].expected_psn.store(0, Ordering::Relaxed);
-    [0, 1].map(|index| HostTransport::new(Segment::by_hand(fabric, &regions, index)))
+    [0, 1].map(|index| HostTransport::new(by_hand::join(fabric, &regions, index)))
 }
 
 /// What stands for the device of a process: it touches the payload of a request and acknowledges it.

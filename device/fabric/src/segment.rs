@@ -269,26 +269,6 @@ impl Segment {
         Ok(Segment { fabric, file, regions, own, own_region, owner, seen })
     }
 
-    /// Several processes in one, over memory of their own, for models. They all have this process's pid.
-    #[cfg(all(loom, test))]
-    pub fn by_hand(fabric: &'static Fabric, regions: &[&'static Region], own: usize) -> Segment {
-        let pid = own_pid();
-        let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
-        let seat = &fabric.seats[own];
-        seat.guest.store(1, Ordering::Relaxed);
-        seat.owner.store(owner.0, Ordering::SeqCst);
-        fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
-        Segment {
-            fabric,
-            file: -1,
-            own_region: regions[own],
-            regions: regions.iter().map(|region| AtomicPtr::new(std::ptr::from_ref(*region).cast_mut())).collect(),
-            own,
-            owner,
-            seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
-        }
-    }
-
     /// This process's region.
     pub fn own(&self) -> &'static Region {
         self.own_region
@@ -501,6 +481,48 @@ fn started(pid: libc::pid_t) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     Ok(fields.nth(18).and_then(|field| field.parse().ok()))
+}
+
+/// Several processes in one, over memory of their own, for tests and models. They all have this process's pid.
+#[cfg(test)]
+pub mod by_hand {
+    use super::*;
+
+    /// A file for two.
+    pub fn file() -> (&'static Fabric, [&'static Region; 2]) {
+        (zeroed(), [zeroed(), zeroed()])
+    }
+
+    /// Memory of a `T` that is made of atomics.
+    fn zeroed<T>() -> &'static T {
+        // SAFETY: fresh pages; zeros are a `T`.
+        unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let at = libc::mmap(std::ptr::null_mut(), size_of::<T>(), prot, flags, -1, 0);
+            assert!(at != libc::MAP_FAILED);
+            &*at.cast()
+        }
+    }
+
+    /// Process `own` of them.
+    pub fn join(fabric: &'static Fabric, regions: &[&'static Region], own: usize) -> Segment {
+        let pid = own_pid();
+        let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
+        let seat = &fabric.seats[own];
+        seat.guest.store(1, Ordering::Relaxed);
+        seat.owner.store(owner.0, Ordering::SeqCst);
+        fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
+        Segment {
+            fabric,
+            file: -1,
+            own_region: regions[own],
+            regions: regions.iter().map(|region| AtomicPtr::new(std::ptr::from_ref(*region).cast_mut())).collect(),
+            own,
+            owner,
+            seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -559,7 +559,11 @@ impl Transport for HostTransport {
 
     fn lost(&self, token: Token) -> bool {
         let flight = self.outbox().flying.iter().find(|flight| !flight.datagram && flight.token == token).copied();
-        flight.is_none_or(|flight| !self.segment.alive(flight.target))
+        // No longer on its way: a thread has its answer in hands, and waits for the queue that our caller has locked.
+        let Some(flight) = flight else { return false };
+        // In this order: whoever is gone may have answered before, and nobody has taken that in yet.
+        let slot = &self.segment.own().slots[usize::from(flight.slot)];
+        !self.segment.alive(flight.target) && slot.word.load(Ordering::Acquire) & 15 != slot_state::DONE
     }
 
     fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {
@@ -602,4 +606,81 @@ impl Transport for HostTransport {
 /// Whether the initiator could carry it out by itself.
 fn one_sided(op: &Op) -> bool {
     matches!(op, Op::Write { imm: None, .. } | Op::Read { .. })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::ProcessMemory;
+    use pvrdma_device::handle::{Psn, Qpn};
+    use pvrdma_device::rings::wqe::Ext;
+    use std::cell::RefCell;
+
+    /// Two processes of guest 1, over memory of their own.
+    fn processes() -> [Arc<HostTransport>; 2] {
+        let (fabric, regions) = by_hand::file();
+        [0, 1].map(|index| HostTransport::new(by_hand::join(fabric, &regions, index)))
+    }
+
+    /// QP 3 of a process.
+    fn endpoint(process: u32) -> Endpoint {
+        let gid = Guest::new(1, Roce::V2).unwrap().gids().next().unwrap().1;
+        Endpoint { gid, qpn: Qpn((process + 1) << HANDLE_BITS | 3) }
+    }
+
+    /// A message from the first process to the second.
+    fn message(psn: u32) -> Request {
+        Request {
+            token: Token { qp: QpHandle(3), epoch: psn, psn: Psn::new(psn) },
+            source: endpoint(0),
+            dest: endpoint(1),
+            psn: Psn::new(psn),
+            packets: 1,
+            op: Op::Send { ext: Ext::None },
+            len: 0,
+            solicited: false,
+            alone: true,
+        }
+    }
+
+    /// In the device's place: does something while a request or an answer is in its hands.
+    struct While<F: Fn(Token)>(F, RefCell<Vec<Answer>>);
+
+    impl<F: Fn(Token)> Inbound for While<F> {
+        fn receive(&self, request: &Request, _far: &dyn Far) -> Answer {
+            (self.0)(request.token);
+            Answer::Ack
+        }
+
+        fn answered(&self, token: Token, answer: Answer) {
+            (self.0)(token);
+            self.1.borrow_mut().push(answer);
+        }
+    }
+
+    #[test]
+    fn a_request_whose_answer_is_being_delivered_is_not_lost() {
+        let [here, there] = processes();
+        let still_there = While(|token| assert!(!here.lost(token)), RefCell::default());
+        assert_eq!(here.submit(&message(1), &ProcessMemory, &[]), Submitted::Pending);
+        assert!(!here.lost(message(1).token), "nobody has looked at it");
+        assert!(there.pump_for(&still_there), "it is carried out");
+        assert!(!here.lost(message(1).token), "answered, and nobody has looked");
+        assert!(here.pump_for(&still_there), "the answer is in somebody's hands");
+        assert_eq!(*still_there.1.borrow(), [Answer::Ack]);
+    }
+
+    #[test]
+    fn who_left_has_lost_what_it_did_not_answer_and_nothing_else() {
+        let [here, there] = processes();
+        let nothing = While(|_| {}, RefCell::default());
+        assert_eq!(here.submit(&message(1), &ProcessMemory, &[]), Submitted::Pending);
+        there.pump_for(&nothing);
+        assert_eq!(here.submit(&message(2), &ProcessMemory, &[]), Submitted::Pending);
+        there.segment().leave();
+        assert!(!here.lost(message(1).token));
+        assert!(here.lost(message(2).token));
+        here.pump_for(&nothing);
+        assert_eq!(*nothing.1.borrow(), [Answer::Ack]);
+    }
 }
