@@ -3,13 +3,16 @@
 //! The kernel checks every page at both ends, so memory that is gone becomes an error. It serves copies within
 //! this process too.
 
+use crate::hazard::Hazard;
+use crate::section;
+use crate::segment::SLOT_SPANS;
 use crate::sync::own;
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::{CopyFault, Far};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Most spans of one side: a WQE has at most 16 SGEs and each is one span in a process.
-pub const MAX_SPANS: usize = 16;
+/// Most spans of one side.
+const MAX_SPANS: usize = SLOT_SPANS;
 
 /// Memory of a requester, here or in another process.
 pub struct RemoteFar<'a> {
@@ -17,7 +20,13 @@ pub struct RemoteFar<'a> {
     pub pid: libc::pid_t,
     /// Its payload.
     pub spans: &'a [Span],
+    /// Asked before each copy, for a hazard to show while it is made; `Err`: the requester does not want it any more.
+    /// None for memory of this process.
+    pub leave: Option<&'a dyn Fn() -> Result<Hazard, Gone>>,
 }
+
+/// The requester has taken its request back.
+pub struct Gone;
 
 /// Which way bytes go, seen from the calling process.
 #[derive(Clone, Copy)]
@@ -40,36 +49,91 @@ fn to_iovecs(spans: &[Span], into: &mut [libc::iovec; MAX_SPANS]) -> Option<usiz
     Some(spans.len())
 }
 
-/// Copies `local` from or to `remote` of process `pid`. `false`: some page was not there, or may not be touched.
+/// How a copy between processes ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// Well.
+    All,
+    /// Some page was not there, or may not be touched.
+    Fault,
+    /// The other process took the hazard away: it may all be there, or a part.
+    Revoked,
+}
+
+/// A copy under a hazard is made in such pieces, so that whoever waits for its end waits for one of them.
+const PIECE: usize = 1 << 20;
+
+/// Copies `local` from or to `remote`, all of it in this process. `false`: some page was not there, or may not be
+/// touched.
 pub fn copy(pid: libc::pid_t, direction: Direction, local: &[Span], remote: &[Span]) -> bool {
-    local.iter().chain(remote).for_each(|span| own(span.addr.0));
+    copy_under(None, pid, direction, local, remote) == Copied::All
+}
+
+/// Copies `local` from or to `remote` of process `pid`, as long as it leaves us the hazard.
+pub fn copy_under(
+    hazard: Option<&Hazard>,
+    pid: libc::pid_t,
+    direction: Direction,
+    local: &[Span],
+    remote: &[Span],
+) -> Copied {
     let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
     let (mut here, mut there) = ([none; MAX_SPANS], [none; MAX_SPANS]);
     let (Some(here_cnt), Some(there_cnt)) = (to_iovecs(local, &mut here), to_iovecs(remote, &mut there)) else {
-        return false;
+        return Copied::Fault;
+    };
+    let number = match direction {
+        Direction::Read => libc::SYS_process_vm_readv,
+        Direction::Write => libc::SYS_process_vm_writev,
     };
     let mut left: u64 = local.iter().map(|span| span.len).sum();
     let (mut here, mut there) = (&mut here[..here_cnt], &mut there[..there_cnt]);
     // A call moves at most MAX_RW_COUNT (2 GiB) and may stop early; go on where it stopped.
     while left > 0 {
-        let (h, t) = (here.len() as libc::c_ulong, there.len() as libc::c_ulong);
-        // SAFETY: the iovec arrays are ours and outlive the call. The ranges they name are checked by the kernel page
-        // by page at both ends; a bad one is EFAULT. That the bytes may be written is what the memory region allows.
-        let moved = unsafe {
-            match direction {
-                Direction::Read => libc::process_vm_readv(pid, here.as_ptr(), h, there.as_ptr(), t, 0),
-                Direction::Write => libc::process_vm_writev(pid, here.as_ptr(), h, there.as_ptr(), t, 0),
+        let (piece, cut) = first(here, if hazard.is_some() { PIECE } else { usize::MAX });
+        let (h, t) = (here.as_ptr() as usize, there.as_ptr() as usize);
+        let arguments = [pid as usize, h, piece, t, there.len(), 0];
+        let touched = || local.iter().chain(remote).for_each(|span| own(span.addr.0));
+        // The iovec arrays are ours and outlive the call. The ranges they name are checked by the kernel page by page at
+        // both ends; a bad one is EFAULT. That the bytes may be written is what the memory region allows.
+        let moved = match hazard {
+            Some(hazard) => hazard.call(number, arguments, touched),
+            None => {
+                touched();
+                Some(section::call(number, arguments))
             }
         };
-        if moved <= 0 {
-            hint_if_forbidden();
-            return false;
+        if let Some(last) = here.get_mut(piece.saturating_sub(1)) {
+            last.iov_len += cut;
         }
-        left = left.saturating_sub(moved as u64);
-        here = skip(here, moved as usize);
-        there = skip(there, moved as usize);
+        match moved {
+            None => return Copied::Revoked,
+            Some(moved @ 1..) => {
+                left = left.saturating_sub(moved as u64);
+                here = skip(here, moved as usize);
+                there = skip(there, moved as usize);
+            }
+            Some(failed) => {
+                hint_if_forbidden(failed);
+                return Copied::Fault;
+            }
+        }
     }
-    true
+    Copied::All
+}
+
+/// Cuts `iovecs` to `limit` bytes: how many there are then, and how much shorter the last of them has become.
+fn first(iovecs: &mut [libc::iovec], limit: usize) -> (usize, usize) {
+    let mut left = limit;
+    for (n, iovec) in iovecs.iter_mut().enumerate() {
+        if iovec.iov_len >= left {
+            let cut = iovec.iov_len - left;
+            iovec.iov_len = left;
+            return (n + 1, cut);
+        }
+        left -= iovec.iov_len;
+    }
+    (iovecs.len(), 0)
 }
 
 fn skip(mut iovecs: &mut [libc::iovec], mut bytes: usize) -> &mut [libc::iovec] {
@@ -86,9 +150,9 @@ fn skip(mut iovecs: &mut [libc::iovec], mut bytes: usize) -> &mut [libc::iovec] 
 }
 
 /// Says once why nothing will ever arrive, where the system forbids what the transport is made of.
-fn hint_if_forbidden() {
+fn hint_if_forbidden(result: isize) {
     static SAID: AtomicBool = AtomicBool::new(false);
-    let forbidden = std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    let forbidden = result == -(libc::EPERM as isize);
     if forbidden && !SAID.swap(true, Ordering::Relaxed) {
         eprintln!("pvrdma: copying between processes is forbidden here (seccomp, or yama ptrace_scope above 1)");
     }
@@ -110,6 +174,23 @@ fn reachable(pid: libc::pid_t, spans: &[Span]) -> bool {
 }
 
 impl RemoteFar<'_> {
+    /// `Ok(false)`: the requester does not want it any more.
+    fn copy(&self, direction: Direction, here: &[Span]) -> Result<bool, ()> {
+        loop {
+            let hazard = match self.leave.map(|leave| leave()) {
+                None => None,
+                Some(Ok(hazard)) => Some(hazard),
+                Some(Err(Gone)) => return Ok(false),
+            };
+            match copy_under(hazard.as_ref(), self.pid, direction, here, self.spans) {
+                Copied::All => return Ok(true),
+                Copied::Fault => return Err(()),
+                // Perhaps for the sake of an earlier request: ask again.
+                Copied::Revoked => {}
+            }
+        }
+    }
+
     fn blame(&self) -> CopyFault {
         if reachable(self.pid, self.spans) { CopyFault::Near } else { CopyFault::Far }
     }
@@ -117,21 +198,25 @@ impl RemoteFar<'_> {
 
 impl Far for RemoteFar<'_> {
     fn pull(&self, _memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        if copy(self.pid, Direction::Read, into, self.spans) { Ok(()) } else { Err(self.blame()) }
+        match self.copy(Direction::Read, into) {
+            Ok(true) => Ok(()),
+            // Not done, then, and nobody waits for this answer.
+            Ok(false) => Err(CopyFault::Far),
+            Err(()) => Err(self.blame()),
+        }
     }
 
     fn push(&self, _memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
-        if copy(self.pid, Direction::Write, from, self.spans) {
-            return Ok(());
-        }
-        // Our own side only had to be read: if it can be, the fault is at the other end.
-        // SAFETY: getpid has no preconditions.
-        let own = unsafe { libc::getpid() };
-        Err(if reachable(own, from) { CopyFault::Far } else { CopyFault::Near })
+        // Where nobody wants it any more, it is as if the answer was lost.
+        self.copy(Direction::Write, from).map(|_| ()).map_err(|()| {
+            // Our own side only had to be read: if it can be, the fault is at the other end.
+            // SAFETY: getpid has no preconditions.
+            let own = unsafe { libc::getpid() };
+            if reachable(own, from) { CopyFault::Far } else { CopyFault::Near }
+        })
     }
 
     fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
-        let local = [span_of(bytes)];
-        if copy(self.pid, Direction::Write, &local, self.spans) { Ok(()) } else { Err(CopyFault::Far) }
+        self.copy(Direction::Write, &[span_of(bytes)]).map(|_| ()).map_err(|()| CopyFault::Far)
     }
 }

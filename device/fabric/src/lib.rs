@@ -11,7 +11,9 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `segment.rs` | the shared file: regions, who owns them and whether they live; hazards: a copy is running |
+//! | `segment.rs` | the shared file: regions, who owns them and whether they live |
+//! | `hazard.rs` | a copy is running; who waits for it, and how long |
+//! | `section.rs` | what is done only while a word holds |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
 //! | `words.rs` | requests and answers as words of a slot |
 //! | `copy.rs` | one copy between two processes |
@@ -27,9 +29,11 @@
 
 pub mod bell;
 pub mod copy;
+mod hazard;
 #[cfg(all(loom, test))]
 mod loom;
 pub mod memory;
+mod section;
 pub mod segment;
 mod sync;
 pub mod transport;

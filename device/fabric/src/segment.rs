@@ -1,8 +1,10 @@
 //! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives.
 
 use crate::bell::Bell;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence, yield_core};
+use crate::section;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::words::REQUEST_WORDS;
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
@@ -22,8 +24,8 @@ pub const PUBLISHED_MRS: usize = 16384;
 pub const PUBLISHED_QPS: usize = 32768;
 /// Direct copies that one process may have running at once; a further one goes through the inbox.
 pub const HAZARDS: usize = 8;
-/// Payload that travels inside a slot.
-pub const SLOT_SPANS: usize = crate::copy::MAX_SPANS;
+/// Most spans of a payload: a WQE has at most 16 SGEs and each is one span in a process.
+pub const SLOT_SPANS: usize = 16;
 
 /// State of a slot, the low bits of its word.
 pub mod slot_state {
@@ -110,8 +112,9 @@ struct Seat {
     /// Guest index.
     guest: AtomicU32,
     reserved: u32,
-    /// A copy into or out of the memory of the process with this incarnation is running (0: none).
-    hazards: [AtomicU64; HAZARDS],
+    /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
+    /// whoever empties the inbox.
+    hazards: [AtomicU64; HAZARDS + 1],
 }
 
 /// One process: what those look at who have to do with it.
@@ -136,7 +139,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0004;
+const LAYOUT: u64 = 0x7076_7264_6d61_0005;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -248,6 +251,7 @@ impl Segment {
         if found.is_err_and(|found| found != layout) {
             return Err(io::Error::other("the fabric of this host was made by another version"));
         }
+        section::prepare();
         let started = started(own_pid())?.ok_or_else(|| io::Error::other("/proc does not show this process"))?;
         let incarnation = (fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & 0xff_ffff).max(1);
         let owner = Owner::new(incarnation, own_pid(), started);
@@ -302,7 +306,7 @@ impl Segment {
     }
 
     /// Regions that somebody owns or once owned.
-    fn used(&self) -> std::ops::Range<usize> {
+    pub fn used(&self) -> std::ops::Range<usize> {
         0..(self.fabric.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
     }
 
@@ -333,52 +337,30 @@ impl Segment {
         alive
     }
 
-    /// Waits until no other process copies directly to or from this one's memory on the grounds of what it saw
-    /// before this call. What must no longer be used has to be unpublished before.
-    pub fn wait_for_hazards(&self) {
-        // SeqCst, against `Hazard::new`: either the copier sees what was unpublished, or we see its hazard.
-        fence(Ordering::SeqCst);
-        // A copier that is not among the used ones yet comes after what was unpublished.
-        for index in self.used() {
-            let Some(process) = self.process(index).filter(|_| index != self.own) else { continue };
-            for hazard in &self.fabric.seats[index].hazards {
-                let mut spins = 0u32;
-                while hazard.load(Ordering::SeqCst) == u64::from(self.incarnation()) {
-                    spins += 1;
-                    yield_core();
-                    // A killed copier does not copy; asking is dear, so not at once.
-                    if spins.is_multiple_of(4096) && !self.alive(process) {
-                        break;
-                    }
-                }
-            }
+    /// The words of region `index` that say what copies its owner has running (`hazard.rs`).
+    pub fn hazards(&self, index: usize) -> &'static [AtomicU64; HAZARDS + 1] {
+        &self.fabric.seats[index].hazards
+    }
+
+    /// The calling thread, by its number in `/proc`.
+    pub fn thread(&self) -> u32 {
+        thread_local! {
+            /// With its process: a child of fork inherits this.
+            static KNOWN: Cell<(libc::pid_t, u32)> = const { Cell::new((0, 0)) };
         }
+        let (pid, thread) = KNOWN.get();
+        if pid == self.owner.pid() {
+            return thread;
+        }
+        // SAFETY: no preconditions.
+        let thread = unsafe { libc::gettid() } as u32;
+        KNOWN.set((self.owner.pid(), thread));
+        thread
     }
 
     /// Gives the region back.
     pub fn leave(&self) {
         self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);
-    }
-}
-
-/// Says to the target that a copy is running, until dropped.
-pub struct Hazard(&'static AtomicU64);
-
-impl Hazard {
-    /// `None`: all are taken.
-    pub fn new(segment: &Segment, target: Process) -> Option<Hazard> {
-        let free = segment.fabric.seats[segment.own].hazards.iter().find(|hazard| {
-            hazard.compare_exchange(0, u64::from(target.incarnation), Ordering::SeqCst, Ordering::Relaxed).is_ok()
-        })?;
-        fence(Ordering::SeqCst);
-        Some(Hazard(free))
-    }
-}
-
-impl Drop for Hazard {
-    fn drop(&mut self) {
-        // Release: the copy is over before the target sees the hazard gone.
-        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -398,7 +380,7 @@ fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
             if !free {
                 continue;
             }
-            // Before the region can be seen to be ours: see `wait_for_hazards`.
+            // Before the region can be seen to be ours: see `hazard::wait_for_all`.
             fabric.used.fetch_max(index as u32 + 1, Ordering::SeqCst);
             if seat.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 return Ok(index);

@@ -2,6 +2,8 @@
 //! the product, those of `loom.rs` in tests that are built with `--cfg loom`.
 
 #[cfg(all(loom, test))]
+pub use crate::loom::pause;
+#[cfg(all(loom, test))]
 pub use crate::loom::shadow::{AtomicBool, AtomicU32, AtomicU64, fence, own_slot, yield_core};
 #[cfg(all(loom, test))]
 pub use ::loom::sync::{Mutex, MutexGuard};
@@ -18,6 +20,15 @@ pub use std::sync::{Mutex, MutexGuard};
 pub fn yield_core() {
     // SAFETY: no preconditions.
     unsafe { libc::sched_yield() };
+}
+
+/// The same for somebody who has waited for `waited` nanoseconds already.
+#[cfg(not(all(loom, test)))]
+pub fn pause(waited: u64) {
+    match waited {
+        0..1_000_000 => yield_core(),
+        _ => std::thread::sleep(std::time::Duration::from_micros(100)),
+    }
 }
 
 /// Somebody is about to read or write payload that begins at `at`. Nothing, but for loom.

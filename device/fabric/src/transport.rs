@@ -2,9 +2,10 @@
 //! initiator's own copy.
 
 use crate::bell::Bell;
-use crate::copy::{Direction, RemoteFar, copy};
+use crate::copy::{Copied, Direction, Gone, RemoteFar, copy_under};
+use crate::hazard::{self, Hazard};
 use crate::segment::*;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence, yield_core};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::words::{decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
 use pvrdma_device::guest::{Guest, Roce};
@@ -146,9 +147,9 @@ impl HostTransport {
             return None;
         }
         let region = self.segment.region(target.index)?;
-        let _hazard = Hazard::new(&self.segment, target)?;
-        // From here to the end of the copy the target waits before it takes anything back, or we see that it has. If it
-        // was killed, its pid may by now be a stranger's.
+        let hazard = Hazard::new(&self.segment, target)?;
+        // From here to the end of the copy the target waits before it takes anything back, or we see that it has, or it
+        // takes the hazard away. If it was killed, its pid may by now be a stranger's.
         if !self.segment.has_its_pid(target) {
             return None;
         }
@@ -187,12 +188,12 @@ impl HostTransport {
             let remote = [Span { addr: DmaAddr(addr), len: request.len }];
             let direction = if purpose == Use::RemoteWrite { Direction::Write } else { Direction::Read };
             // A page that is gone: the target finds out whose, and says so.
-            if !copy(target.pid, direction, local, &remote) {
+            if copy_under(Some(&hazard), target.pid, direction, local, &remote) != Copied::All {
                 return None;
             }
         }
-        qp.expected_psn.store(request.psn.advance(request.packets).get(), Ordering::Release);
-        Some(Answer::Ack)
+        // By now the QP may be another one's if the target did not wait for us.
+        hazard.store(&qp.expected_psn, request.psn.advance(request.packets).get()).then_some(Answer::Ack)
     }
 
     // ---- the target copies ---------------------------------------------------------------------
@@ -273,6 +274,8 @@ impl HostTransport {
         out.sequence = out.sequence.wrapping_add(1) & SEQUENCE_MASK;
         let sequence = out.sequence;
         let slot = &own.slots[usize::from(slot_index)];
+        // A target that still looks at the former request finds that it is over if it finds a word of this one.
+        fence(Ordering::Release);
         for (word, value) in slot.words.iter().zip(encode(request)) {
             word.store(value, Ordering::Relaxed);
         }
@@ -424,6 +427,16 @@ impl HostTransport {
         reply: &Reply<'_>,
     ) -> Answer {
         let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
+        let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
+        let mut spans = [Span::default(); SLOT_SPANS];
+        for (span, [addr, len]) in spans.iter_mut().zip(&slot.spans).take(count) {
+            *span = Span { addr: DmaAddr(addr.load(Ordering::Relaxed)), len: len.load(Ordering::Relaxed) };
+        }
+        fence(Ordering::Acquire);
+        // Else it was taken back, and this is a mixture of it and the next one.
+        if slot.word.load(Ordering::Relaxed) != reply.taken {
+            return Answer::Silence;
+        }
         let Some(request) = decode(&words) else { return Answer::Silence };
         if let Op::Datagram { .. } = request.op {
             let mut buffer = [0u8; DATAGRAM_MAX as usize];
@@ -437,16 +450,16 @@ impl HostTransport {
             reply.give(Answer::Ack);
             return device.receive(&request, &Payload(bytes));
         }
-        let mut spans = [Span::default(); SLOT_SPANS];
-        let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
-        let Some(spans) = spans.get_mut(..count) else { return Answer::Silence };
-        for (span, at) in spans.iter_mut().zip(&slot.spans) {
-            *span = Span { addr: DmaAddr(at[0].load(Ordering::Relaxed)), len: at[1].load(Ordering::Relaxed) };
-        }
+        let Some(spans) = spans.get(..count) else { return Answer::Silence };
         if spans.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len)) != Some(request.len) {
             return Answer::Silence;
         }
-        device.receive(&request, &Served { memory: RemoteFar { pid: process.pid, spans }, reply })
+        // In this order: whoever takes the request back either sees the hazard, or we see that it has.
+        let leave = || {
+            let hazard = Hazard::of_inbox(&self.segment, process);
+            if slot.word.load(Ordering::SeqCst) == reply.taken { Ok(hazard) } else { Err(Gone) }
+        };
+        device.receive(&request, &Served { memory: RemoteFar { pid: process.pid, spans, leave: Some(&leave) }, reply })
     }
 
     /// Takes the answered requests out of the flying ones.
@@ -522,7 +535,7 @@ impl Transport for HostTransport {
             return Submitted::Answered(Answer::Silence);
         };
         if target.index == self.segment.index() {
-            let far = RemoteFar { pid: target.pid, spans: local };
+            let far = RemoteFar { pid: target.pid, spans: local, leave: None };
             let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &far));
             return Submitted::Answered(answer);
         }
@@ -542,17 +555,12 @@ impl Transport for HostTransport {
         let slot = &self.segment.own().slots[usize::from(flight.slot)];
         let queued = flight.sequence << 16 | slot_state::QUEUED;
         let taken = flight.sequence << 16 | slot_state::TAKEN;
-        if slot.word.compare_exchange(queued, slot_state::FREE, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            // The target is at it: wait for the end of the copy.
-            let mut spins = 0u32;
-            while slot.word.load(Ordering::Acquire) == taken {
-                spins += 1;
-                yield_core();
-                if spins.is_multiple_of(4096) && !self.segment.alive(flight.target) {
-                    break;
-                }
-            }
-            slot.word.store(slot_state::FREE, Ordering::Release);
+        let back = flight.sequence << 16 | slot_state::FREE;
+        if slot.word.compare_exchange(queued, back, Ordering::AcqRel, Ordering::Acquire).is_err()
+            && slot.word.compare_exchange(taken, back, Ordering::SeqCst, Ordering::Acquire).is_ok()
+        {
+            // The target is at it: from here on it begins no copy for it.
+            hazard::wait_for_inbox(&self.segment, flight.target);
         }
         self.outbox().free.push(flight.slot);
     }
@@ -584,7 +592,7 @@ impl Transport for HostTransport {
             word.store(value, Ordering::Relaxed);
         }
         qp.version.fetch_add(1, Ordering::SeqCst);
-        self.segment.wait_for_hazards();
+        hazard::wait_for_all(&self.segment);
     }
 
     fn mr_added(&self, key: u32, bounds: &Bounds) {
@@ -599,7 +607,7 @@ impl Transport for HostTransport {
     fn mr_removed(&self, key: u32) {
         let Some(mr) = self.segment.own().mrs.get((key >> 8) as usize) else { return };
         mr.key.store(0, Ordering::SeqCst);
-        self.segment.wait_for_hazards();
+        hazard::wait_for_all(&self.segment);
     }
 }
 

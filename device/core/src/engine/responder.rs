@@ -118,7 +118,10 @@ impl Engine {
         match executed {
             Ok(()) => {
                 if !duplicate {
-                    qp.expected_psn().store(expected.advance(request.packets).get(), Ordering::Release);
+                    // Not a store: if this thread was off its core for long, the requester may have taken this back,
+                    // sent it again by the transport's shorter way, and be past it.
+                    let (from, to) = (expected.get(), expected.advance(request.packets).get());
+                    let _ = qp.expected_psn().compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
                 }
                 Answer::Ack
             }
