@@ -22,15 +22,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Where the run directory of this user is: below `$XDG_RUNTIME_DIR`, `/dev/shm` or `/tmp`, the first writable.
+    /// Where the run directory of this user is: below `$XDG_RUNTIME_DIR`, `/dev/shm` or `/tmp`, the first writable where
+    /// nobody else has taken its name.
     pub fn default_path() -> anyhow::Result<PathBuf> {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let base = runtime
-            .into_iter()
-            .chain(["/dev/shm".into(), "/tmp".into()])
-            .find(|base| base.is_absolute() && is_writable_dir(base))
-            .context("neither $XDG_RUNTIME_DIR nor /dev/shm nor /tmp is a directory to write to")?;
-        Ok(base.join(format!("pvrdma-{}", nix::unistd::geteuid())))
+        let bases = runtime.into_iter().chain(["/dev/shm".into(), "/tmp".into()]);
+        pick(bases, nix::unistd::geteuid().as_raw())
     }
 
     /// Joins the run directory at `path`, making it if need be.
@@ -99,6 +96,25 @@ impl RunDir {
             }
         }
         Ok(())
+    }
+}
+
+/// The run directory of `user` below the first of `bases` that will do.
+fn pick(bases: impl Iterator<Item = PathBuf>, user: u32) -> anyhow::Result<PathBuf> {
+    let mut taken = None;
+    for base in bases.filter(|base| base.is_absolute() && is_writable_dir(base)) {
+        let path = base.join(format!("pvrdma-{user}"));
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.uid() != user => taken = Some((path, found.uid())),
+            _ => return Ok(path),
+        }
+    }
+    match taken {
+        Some((path, owner)) => {
+            let path = path.display();
+            bail!("{path} belongs to user {owner}; set XDG_RUNTIME_DIR to a directory that only you can write to")
+        }
+        None => bail!("neither $XDG_RUNTIME_DIR nor /dev/shm nor /tmp is a directory to write to"),
     }
 }
 
@@ -183,6 +199,23 @@ mod tests {
         let dir = RunDir::join(&path).unwrap();
         assert!(!path.join("guests").exists());
         dir.leave().unwrap();
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_took_is_passed_by() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let bases = || [first.path(), second.path()].map(Path::to_owned).into_iter();
+        let ours = nix::unistd::geteuid().as_raw();
+        let user = ours + 1;
+        let path = |base: &tempfile::TempDir| base.path().join(format!("pvrdma-{user}"));
+        assert_eq!(pick(bases(), user).unwrap(), path(&first));
+        fs::create_dir(path(&first)).unwrap();
+        assert_eq!(pick(bases(), user).unwrap(), path(&second));
+        fs::create_dir(path(&second)).unwrap();
+        let error = pick(bases(), user).unwrap_err().to_string();
+        assert!(error.contains(&format!("belongs to user {ours}")) && error.contains("XDG_RUNTIME_DIR"), "{error}");
+        let error = pick([PathBuf::from("/no/such"), "relative".into()].into_iter(), user).unwrap_err().to_string();
+        assert!(error.contains("to write to"), "{error}");
     }
 
     #[test]
