@@ -88,6 +88,9 @@ fn check(path: &Path, depth: u32) -> Result<(), CannotRun> {
     if metadata.mode() & 0o6000 != 0 && metadata.uid() != nix::unistd::geteuid().as_raw() {
         return Err(refused(path, "is set-user-ID or set-group-ID: the loader ignores preload libraries for it"));
     }
+    if gains_capabilities(path, nix::unistd::getuid().as_raw()) {
+        return Err(refused(path, "has file capabilities: the loader ignores preload libraries for it"));
+    }
     if is_loader(path) {
         return Ok(());
     }
@@ -95,6 +98,20 @@ fn check(path: &Path, depth: u32) -> Result<(), CannotRun> {
         Ok(()) => Ok(()),
         Err(why) => Err(refused(path, why)),
     }
+}
+
+/// Whether `user` gains privileges by running it (capabilities(7)). Root has them already, and whoever has given new ones
+/// up gets none.
+fn gains_capabilities(path: &Path, user: u32) -> bool {
+    // SAFETY: plain numbers.
+    let given_up = || unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 1;
+    user != 0 && has_capabilities(path) && !given_up()
+}
+
+fn has_capabilities(path: &Path) -> bool {
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: terminated strings; no value is asked for, only its length.
+    unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) > 0 }
 }
 
 /// glibc's dynamic loader, run as a program (`ld-linux-x86-64.so.2 --library-path ... PROGRAM`): it looks like a static
@@ -209,6 +226,30 @@ mod tests {
         assert!(!look("plain").unwrap_err().missing);
         assert!(look("nothing").unwrap_err().missing);
         assert!(look_up(OsStr::new("./no/such"), None).unwrap_err().missing);
+    }
+
+    #[test]
+    fn file_capabilities_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let tool = dir.path().join("tool");
+        fs::write(&tool, elf(62, &[PT_INTERP])).unwrap();
+        assert!(!has_capabilities(&tool) && !gains_capabilities(&tool, 1000));
+        let name = std::ffi::CString::new(tool.as_os_str().as_bytes()).unwrap();
+        // linux/capability.h: revision 2, effective; CAP_NET_RAW is bit 13.
+        let value: [u32; 5] = [0x0200_0001, 1 << 13, 0, 0, 0];
+        // SAFETY: a terminated path and name, and as many bytes as are said.
+        let set = unsafe {
+            libc::setxattr(name.as_ptr(), c"security.capability".as_ptr(), value.as_ptr().cast(), 20, 0) == 0
+        };
+        if !set {
+            println!("NOT RUN: only root may give a file capabilities");
+            assert!(std::env::var_os("CI").is_none());
+            return;
+        }
+        assert!(has_capabilities(&tool) && !gains_capabilities(&tool, 0));
+        // SAFETY: plain numbers.
+        let given_up = unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 1;
+        assert_eq!(gains_capabilities(&tool, 1000), !given_up);
     }
 
     #[test]
