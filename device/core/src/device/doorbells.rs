@@ -25,8 +25,10 @@ impl Device {
                     fence(Ordering::SeqCst);
                     // A receive is taken when a message needs it, so its doorbell matters only to a QP that flushes.
                     // Linux may publish sends and not ring for them: its doorbells have both rings looked at.
-                    if send || ctx == KERNEL || qp.state() == PVRDMA_QPS_ERR {
-                        self.engine.run_qp(&qp);
+                    let looked_at = send || ctx == KERNEL || qp.state() == PVRDMA_QPS_ERR;
+                    if looked_at && !self.engine.try_run_qp(&qp) {
+                        // That was a whole turn, or would have been.
+                        return;
                     }
                 }
             }
@@ -40,7 +42,7 @@ impl Device {
             // A receive is taken when a message needs it.
             Doorbell::Srq { .. } => {}
         }
-        self.engine.run_ready(DOORBELL_TURN);
+        self.engine.run_some(DOORBELL_TURN);
     }
 
     /// CQ `cq` of `ctx` was polled; whether its consumer spins (`Cq::polled`).

@@ -18,12 +18,13 @@ use crate::interrupt::Interrupts;
 use crate::memory::{Memory, Span};
 use crate::objects::mr::Mr;
 use crate::objects::qp::Qp;
+use crate::objects::send_queue::SendQueue;
 use crate::objects::table::Table;
 use crate::transport::Transport;
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
 use schedule::Schedule;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// Length of the GID table, in caps and port alike: Linux sizes its shadow table by one and indexes by the other.
@@ -85,12 +86,45 @@ impl Engine {
 
     // ---- who runs when -------------------------------------------------------------------------
 
-    /// Does whatever `qp` can do now.
+    /// Does whatever `qp` can do now, after whoever does it at present.
     pub(crate) fn run_qp(&self, qp: &Qp) {
-        self.run_send_queue(qp);
+        self.run_locked(qp, qp.lock_sq());
+    }
+
+    /// The same for a caller that must not wait: if another thread runs `qp`, or it has more to do than its turn
+    /// allows, the rest is for whoever polls, and this is false. Who runs a queue of long messages takes the lock again
+    /// as soon as it has let it go: to wait for the lock would be to wait for all of them.
+    pub(crate) fn try_run_qp(&self, qp: &Qp) -> bool {
+        match qp.try_lock_sq() {
+            Some(sq) => self.run_locked(qp, sq),
+            None => {
+                self.run_soon(qp.handle);
+                false
+            }
+        }
+    }
+
+    fn run_locked(&self, qp: &Qp, sq: MutexGuard<'_, SendQueue>) -> bool {
+        let done = self.run_send_queue(qp, sq);
         if qp.state() == PVRDMA_QPS_ERR {
             self.flush_receives(qp);
         }
+        done
+    }
+
+    /// Runs QPs that others left, for about `turn`, for a caller that must not wait: it stops at the first that is not
+    /// done.
+    pub(crate) fn run_some(&self, turn: Duration) {
+        let begin = Instant::now();
+        let mut now = begin;
+        while now - begin <= turn {
+            let Some(handle) = self.schedule.next(now) else { return };
+            if self.qp(handle).is_some_and(|qp| !self.try_run_qp(&qp)) {
+                return;
+            }
+            now = Instant::now();
+        }
+        self.interrupts.wake();
     }
 
     /// Runs QPs for about `turn`, so that those which keep each other busy do not keep the caller.

@@ -14,6 +14,7 @@ use crate::rings::wqe::{Operation, QpKind, WorkRequest};
 use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitted, Token, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 /// Requests of one QP that may be on their way at once.
@@ -45,24 +46,24 @@ const SYNDROME_RNR: u8 = 0x20;
 const SYNDROME_NAK: u8 = 0x60;
 
 impl Engine {
-    /// Does whatever the send queue of `qp` can do now.
-    pub(crate) fn run_send_queue(&self, qp: &Qp) {
-        let mut sq = qp.lock_sq();
+    /// Does whatever the send queue of `qp` can do now. False: its turn is over and it has more to do, for which it has
+    /// been scheduled.
+    pub(crate) fn run_send_queue(&self, qp: &Qp, mut sq: MutexGuard<'_, SendQueue>) -> bool {
         let attrs = qp.attrs();
         let mut turn = TURN;
         for round in 0.. {
             // Nor may one who posts as fast as we work keep this stack for ever.
             if round == ROUNDS || turn == 0 {
                 self.run_soon(qp.handle);
-                return;
+                return false;
             }
             match qp.state() {
                 PVRDMA_QPS_RTS | PVRDMA_QPS_SQD => {}
                 PVRDMA_QPS_ERR | PVRDMA_QPS_SQE => {
                     self.flush_sends(qp, &mut sq);
-                    return;
+                    return true;
                 }
-                _ => return,
+                _ => return true,
             }
             self.check_timer(qp, &mut sq, &attrs);
             let taken = match self.take_wqes(qp, &mut sq, &attrs) {
@@ -87,6 +88,7 @@ impl Engine {
         if let Some(when) = sq.hold.into_iter().chain(sq.deadline).min() {
             self.run_at(qp.handle, when);
         }
+        true
     }
 
     /// Takes WQEs from the ring up to the window.

@@ -13,7 +13,7 @@ use crate::transport::{Endpoint, QpView};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_PAGE_SIZE};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A queue pair.
 #[derive(Debug)]
@@ -205,6 +205,20 @@ impl Qp {
 
     pub(crate) fn lock_sq(&self) -> MutexGuard<'_, SendQueue> {
         self.sq.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same if nobody has it, or only for a moment: most who do are done within that.
+    pub(crate) fn try_lock_sq(&self) -> Option<MutexGuard<'_, SendQueue>> {
+        /// About as long as it takes to put another thread to sleep and wake it.
+        const LOOKS: u32 = 100;
+        (0..LOOKS).find_map(|_| match self.sq.try_lock() {
+            Ok(sq) => Some(sq),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                std::hint::spin_loop();
+                None
+            }
+        })
     }
 
     pub(crate) fn lock_rq(&self) -> MutexGuard<'_, RecvQueue> {
