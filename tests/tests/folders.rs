@@ -61,6 +61,7 @@ const HOUSES: &[House] = &[
             ("rings", &["handle", "memory"]),
             ("command", &["handle", "memory"]),
             ("doorbell", &["handle"]),
+            ("trace", &["doorbell", "handle", "interrupt", "rings"]),
             ("interrupt", &["handle", "rings"]),
             ("guest", &["handle"]),
             ("budget", &["memory"]),

@@ -31,4 +31,5 @@ mod objects;
 pub mod rings;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
+pub mod trace;
 pub mod transport;

@@ -311,7 +311,7 @@ impl Interrupts for Events {
 
     fn completion(&self, cq: CqHandle) {
         if trace::enabled() {
-            trace::line(format_args!("EVENT COMPLETION cq={}", cq.0));
+            trace::fired(cq);
         }
         if let Some(sink) = self.sinks().cqs.get_mut(&cq)
             && let Some(channel) = &sink.completions

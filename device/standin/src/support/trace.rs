@@ -1,5 +1,5 @@
 //! The trace file: one line for every command the device gets, every doorbell and every completion, each with process
-//! and thread. `device/README.md` shows them.
+//! and thread, in the words of the core's `trace`. `device/README.md` shows them.
 //!
 //! A line is built on the stack and appended by one write, so lines of several programs do not mix. Callers ask
 //! `enabled` first: without a trace that one branch is all it costs. Nothing here is inlined: a doorbell runs on the
@@ -7,12 +7,11 @@
 
 use crate::support::fresh::{OWN, Polls};
 use crate::support::{config, raw};
-use pvrdma_device::doorbell::{Arm, Doorbell};
+use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::handle::CqHandle;
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::rings::cqe::Completion;
-use pvrdma_device::rings::wqe::Ext;
-use pvrdma_ffi::uapi::vmw_pvrdma as abi;
+use pvrdma_device::trace::{CompletionText, DoorbellText, EventText, FiredText};
 use std::ffi::c_int;
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
@@ -81,24 +80,13 @@ pub fn command(name: fmt::Arguments<'_>, note: &Note, result: Result<(), i32>) {
 #[inline(never)]
 pub fn doorbell(doorbell: Doorbell) {
     match doorbell {
-        Doorbell::Qp { qp, send, recv } => {
-            let (send, recv) = (if send { " SEND" } else { "" }, if recv { " RECV" } else { "" });
-            line(format_args!("QP {}{send}{recv}", qp.0));
-        }
         Doorbell::Cq { cq, arm: None, .. } => {
             if !OWN.polls.repeats(cq.0) {
-                line(format_args!("CQ {} POLL", cq.0));
+                line(format_args!("{}", DoorbellText(doorbell)));
                 OWN.polls.begin(cq.0);
             }
         }
-        Doorbell::Cq { cq, arm: Some(arm), poll } => {
-            let arm = match arm {
-                Arm::Any => "ARM",
-                Arm::Solicited => "ARM_SOL",
-            };
-            line(format_args!("CQ {} {arm}{}", cq.0, if poll { " POLL" } else { "" }));
-        }
-        Doorbell::Srq { srq } => line(format_args!("SRQ {} RECV", srq.0)),
+        _ => line(format_args!("{}", DoorbellText(doorbell))),
     }
 }
 
@@ -106,41 +94,21 @@ pub fn doorbell(doorbell: Doorbell) {
 #[cold]
 #[inline(never)]
 pub fn completed(cq: CqHandle, completion: &Completion) {
-    let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, .. } = *completion;
-    let (opcode, status) = (opcode_name(opcode), status_name(status));
-    let mut more = Text::<48>::new();
-    // There is room for both.
-    let _ = match ext {
-        Ext::None => Ok(()),
-        Ext::Imm(imm) => write!(more, " imm={:#x}", u32::from_be(imm)),
-        Ext::Invalidate(rkey) => write!(more, " invalidated={:#x}", rkey.0),
-    };
-    if let Some(sender) = sender {
-        let _ = write!(more, " src_qp={:#x}", sender.qpn.0);
-    }
-    let (cq, qp, more) = (cq.0, qp.0, more.as_str());
-    line(format_args!("CQE cq={cq} qp={qp} wr_id={wr_id:#x} {opcode} {status} byte_len={byte_len}{more}"));
+    line(format_args!("{}", CompletionText(cq, completion)));
+}
+
+/// Writes a line for a CQ that fired.
+#[cold]
+#[inline(never)]
+pub fn fired(cq: CqHandle) {
+    line(format_args!("{}", FiredText(cq)));
 }
 
 /// Writes a line for an asynchronous event.
 #[cold]
 #[inline(never)]
 pub fn async_event(event: AsyncEvent) {
-    let (name, object) = match event {
-        AsyncEvent::CqErr(_) => ("CQ_ERR", "cq"),
-        AsyncEvent::QpFatal(_) => ("QP_FATAL", "qp"),
-        AsyncEvent::QpReqErr(_) => ("QP_REQ_ERR", "qp"),
-        AsyncEvent::QpAccessErr(_) => ("QP_ACCESS_ERR", "qp"),
-        AsyncEvent::CommEst(_) => ("COMM_EST", "qp"),
-        AsyncEvent::SqDrained(_) => ("SQ_DRAINED", "qp"),
-        AsyncEvent::PortActive => ("PORT_ACTIVE", "port"),
-        AsyncEvent::PortErr => ("PORT_ERR", "port"),
-        AsyncEvent::DeviceFatal => ("DEVICE_FATAL", "device"),
-        AsyncEvent::SrqErr(_) => ("SRQ_ERR", "srq"),
-        AsyncEvent::SrqLimitReached(_) => ("SRQ_LIMIT_REACHED", "srq"),
-        AsyncEvent::QpLastWqeReached(_) => ("QP_LAST_WQE_REACHED", "qp"),
-    };
-    line(format_args!("EVENT {name} {object}={}", event.to_eqe().1));
+    line(format_args!("{}", EventText(event)));
 }
 
 /// Writes one line, after the count of POLLs that were not written.
@@ -183,35 +151,6 @@ impl Polls {
         let cq = self.cq.swap(0, Ordering::Relaxed).checked_sub(1)?;
         let count = self.count.swap(0, Ordering::Relaxed);
         (count > 0).then_some((cq, count))
-    }
-}
-
-macro_rules! names {
-    ($($(#[$doc:meta])* fn $name:ident($prefix:literal) { $($value:ident)* })*) => {$(
-        $(#[$doc])*
-        fn $name(value: u32) -> &'static str {
-            match value {
-                $(abi::$value => &stringify!($value)[$prefix.len()..],)*
-                _ => "UNKNOWN",
-            }
-        }
-    )*};
-}
-
-names! {
-    /// What a completion is of, without the prefix.
-    fn opcode_name("PVRDMA_WC_") {
-        PVRDMA_WC_SEND PVRDMA_WC_RDMA_WRITE PVRDMA_WC_RDMA_READ PVRDMA_WC_COMP_SWAP PVRDMA_WC_FETCH_ADD
-        PVRDMA_WC_BIND_MW PVRDMA_WC_LOCAL_INV PVRDMA_WC_FAST_REG_MR PVRDMA_WC_RECV PVRDMA_WC_RECV_RDMA_WITH_IMM
-    }
-
-    /// How it ended, without the prefix.
-    fn status_name("PVRDMA_WC_") {
-        PVRDMA_WC_SUCCESS PVRDMA_WC_LOC_LEN_ERR PVRDMA_WC_LOC_QP_OP_ERR PVRDMA_WC_LOC_EEC_OP_ERR
-        PVRDMA_WC_LOC_PROT_ERR PVRDMA_WC_WR_FLUSH_ERR PVRDMA_WC_MW_BIND_ERR PVRDMA_WC_BAD_RESP_ERR
-        PVRDMA_WC_LOC_ACCESS_ERR PVRDMA_WC_REM_INV_REQ_ERR PVRDMA_WC_REM_ACCESS_ERR PVRDMA_WC_REM_OP_ERR
-        PVRDMA_WC_RETRY_EXC_ERR PVRDMA_WC_RNR_RETRY_EXC_ERR PVRDMA_WC_REM_ABORT_ERR PVRDMA_WC_FATAL_ERR
-        PVRDMA_WC_RESP_TIMEOUT_ERR PVRDMA_WC_GENERAL_ERR
     }
 }
 
@@ -261,11 +200,5 @@ mod tests {
         assert_eq!(polls.end(), None);
         polls.begin(0);
         assert_eq!(polls.end(), None);
-    }
-
-    #[test]
-    fn names_are_the_headers() {
-        assert_eq!(opcode_name(129), "RECV_RDMA_WITH_IMM");
-        assert_eq!((status_name(0), status_name(12), status_name(99)), ("SUCCESS", "RETRY_EXC_ERR", "UNKNOWN"));
     }
 }
