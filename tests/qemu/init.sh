@@ -41,7 +41,9 @@ mkdir -p /newroot/run/jobs /newroot/run/job /newroot/run/modules
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none jobs /newroot/run/jobs || end
 mount -o bind "/newroot/run/jobs/guest$number" /newroot/run/job || end
 mount -o bind /modules /newroot/run/modules
+# For steps: modules are loaded and unloaded by it, since a host need not have kmod.
 cat /bin/busybox >/newroot/run/busybox
+/bin/busybox chmod +x /newroot/run/busybox
 
 # The net device comes first: the PVRDMA driver looks for it and does not wait.
 ip link set lo up

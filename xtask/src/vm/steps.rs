@@ -116,7 +116,7 @@ pub fn one_guest(full: bool) -> Vec<Step> {
 /// does not tell its driver.
 const BESIDE_REAL_DEVICES: &str = r#"
     for module in $(cat /run/modules/on_demand); do
-        insmod /run/modules/$module.ko || fail "insmod $module"
+        /run/busybox insmod /run/modules/$module.ko || fail "insmod $module"
     done
     rdma link add rxe0 type rxe netdev eth0 && rdma link add soft type rxe netdev lo || fail 'no software RoCE'
     echo 1 >/proc/sys/kernel/yama/ptrace_scope || fail 'no yama'
@@ -170,7 +170,7 @@ const BESIDE_REAL_DEVICES: &str = r#"
 
     [ "$(as_nobody ibv_devices | awk 'NR > 2' | wc -l)" = 3 ] || fail 'outside it changed'
     [ -z "$(ls /dev/shm)" ] || fail "left: $(ls /dev/shm)"
-    rdma link delete new0 && rdma link delete rxe0 && rmmod rdma_rxe"#;
+    rdma link delete new0 && rdma link delete rxe0 && /run/busybox rmmod rdma_rxe"#;
 
 /// For two guests on one server: the first is the server of each program, the second its client.
 pub fn two_guests() -> [Vec<Step>; 2] {
