@@ -5,6 +5,7 @@
 mod child;
 mod guests;
 mod lock;
+mod options;
 mod program;
 mod provider;
 mod run;

@@ -7,12 +7,10 @@
 use crate::guests::{Seat, check_name};
 use crate::provider::{Provider, installed_library};
 use crate::rundir::RunDir;
-use crate::{Usage, child, program};
+use crate::{Usage, child, options, program};
 use anyhow::Context;
 use pvrdma_device::guest::Roce;
-use pvrdma_device::transport::fault::Faults;
 use std::ffi::{OsStr, OsString};
-use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -66,17 +64,10 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
                 check_name(&guest)?;
             }
             Long("provider") => provider = parser.value()?.into(),
-            Long("roce") => {
-                let value = parser.value()?.string()?;
-                roce = Some(value.parse().map_err(|()| Usage(format!("--roce is v1 or v2, not {value:?}")))?);
-            }
+            Long("roce") => roce = Some(options::roce(&mut parser)?),
             Long("trap") => trap = true,
             Long("trace") => trace = Some(parser.value()?.into()),
-            Long("fault") => {
-                let list = parser.value()?.string()?;
-                list.parse::<Faults>().map_err(|error| Usage(error.to_string()))?;
-                fault = Some(list);
-            }
+            Long("fault") => fault = Some(options::faults(&mut parser)?.0),
             Short('h') | Long("help") => return Ok(None),
             Value(program) => {
                 // The first word that is no option; all that follows is its own.
@@ -98,7 +89,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     // All that can be refused without leaving a trace comes first.
     let program = program::find(&options.program)?;
     let standin = installed_library("libpvrdma_standin.so")?;
-    let trace = options.trace.as_deref().map(open_trace).transpose()?;
+    let trace = options.trace.as_deref().map(options::trace_file).transpose()?;
 
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
     let result = in_run_dir(&options, &program, &standin, trace.as_deref(), &run_dir);
@@ -187,13 +178,6 @@ fn preload(existing: Option<&OsStr>, standin: &Path) -> anyhow::Result<OsString>
         value.push(path);
     }
     Ok(value)
-}
-
-/// The program writes to it from wherever it goes, so the path is made absolute; it must be possible to write now.
-fn open_trace(path: &Path) -> anyhow::Result<PathBuf> {
-    let context = || format!("trace file {}", path.display());
-    OpenOptions::new().append(true).create(true).open(path).with_context(context)?;
-    path.canonicalize().with_context(context)
 }
 
 #[cfg(test)]

@@ -3,36 +3,71 @@
 //! Called by `main.rs` with the arguments after the subcommand. The work is done by the crate pvrdma-vfio-user.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use lexopt::{Arg, ValueExt};
+use pvrdma_vfio_user::{Settings, TraceFile};
 
-use crate::Usage;
+use crate::{Usage, options};
 
 /// Help text of the subcommand.
 const HELP: &str = "\
-Usage: pvrdma serve --socket PATH [--socket PATH]...
+Gives virtual machines a PVRDMA device each, over vfio-user.
 
-Waits on each socket for a QEMU with
+Usage: pvrdma serve [OPTIONS] --socket PATH [--socket PATH]...
+
+Options:
+  --socket PATH      wait here for a QEMU; guests of one server reach each other
+  --mode MODE        permission bits of the socket files [default: 600]
+  --group GROUP      their group, a name or a number; use it with --mode 660
+  --roce v1|v2       RoCE version of the devices [default: v2]
+  --trace FILE       append a line to FILE for every command the devices get
+  --fault LIST       have the network lose, delay or refuse what guests send; as for pvrdma run
+  -h, --help         this text
+
+QEMU is started with
   -device '{\"driver\":\"vfio-user-pci\",\"x-no-posted-writes\":true,\"socket\":{\"type\":\"unix\",\"path\":\"PATH\"}}'
-and gives its guest a PVRDMA device. Guests of one server reach each other. The guest's memory must be shared
-(-object memory-backend-memfd,share=on), and a vmxnet3 must be function 0 of the device's PCI slot.
-Ends on SIGTERM and SIGINT, and removes the sockets.
+The guest's memory must be shared (-object memory-backend-memfd,share=on), and a vmxnet3 must be function 0 of the
+device's PCI slot. A socket has one guest at a time.
+
+One line is printed when QEMU may connect. The server has to live as long as its guests: QEMU cannot go on without it,
+nor connect again. It ends on SIGTERM and SIGINT: what guests have asked for is answered, then their connections are
+closed and the socket files removed.
 ";
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sockets {
+    paths: Vec<PathBuf>,
+    trace: Option<PathBuf>,
+    group: Option<String>,
+}
 
 /// Runs the subcommand until a signal ends it.
 pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
-    match parse(args)? {
-        Some(sockets) => pvrdma_vfio_user::serve(&sockets)?,
-        None => print!("{HELP}"),
+    let Some((sockets, mut settings)) = parse(args)? else {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    settings.access.group = sockets.group.as_deref().map(group_number).transpose()?;
+    if let Some(path) = &sockets.trace {
+        let path = options::trace_file(path)?;
+        settings.trace = Some(TraceFile::open(&path).with_context(|| format!("trace file {}", path.display()))?);
     }
+    pvrdma_vfio_user::serve(&sockets.paths, &settings, || {
+        let names: Vec<_> = sockets.paths.iter().map(|path| path.display().to_string()).collect();
+        // Whoever started it may not listen.
+        let _ = writeln!(std::io::stdout(), "pvrdma serve: ready on {}", names.join(", "));
+        let _ = std::io::stdout().flush();
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The sockets, or nothing if help was asked for.
-fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Vec<PathBuf>>> {
-    let mut sockets: Vec<PathBuf> = Vec::new();
+/// The options, or nothing if help was asked for.
+fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
+    let (mut sockets, mut settings) = (Sockets::default(), Settings::default());
     let mut args = lexopt::Parser::from_args(args);
     while let Some(arg) = args.next()? {
         match arg {
@@ -41,48 +76,92 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Vec<PathBuf>>> {
                     "" => Err("a socket needs a name"),
                     path => Ok(path.into()),
                 })?;
-                if sockets.contains(&path) {
+                if sockets.paths.contains(&path) {
                     return Err(Usage(format!("--socket {} is given twice", path.display())).into());
                 }
-                sockets.push(path);
+                sockets.paths.push(path);
             }
+            Arg::Long("mode") => settings.access.mode = args.value()?.parse_with(mode)?,
+            Arg::Long("group") => sockets.group = Some(args.value()?.string()?),
+            Arg::Long("roce") => settings.roce = options::roce(&mut args)?,
+            Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
+            Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             other => return Err(other.unexpected().into()),
         }
     }
-    if sockets.is_empty() {
+    if sockets.paths.is_empty() {
         return Err(Usage("serve needs a --socket; try pvrdma serve --help".into()).into());
     }
-    Ok(Some(sockets))
+    Ok(Some((sockets, settings)))
+}
+
+/// Permission bits, in octal as for chmod(1).
+fn mode(text: &str) -> Result<u32, &'static str> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or("a mode is three octal digits, such as 660")
+}
+
+/// A group by name or number.
+fn group_number(group: &str) -> anyhow::Result<u32> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    let found = nix::unistd::Group::from_name(group).with_context(|| format!("cannot look up group {group}"))?;
+    found.map(|found| found.gid.as_raw()).with_context(|| format!("there is no group {group}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvrdma_device::guest::Roce;
 
-    fn sockets(args: &[&str]) -> anyhow::Result<Option<Vec<PathBuf>>> {
+    fn parsed(args: &[&str]) -> anyhow::Result<Option<(Sockets, Settings)>> {
         parse(args.iter().map(OsString::from).collect())
     }
 
     #[test]
     fn sockets_are_collected_in_order() {
-        let paths = sockets(&["--socket", "a", "--socket", "b"]).unwrap().unwrap();
-        assert_eq!(paths, [PathBuf::from("a"), PathBuf::from("b")]);
+        let (sockets, settings) = parsed(&["--socket", "a", "--socket", "b"]).unwrap().unwrap();
+        assert_eq!(sockets.paths, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!((settings.access.mode, settings.roce), (0o600, Roce::V2));
+        assert!(settings.faults.is_none() && sockets.trace.is_none() && sockets.group.is_none());
+    }
+
+    #[test]
+    fn options_are_taken() {
+        let words =
+            ["--mode", "660", "--group=kvm", "--roce", "v1", "--fault", "drop=0.5", "--trace", "t", "--socket", "a"];
+        let (sockets, settings) = parsed(&words).unwrap().unwrap();
+        assert_eq!((settings.access.mode, settings.roce), (0o660, Roce::V1));
+        assert_eq!(settings.faults.unwrap().drop, 0.5);
+        assert_eq!((sockets.trace, sockets.group.as_deref()), (Some("t".into()), Some("kvm")));
     }
 
     #[test]
     fn mistakes_are_named() {
-        let mistake = |args: &[&str]| sockets(args).unwrap_err().to_string();
+        let mistake = |args: &[&str]| parsed(args).unwrap_err().to_string();
         assert!(mistake(&[]).contains("--socket"));
         assert!(mistake(&["--socket"]).contains("--socket"));
         assert!(mistake(&["--socket", ""]).contains("name"));
         assert!(mistake(&["--socket", "a", "--socket", "a"]).contains("twice"));
         assert!(mistake(&["--sokcet", "a"]).contains("--sokcet"));
         assert!(mistake(&["a"]).contains('a'));
+        for mode in ["", "8", "1777", "rw", "-1"] {
+            assert!(mistake(&["--socket", "a", "--mode", mode]).contains("octal"), "{mode}");
+        }
+        assert!(mistake(&["--socket", "a", "--roce", "v3"]).contains("v3"));
+        assert!(mistake(&["--socket", "a", "--fault", "drop=2"]).contains("drop=2"));
+    }
+
+    #[test]
+    fn groups_have_names_and_numbers() {
+        assert_eq!(group_number("0").unwrap(), 0);
+        assert_eq!(group_number("root").unwrap(), 0);
+        assert!(group_number("no such group").unwrap_err().to_string().contains("no such group"));
     }
 
     #[test]
     fn help_wins() {
-        assert!(sockets(&["--socket", "a", "--help"]).unwrap().is_none());
+        assert!(parsed(&["--socket", "a", "--help"]).unwrap().is_none());
     }
 }

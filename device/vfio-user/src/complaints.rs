@@ -3,29 +3,79 @@
 //! Called by `function.rs` and `server.rs`. One line each on standard error, named by the socket.
 
 use std::fmt::Arguments;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Complaints printed for one connection.
+/// Lines in a `PERIOD` for one socket, however often its clients come and go.
 const LIMIT: u32 = 50;
+const PERIOD: Duration = Duration::from_secs(60);
 
-/// The log of one connection.
+/// The log of one socket.
 pub struct Complaints {
     name: String,
+    period: Mutex<Period>,
+}
+
+struct Period {
+    end: Instant,
     left: u32,
+}
+
+/// What becomes of a line.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Printed,
+    PrintedAsLast,
+    Dropped,
 }
 
 impl Complaints {
     /// A log whose lines begin with `name`.
     pub fn new(name: String) -> Complaints {
-        Complaints { name, left: LIMIT }
+        Complaints { name, period: Mutex::new(Period { end: Instant::now() + PERIOD, left: LIMIT }) }
     }
 
-    /// Prints a line, or counts it silently when there were too many.
-    pub fn add(&mut self, what: Arguments<'_>) {
-        match self.left {
-            0 => return,
-            1 => eprintln!("{}: {what} (further messages of this guest are not printed)", self.name),
-            _ => eprintln!("{}: {what}", self.name),
+    /// A log that prints nothing, for a while.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub fn mute() -> Complaints {
+        Complaints { name: String::new(), period: Mutex::new(Period { end: Instant::now() + PERIOD, left: 0 }) }
+    }
+
+    /// Prints a line, or drops it when there were too many.
+    pub fn add(&self, what: Arguments<'_>) {
+        match self.fate(Instant::now()) {
+            Fate::Printed => eprintln!("{}: {what}", self.name),
+            Fate::PrintedAsLast => eprintln!("{}: {what} (for a minute, further lines are not printed)", self.name),
+            Fate::Dropped => {}
         }
-        self.left -= 1;
+    }
+
+    fn fate(&self, now: Instant) -> Fate {
+        let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
+        if now >= period.end {
+            *period = Period { end: now + PERIOD, left: LIMIT };
+        }
+        let left = period.left;
+        period.left = left.saturating_sub(1);
+        match left {
+            0 => Fate::Dropped,
+            1 => Fate::PrintedAsLast,
+            _ => Fate::Printed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_holds_for_a_minute() {
+        let complaints = Complaints::new(String::new());
+        let now = Instant::now();
+        let fates: Vec<Fate> = (0..LIMIT + 2).map(|_| complaints.fate(now)).collect();
+        assert!(fates[..49].iter().all(|fate| *fate == Fate::Printed));
+        assert_eq!(fates[49..], [Fate::PrintedAsLast, Fate::Dropped, Fate::Dropped]);
+        assert_eq!(complaints.fate(now + PERIOD), Fate::Printed);
     }
 }

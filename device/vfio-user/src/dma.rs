@@ -1,30 +1,41 @@
 //! Guest memory: the ranges QEMU has shared, and the core's `Memory` over them.
 //!
-//! `server.rs` calls [`DmaMap::map`] and [`DmaMap::unmap`] for DMA_MAP and DMA_UNMAP; the device core, `session.rs` and
-//! `irq.rs` reach bytes through `Memory`. An address is what the guest calls a DMA address: guest-physical.
+//! `function.rs` calls [`DmaMap::map`] and [`DmaMap::unmap`] for DMA_MAP and DMA_UNMAP; the device core, `session.rs`
+//! and `irq.rs` reach bytes through `Memory`. An address is what the guest calls a DMA address: guest-physical.
 //!
 //! Every access holds the read lock for as long as it touches a mapping and DMA_UNMAP takes the write lock before
 //! it unmaps, so an unmap waits for running copies, and a later access finds no range and gets a `Fault`.
+//!
+//! Threads of other guests copy here too, so no access may end the process or wait for the client: files whose pages
+//! are somebody's promise are refused, and pages that are not there end the client (`guard.rs`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pvrdma_device::memory::{DmaAddr, Fault, Memory};
 
-/// Most ranges one guest may have. QEMU uses about ten.
-const MAX_RANGES: usize = 4096;
+use crate::guard::{self, Gone};
+use crate::protocol::MAX_RANGES;
+
+/// Most bytes of all ranges of a guest: files may be longer than memory, and all guests share one address space.
+const MAX_BYTES: u64 = 1 << 40;
 
 /// The memory of one guest.
 #[derive(Default)]
 pub struct DmaMap {
     /// By first address; ranges do not overlap.
     ranges: RwLock<BTreeMap<u64, Range>>,
+    /// An access found pages missing: nothing of it can be relied on any more.
+    lost: AtomicBool,
+    /// Called when that happens.
+    on_loss: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// One announced range.
@@ -39,15 +50,20 @@ impl DmaMap {
     pub fn map(&self, address: u64, len: u64, file: Option<(&File, u64)>, writable: bool) -> io::Result<()> {
         let last = len.checked_sub(1).and_then(|len| address.checked_add(len));
         let last = last.ok_or_else(|| invalid("empty range, or past the end of the address space"))?;
+        // Before the lock is taken: whatever the file makes this thread wait for, others do not.
+        let mapping = file.map(|(file, offset)| Mapping::new(file, offset, len, writable)).transpose()?;
         let mut ranges = self.write_lock();
         if ranges.len() >= MAX_RANGES {
             return Err(invalid("too many ranges"));
+        }
+        let mapped = ranges.values().filter(|range| range.mapping.is_some()).map(|range| range.len);
+        if mapping.is_some() && mapped.chain([len]).fold(0, u64::saturating_add) > MAX_BYTES {
+            return Err(invalid("more than 1 TiB"));
         }
         let before = ranges.range(..=last).next_back();
         if before.is_some_and(|(start, range)| start + (range.len - 1) >= address) {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
-        let mapping = file.map(|(file, offset)| Mapping::new(file, offset, len, writable)).transpose()?;
         ranges.insert(address, Range { len, mapping });
         Ok(())
     }
@@ -71,6 +87,25 @@ impl DmaMap {
         self.write_lock().clear();
     }
 
+    /// Has `told` called, once or more often, when memory is found missing. The first one counts.
+    pub fn on_loss(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_loss.set(Box::new(told));
+    }
+
+    /// Whether memory was found missing: the file was truncated, or had no room for its pages.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn lose(&self) -> Fault {
+        self.lost.store(true, Ordering::Relaxed);
+        if let Some(told) = self.on_loss.get() {
+            told();
+        }
+        Fault
+    }
+
     // A panic under the lock leaves the map whole (insert and remove are single steps), so poison says nothing.
     fn read_lock(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Range>> {
         self.ranges.read().unwrap_or_else(PoisonError::into_inner)
@@ -90,15 +125,18 @@ impl DmaMap {
         mut step: impl FnMut(*mut u8, usize, usize),
     ) -> Result<(), Fault> {
         let ranges = self.read_lock();
+        if self.is_lost() {
+            return Err(Fault);
+        }
         let mut done = 0;
         while done < len {
-            done += find(&ranges, at.offset(done as u64)?, write)?.1.min(len - done);
+            done += find(&ranges, at.offset(done as u64)?, write)?.room().min(len - done);
         }
         done = 0;
         while done < len {
-            let (host, room) = find(&ranges, at.offset(done as u64)?, write)?;
-            let piece = room.min(len - done);
-            step(host, done, piece);
+            let place = find(&ranges, at.offset(done as u64)?, write)?;
+            let piece = place.room().min(len - done);
+            place.access(|host| step(host, done, piece)).map_err(|Gone| self.lose())?;
             done += piece;
         }
         Ok(())
@@ -110,17 +148,41 @@ impl DmaMap {
             return Err(Fault);
         }
         let ranges = self.read_lock();
-        let (host, room) = find(&ranges, at, write)?;
+        let place = find(&ranges, at, write)?;
         // A range may begin anywhere in its file; an odd one has no aligned words.
-        if room < len || host.align_offset(len) != 0 {
+        if self.is_lost() || place.room() < len || place.host().align_offset(len) != 0 {
             return Err(Fault);
         }
-        Ok(with(host))
+        place.access(with).map_err(|Gone| self.lose())
     }
 }
 
-/// Host address of `at`, and how many bytes follow it in its range.
-fn find(ranges: &BTreeMap<u64, Range>, at: DmaAddr, write: bool) -> Result<(*mut u8, usize), Fault> {
+/// A byte of a mapping.
+struct Place<'a> {
+    mapping: &'a Mapping,
+    /// Less than its length.
+    offset: usize,
+}
+
+impl Place<'_> {
+    fn host(&self) -> *mut u8 {
+        self.mapping.at(self.offset)
+    }
+
+    /// How many bytes there are from here on.
+    fn room(&self) -> usize {
+        self.mapping.len.get() - self.offset
+    }
+
+    /// Has `access` touch bytes of the mapping. They may be missing.
+    fn access<T>(&self, access: impl FnOnce(*mut u8) -> T) -> Result<T, Gone> {
+        let (start, len) = self.mapping.whole();
+        guard::access(start, len, || access(self.host()))
+    }
+}
+
+/// Where `at` is mapped.
+fn find(ranges: &BTreeMap<u64, Range>, at: DmaAddr, write: bool) -> Result<Place<'_>, Fault> {
     let (start, range) = ranges.range(..=at.0).next_back().ok_or(Fault)?;
     let offset = at.0 - start;
     let mapping = range.mapping.as_ref().ok_or(Fault)?;
@@ -128,7 +190,7 @@ fn find(ranges: &BTreeMap<u64, Range>, at: DmaAddr, write: bool) -> Result<(*mut
         return Err(Fault);
     }
     let offset = usize::try_from(offset).map_err(|_| Fault)?;
-    Ok((mapping.at(offset), mapping.len.get() - offset))
+    Ok(Place { mapping, offset })
 }
 
 impl Memory for DmaMap {
@@ -185,6 +247,8 @@ struct Mapping {
     len: NonZeroUsize,
     /// Bytes of the mapping before the range: mappings begin at a page, ranges need not.
     lead: usize,
+    /// Length of the mapping.
+    whole: usize,
     writable: bool,
 }
 
@@ -195,18 +259,29 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(file: &File, offset: u64, len: u64, writable: bool) -> io::Result<Mapping> {
-        // A page past the end of the file would be SIGBUS on first touch. QEMU seals its memory against
-        // shrinking, so what is inside now stays inside.
+        // Only memory has seals. The pages of any other file may be for somebody to bring, such as a file system in
+        // user space, and a copy would wait for them; not even its length may be asked for before this is known.
+        // SAFETY: asks for a number.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) } < 0 {
+            return Err(invalid("not memory (a memfd, or a file in tmpfs or hugetlbfs)"));
+        }
+        guard::prepare()?;
+        // What is not there yet is a mistake of the client; what is not there any more is found by the access.
         let end = offset.checked_add(len).ok_or_else(|| invalid("past the end of the file"))?;
-        if end > file.metadata()?.len() {
+        let metadata = file.metadata()?;
+        if end > metadata.len() {
             return Err(invalid("past the end of the file"));
         }
-        let lead = offset % 4096;
+        // Pages of hugetlbfs are longer, and begin and end where a mapping may; ranges of QEMU do not.
+        let page = metadata.blksize().max(4096);
+        let lead = offset % page;
         let too_long = |_| invalid("too long to map");
-        let whole = usize::try_from(len + lead).map_err(too_long)?;
+        let whole = (lead + len).checked_next_multiple_of(page).ok_or_else(|| invalid("too long to map"))?;
+        let whole = usize::try_from(whole).map_err(too_long)?;
         let file_offset = libc::off_t::try_from(offset - lead).map_err(too_long)?;
         let lead = lead as usize;
-        let len = NonZeroUsize::new(whole - lead).ok_or_else(|| invalid("empty range"))?;
+        let len = usize::try_from(len).map_err(too_long)?;
+        let len = NonZeroUsize::new(len).ok_or_else(|| invalid("empty range"))?;
         let access = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let mapped =
@@ -217,7 +292,7 @@ impl Mapping {
         // SAFETY: `lead` is below the length of the mapping that mmap has just made.
         let start = unsafe { mapped.cast::<u8>().add(lead) };
         let start = NonNull::new(start).ok_or_else(|| invalid("mapped at zero"))?;
-        Ok(Mapping { start, len, lead, writable })
+        Ok(Mapping { start, len, lead, whole, writable })
     }
 
     /// Host address of byte `offset`, which must be inside.
@@ -225,14 +300,20 @@ impl Mapping {
         debug_assert!(offset < self.len.get());
         self.start.as_ptr().wrapping_add(offset)
     }
+
+    /// First byte and length of what mmap made.
+    fn whole(&self) -> (NonNull<u8>, usize) {
+        // SAFETY: `lead` bytes before `start` belong to the same mapping.
+        (unsafe { self.start.sub(self.lead) }, self.whole)
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let whole = self.len.get() + self.lead;
+        let (start, len) = self.whole();
         // SAFETY: this is the mapping made in `new`, whole. `DmaMap` drops it under its write lock (or when nobody
         // has the map any more), so no access runs.
-        unsafe { libc::munmap(self.start.as_ptr().wrapping_sub(self.lead).cast(), whole) };
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
     }
 }
 
@@ -357,6 +438,32 @@ pub mod tests {
             }
         });
         assert_eq!(map.update(DmaAddr(64), &mut |old| old), Ok(4000));
+    }
+
+    #[test]
+    fn memory_that_is_gone_is_a_fault_and_told_of() {
+        for (access, len) in [(0, 0), (1, 0x1000), (2, 0x1000), (3, 0)] {
+            let file = memfd(0x4000);
+            let map = DmaMap::default();
+            let told = Arc::new(AtomicU32::new(0));
+            let counter = told.clone();
+            map.on_loss(move || _ = counter.fetch_add(1, Ordering::Relaxed));
+            // A range that begins in the middle of a page, and one beside it.
+            map.map(0x10_0800, 0x2000, Some((&file, 0x800)), true).unwrap();
+            map.map(0x20_0000, 0x1000, Some((&memfd(0x1000), 0)), true).unwrap();
+            assert_eq!(map.load(DmaAddr(0x10_2000)), Ok(0));
+            file.set_len(len).unwrap();
+            let result = match access {
+                0 => map.read(DmaAddr(0x10_0ff0), &mut [0; 32]),
+                1 => map.write(DmaAddr(0x10_0ff0), &[7; 32]),
+                2 => map.load(DmaAddr(0x10_2000)).map(drop),
+                _ => map.update(DmaAddr(0x10_1000), &mut |old| old + 1).map(drop),
+            };
+            assert_eq!((result, told.load(Ordering::Relaxed)), (Err(Fault), 1), "access {access}");
+            assert!(map.is_lost());
+            assert_eq!(map.load(DmaAddr(0x20_0000)), Err(Fault), "nothing of it is used any more");
+            map.unmap(0x10_0800, 0x2000).unwrap();
+        }
     }
 
     /// Copies run in two threads while a third unmaps and maps: no crash, and each copy is whole or a fault.

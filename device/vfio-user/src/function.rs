@@ -1,26 +1,27 @@
 //! The PCI function: routes QEMU's requests to registers, doorbells, configuration space and memory map.
 //!
-//! `server.rs` runs one of these for each connection. Values come from a guest that may be hostile; a request
+//! `connection.rs` has one of these for each client. Values come from a guest that may be hostile; a request
 //! that makes no sense is ignored or reads as all ones, and costs the guest nothing but its own time.
 
+use std::fmt::Arguments;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use pvrdma_device::device::Config;
 use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_device::transport::fault::Faults;
 use pvrdma_ffi::dev_api::{PVRDMA_PCI_RESOURCE_REG, PVRDMA_PCI_RESOURCE_UAR};
-use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
-};
-use vfio_user::{DmaMapFlags, DmaUnmapFlags, ServerBackend};
 
 use crate::complaints::Complaints;
 use crate::dma::DmaMap;
+use crate::eventfd::EventFd;
 use crate::irq::Irq;
 use crate::pci;
+use crate::protocol::CONFIG_REGION;
 use crate::regs::{Action, Regs};
 use crate::session::{Host, Session};
+use crate::trace::{Trace, TraceFile};
 
 const REG: u32 = PVRDMA_PCI_RESOURCE_REG as u32;
 const UAR: u32 = PVRDMA_PCI_RESOURCE_UAR as u32;
@@ -28,22 +29,33 @@ const UAR: u32 = PVRDMA_PCI_RESOURCE_UAR as u32;
 /// ERR for a command or control value that cannot be carried out.
 const EINVAL: u32 = libc::EINVAL as u32;
 
+/// What the functions of a socket, one for each of its clients, have in common.
+pub struct Plan {
+    /// What the core is to know.
+    pub config: Config,
+    /// What is to go wrong on the way to other guests.
+    pub faults: Option<Faults>,
+    /// Where traces go, and what their lines begin with.
+    pub trace: Option<(TraceFile, String)>,
+}
+
 /// One guest's PVRDMA function.
 pub struct Function {
     host: Host,
     pci: pci::Config,
     regs: Regs,
     session: Option<Session>,
-    complaints: Complaints,
+    complaints: Arc<Complaints>,
 }
 
 impl Function {
     /// A function after power-on.
-    pub fn new(fabric: Arc<Fabric>, config: Config, complaints: Complaints) -> Function {
+    pub fn new(fabric: Arc<Fabric>, plan: &Plan, complaints: Arc<Complaints>) -> Function {
         let memory = Arc::new(DmaMap::default());
         let irq = Arc::new(Irq::new(memory.clone()));
+        let trace = plan.trace.clone().map(|(file, name)| Arc::new(Trace::new(file, name)));
         Function {
-            host: Host { memory, irq, fabric, config },
+            host: Host { memory, irq, fabric, config: plan.config, faults: plan.faults, trace },
             pci: pci::Config::default(),
             regs: Regs::default(),
             session: None,
@@ -88,12 +100,11 @@ impl Function {
             Action::Activate | Action::Refused => self.regs.set_err(EINVAL),
         }
     }
-}
 
-impl ServerBackend for Function {
-    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
+    /// REGION_READ. What is no register, or outside, reads as all ones, as on an empty bus.
+    pub fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) {
         match (region, <&mut [u8; 4]>::try_from(&mut *data)) {
-            (VFIO_PCI_CONFIG_REGION_INDEX, _) => self.pci.read(offset, data),
+            (CONFIG_REGION, _) => self.pci.read(offset, data),
             (REG, Ok(word)) => {
                 let value = match u32::try_from(offset) {
                     Ok(offset) => self.regs.read(offset, || self.host.irq.take_causes()),
@@ -104,10 +115,10 @@ impl ServerBackend for Function {
             // The MSI-X table is QEMU's; doorbells are write-only; registers are 32 bits wide.
             _ => data.fill(0xff),
         }
-        Ok(())
     }
 
-    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+    /// REGION_WRITE.
+    pub fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) {
         match (region, <[u8; 4]>::try_from(data)) {
             (UAR, Ok(word)) => {
                 if let Some(session) = &self.session {
@@ -120,65 +131,64 @@ impl ServerBackend for Function {
                     self.act(action);
                 }
             }
-            (VFIO_PCI_CONFIG_REGION_INDEX, _) => {
+            (CONFIG_REGION, _) => {
                 self.pci.write(offset, data);
                 self.host.irq.set_bus_master(self.pci.bus_master());
             }
             _ => {}
         }
-        Ok(())
     }
 
-    fn dma_map(
+    /// DMA_MAP.
+    pub fn dma_map(
         &mut self,
-        flags: DmaMapFlags,
+        writable: bool,
         offset: u64,
         address: u64,
         size: u64,
-        fd: Option<File>,
+        file: Option<File>,
     ) -> io::Result<()> {
-        let writable = flags.contains(DmaMapFlags::WRITE);
-        let file = fd.as_ref().map(|file| (file, offset));
+        let file = file.as_ref().map(|file| (file, offset));
         self.host.memory.map(address, size, file, writable).inspect_err(|error| {
-            self.complaints.add(format_args!("guest memory at {address:#x}, {size:#x} bytes, not mapped: {error}"));
+            self.complain(format_args!("guest memory at {address:#x}, {size:#x} bytes, not mapped: {error}"));
         })
     }
 
-    fn dma_unmap(&mut self, flags: DmaUnmapFlags, address: u64, size: u64) -> io::Result<()> {
-        if flags.contains(DmaUnmapFlags::UNMAP_ALL) {
-            self.host.memory.clear();
-            return Ok(());
-        }
+    /// DMA_UNMAP.
+    pub fn dma_unmap(&mut self, address: u64, size: u64) -> io::Result<()> {
         self.host.memory.unmap(address, size).inspect_err(|error| {
-            self.complaints.add(format_args!("guest memory at {address:#x}, {size:#x} bytes, not unmapped: {error}"));
+            self.complain(format_args!("guest memory at {address:#x}, {size:#x} bytes, not unmapped: {error}"));
         })
     }
 
-    fn reset(&mut self) -> io::Result<()> {
+    /// DMA_UNMAP of everything.
+    pub fn dma_unmap_all(&mut self) {
+        self.host.memory.clear();
+    }
+
+    /// DEVICE_RESET.
+    pub fn reset(&mut self) {
         self.session = None;
         self.regs.reset();
         self.pci.reset();
         self.host.irq.set_mask(0);
         self.host.irq.set_bus_master(false);
-        Ok(())
     }
 
-    fn set_irqs(&mut self, index: u32, flags: u32, start: u32, count: u32, fds: Vec<File>) -> io::Result<()> {
-        if index != VFIO_PCI_MSIX_IRQ_INDEX || flags & VFIO_IRQ_SET_ACTION_TRIGGER == 0 {
-            return Ok(());
+    /// SET_IRQS for MSI-X: who hears of vectors `start..end`. Those that get no eventfd are switched off.
+    pub fn set_vectors(&mut self, start: u32, end: u32, eventfds: &mut dyn Iterator<Item = EventFd>) {
+        for vector in start..end {
+            self.host.irq.set_vector(vector as usize, eventfds.next());
         }
-        if flags & VFIO_IRQ_SET_DATA_EVENTFD == 0 && count == 0 {
-            // All of them off.
-            for vector in 0..pvrdma_ffi::dev_api::PVRDMA_MAX_INTERRUPTS {
-                self.host.irq.set_vector(vector as usize, None);
-            }
-            return Ok(());
-        }
-        // A vector without a file is switched off.
-        let mut fds = fds.into_iter();
-        for vector in start..start.saturating_add(count).min(pvrdma_ffi::dev_api::PVRDMA_MAX_INTERRUPTS) {
-            self.host.irq.set_vector(vector as usize, fds.next());
-        }
-        Ok(())
+    }
+
+    /// Tells the log.
+    pub fn complain(&self, what: Arguments<'_>) {
+        self.complaints.add(what);
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<DmaMap> {
+        &self.host.memory
     }
 }

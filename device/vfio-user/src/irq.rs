@@ -7,8 +7,6 @@
 //! Ring indices follow the driver's own arithmetic, which is odd for these two rings; see [`RingSize`].
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,6 +20,7 @@ use pvrdma_ffi::dev_api::{
 use zerocopy::IntoBytes;
 
 use crate::dma::DmaMap;
+use crate::eventfd::EventFd;
 
 /// Async events that may wait for room; a guest that never looks loses the newer ones.
 const MAX_PENDING_EVENTS: usize = 1024;
@@ -131,7 +130,7 @@ struct State {
     active: bool,
     masked: bool,
     bus_master: bool,
-    vectors: [Option<File>; PVRDMA_MAX_INTERRUPTS as usize],
+    vectors: [Option<EventFd>; PVRDMA_MAX_INTERRUPTS as usize],
     /// Interrupt causes since the last read of ICR.
     causes: u32,
     events: VecDeque<AsyncEvent>,
@@ -191,7 +190,7 @@ impl Irq {
     }
 
     /// The eventfd that stands for a vector, or none.
-    pub fn set_vector(&self, vector: usize, eventfd: Option<File>) {
+    pub fn set_vector(&self, vector: usize, eventfd: Option<EventFd>) {
         if let Some(place) = self.state().vectors.get_mut(vector) {
             *place = eventfd;
         }
@@ -323,8 +322,7 @@ impl State {
     fn raise(&mut self, vector: u32) {
         self.causes |= 1 << vector;
         if let Some(Some(eventfd)) = self.vectors.get_mut(vector as usize) {
-            // It fails only when the counter is about to overflow: the interrupt is pending anyway.
-            let _ = eventfd.write_all(&1u64.to_ne_bytes());
+            eventfd.raise();
         }
     }
 }
@@ -333,9 +331,10 @@ impl State {
 mod tests {
     use super::*;
     use crate::dma::tests::guest;
+    use crate::eventfd::tests::eventfd;
     use pvrdma_device::memory::{Buffer, Span};
+    use std::fs::File;
     use std::io::Read;
-    use std::os::fd::FromRawFd;
 
     const EVENTS: u64 = 0x0;
     const CQS: u64 = 0x4000;
@@ -392,14 +391,6 @@ mod tests {
         irq.set_bus_master(true);
         irq.activate();
         (memory, irq)
-    }
-
-    fn eventfd() -> File {
-        // SAFETY: no memory is involved; the result is checked below.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        assert!(fd >= 0);
-        // SAFETY: `fd` is new and belongs to nobody else.
-        unsafe { File::from_raw_fd(fd) }
     }
 
     fn count(eventfd: &mut File) -> u64 {
@@ -514,9 +505,9 @@ mod tests {
     #[test]
     fn vector_follows_the_entry() {
         let (_memory, irq) = irq();
-        let mut vectors = [eventfd(), eventfd(), eventfd()];
+        let mut vectors = [(); 3].map(|()| eventfd(libc::EFD_NONBLOCK));
         for (index, vector) in vectors.iter().enumerate() {
-            irq.set_vector(index, Some(vector.try_clone().unwrap()));
+            irq.set_vector(index, Some(EventFd::new(vector.try_clone().unwrap().into()).unwrap()));
         }
         irq.completion(CqHandle(1));
         irq.response();

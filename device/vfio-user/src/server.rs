@@ -1,172 +1,275 @@
-//! The server: a socket for each guest, a thread for each socket, one fabric for all.
+//! The server: a thread for each socket, one for each client, one fabric for all.
 //!
-//! `pvrdma serve` calls [`serve`]. The crate `vfio_user` speaks the protocol; its server takes one connection and
-//! returns when that ends, so each thread serves one guest after the other, each with a fresh function.
+//! `pvrdma serve` calls [`serve`]. A socket has one client at a time, and each client a fresh function. One client's
+//! trouble, a panic included, is not the others': its function goes and the next may come.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use pvrdma_device::device::Config;
+use pvrdma_device::guest::Roce;
 use pvrdma_device::transport::fabric::Fabric;
-use pvrdma_ffi::dev_api::PVRDMA_MAX_INTERRUPTS;
-use vfio_bindings::bindings::vfio::*;
-use vfio_user::{IrqInfo, Server, ServerRegion};
+use pvrdma_device::transport::fault::Faults;
+use zerocopy::IntoBytes;
 
+use crate::channel::{Broken, Channel, Patience};
 use crate::complaints::Complaints;
-use crate::function::Function;
-use crate::pci;
-use crate::session;
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::function::{Function, Plan};
+use crate::listener::{Access, Listener};
+use crate::protocol::{ERROR, Header, TYPE_REPLY};
+use crate::trace::TraceFile;
+use crate::{eventfd, session};
 
-/// Why the server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Somebody serves it already.
-    #[error("{0}: another process serves this socket")]
-    InUse(PathBuf),
-    /// Something that is not a socket has that name.
-    #[error("{0}: exists and is not a socket")]
-    NotSocket(PathBuf),
-    /// The socket cannot be made.
-    #[error("{0}: {1}")]
-    Bind(PathBuf, #[source] io::Error),
-    /// Signals or threads.
-    #[error("{0}")]
-    System(#[from] io::Error),
+/// What all guests of a server have in common.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Who may open the sockets.
+    pub access: Access,
+    /// The RoCE version of the devices.
+    pub roce: Roce,
+    /// What is to go wrong on the way from guest to guest.
+    pub faults: Option<Faults>,
+    /// Who is told of everything.
+    pub trace: Option<TraceFile>,
 }
 
-/// A socket that waits for QEMU; its file goes when this does.
-#[derive(Debug)]
-pub struct Listener {
-    path: PathBuf,
-    socket: UnixListener,
-}
+/// How long a server waits for its clients' last answers when it ends. An answer takes milliseconds.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-impl Listener {
-    /// Makes the socket file. A file left by a server that is gone is replaced.
-    pub fn bind(path: &Path) -> Result<Listener, Error> {
-        let failed = |error| Error::Bind(path.to_owned(), error);
-        match std::fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => return Err(Error::NotSocket(path.to_owned())),
-            Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
-                Err(error) => return Err(failed(error)),
-                Ok(_) => return Err(Error::InUse(path.to_owned())),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let socket = UnixListener::bind(path).map_err(failed)?;
-        Ok(Listener { path: path.to_owned(), socket })
-    }
-}
+/// How long one whose socket is taken may take to say what it wants, to be told.
+const REFUSAL: Duration = Duration::from_secs(1);
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Somebody else may have removed it, which is what is wanted.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Serves every socket until SIGTERM or SIGINT. Guests of one call reach each other.
+/// Serves every socket until SIGTERM or SIGINT. Guests of one call reach each other. `ready` is called once QEMU may
+/// connect.
 ///
 /// Call it from the main thread before any other thread exists: it blocks both signals for all of them. On return
-/// the socket files are gone; the threads end with the process.
-pub fn serve(paths: &[PathBuf]) -> Result<(), Error> {
+/// what clients had asked for is answered, and the socket files are gone.
+pub fn serve(paths: &[PathBuf], settings: &Settings, ready: impl FnOnce()) -> Result<(), Error> {
     let signals = Signals::block()?;
-    let _listeners = start(paths)?;
+    let server = start(paths, settings)?;
+    ready();
     signals.wait()?;
+    server.stop();
     Ok(())
 }
 
-/// Starts a thread for each socket and returns. A socket's file is there as long as its listener is kept; its thread
-/// serves until the process ends.
-pub fn start(paths: &[PathBuf]) -> Result<Vec<Listener>, Error> {
-    let listeners = paths.iter().map(|path| Listener::bind(path)).collect::<Result<Vec<_>, _>>()?;
+/// Starts the threads of every socket and returns. They serve as long as the server is kept.
+pub fn start(paths: &[PathBuf], settings: &Settings) -> Result<Server, Error> {
+    eventfd::prepare().map_err(Error::Interrupts)?;
+    let listeners = paths.iter().map(|path| Listener::bind(path, settings.access)).collect::<Result<Vec<_>, _>>()?;
     let fabric = Fabric::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        let socket = listener.socket.try_clone()?;
-        let name = format!("pvrdma serve: {}", listener.path.display());
-        let config = session::config(guid_of(&listener.path), index as u32);
-        let fabric = fabric.clone();
-        std::thread::Builder::new()
-            .name(format!("pvrdma-guest{index}"))
-            .spawn(move || serve_socket(socket, &fabric, config, &name))?;
+    let mut server = Server { sockets: Vec::new() };
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let socket = Arc::new(Socket {
+            plan: Plan {
+                config: session::config(guid_of(listener.path()), index as u32, settings.roce),
+                faults: settings.faults,
+                trace: settings.trace.clone().map(|file| (file, listener.path().display().to_string())),
+            },
+            complaints: Arc::new(Complaints::new(format!("pvrdma serve: {}", listener.path().display()))),
+            fabric: fabric.clone(),
+            stopping: AtomicBool::new(false),
+            index,
+            listener,
+        });
+        let own = socket.clone();
+        let name = format!("pvrdma-socket{index}");
+        let thread = std::thread::Builder::new().name(name).spawn(move || own.run())?;
+        server.sockets.push((socket, thread));
     }
-    Ok(listeners)
+    Ok(server)
 }
 
-/// Serves one guest after the other on a socket, for ever.
-fn serve_socket(socket: UnixListener, fabric: &Arc<Fabric>, config: Config, name: &str) {
-    loop {
-        let listener = match socket.try_clone() {
-            Ok(listener) => listener,
-            Err(error) => {
-                eprintln!("{name}: cannot wait for a guest: {error}");
-                return;
+/// A server that runs; it stops on drop.
+pub struct Server {
+    sockets: Vec<(Arc<Socket>, JoinHandle<()>)>,
+}
+
+impl Server {
+    /// Takes no more clients and no more messages, answers those that have come, and lets go of all clients. Their ends
+    /// learn it when they write next, or from the end of what they read; none is left waiting for an answer.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        for (socket, _) in &self.sockets {
+            socket.stopping.store(true, Ordering::Relaxed);
+            socket.listener.close();
+        }
+        let limit = Instant::now() + 2 * LAST_ANSWERS;
+        for (socket, thread) in self.sockets.drain(..) {
+            if !ended(&thread, limit.saturating_duration_since(Instant::now())) {
+                socket.complaints.add(format_args!("a client is left without its answer"));
             }
-        };
-        // One guest's trouble, a panic included, is not the others': its device goes and the next may come.
-        let served = std::panic::catch_unwind(AssertUnwindSafe(|| serve_one(listener.into(), fabric, config, name)));
-        match served {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => eprintln!("{name}: connection ended: {error}"),
-            Err(_) => eprintln!("{name}: a defect ended this guest's device; please report the message above"),
         }
     }
 }
 
-/// Waits for a guest and serves it until it goes away.
-fn serve_one(listener: OwnedFd, fabric: &Arc<Fabric>, config: Config, name: &str) -> Result<(), vfio_user::Error> {
-    let mut function = Function::new(fabric.clone(), config, Complaints::new(name.to_owned()));
-    Server::from_owned_fd(listener, true, irqs(), regions()).run(&mut function)
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
-/// The interrupts QEMU is told about: MSI-X only.
-fn irqs() -> Vec<IrqInfo> {
-    (0..VFIO_PCI_NUM_IRQS)
-        .map(|index| {
-            let msix = index == VFIO_PCI_MSIX_IRQ_INDEX;
-            IrqInfo {
-                index,
-                flags: if msix { VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE } else { 0 },
-                count: if msix { PVRDMA_MAX_INTERRUPTS } else { 0 },
+/// A socket and what its clients get.
+struct Socket {
+    listener: Listener,
+    fabric: Arc<Fabric>,
+    plan: Plan,
+    complaints: Arc<Complaints>,
+    stopping: AtomicBool,
+    index: usize,
+}
+
+/// A client that was let in.
+struct Client {
+    /// Its connection, as long as its thread has it.
+    stream: Weak<UnixStream>,
+    thread: JoinHandle<()>,
+}
+
+impl Socket {
+    /// Lets in one client after the other, and sends away those that come while one is there.
+    fn run(self: &Arc<Socket>) {
+        let mut client: Option<Client> = None;
+        loop {
+            let accepted = self.listener.accept();
+            if self.stopping.load(Ordering::Relaxed) {
+                break;
             }
-        })
-        .collect()
-}
+            match accepted {
+                Ok(stream) if client.as_ref().is_some_and(|client| !client.is_over()) => self.refuse(stream),
+                Ok(stream) => client = self.let_in(stream),
+                Err(error) => {
+                    self.complaints.add(format_args!("cannot let a client in: {error}"));
+                    // No descriptor is free, as a rule; there is nothing to wait for.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        if let Some(client) = client {
+            client.finish();
+        }
+    }
 
-/// The regions QEMU is told about. None can be mapped: a doorbell is an edge, and memory would lose it.
-fn regions() -> Vec<ServerRegion> {
-    (0..VFIO_PCI_NUM_REGIONS)
-        .map(|index| {
-            let size = match index {
-                VFIO_PCI_CONFIG_REGION_INDEX => pci::CONFIG_LEN as u64,
-                _ => pci::BAR_LEN.get(index as usize).copied().unwrap_or(0),
+    fn let_in(self: &Arc<Socket>, stream: UnixStream) -> Option<Client> {
+        let stream = Arc::new(stream);
+        let weak = Arc::downgrade(&stream);
+        let socket = self.clone();
+        let thread = std::thread::Builder::new().name(format!("pvrdma-guest{}", self.index)).spawn(move || {
+            let served = std::panic::catch_unwind(AssertUnwindSafe(|| socket.serve(&stream)));
+            match served {
+                Ok(Ok(()) | Err(Broken::Closed)) => {}
+                Ok(Err(error)) => socket.complaints.add(format_args!("connection ended: {error}")),
+                Err(_) => socket
+                    .complaints
+                    .add(format_args!("a defect ended this guest's device; please report the message above")),
+            }
+        });
+        match thread {
+            Ok(thread) => Some(Client { stream: weak, thread }),
+            Err(error) => {
+                self.complaints.add(format_args!("cannot let a client in: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Serves a client until it goes away.
+    fn serve(&self, stream: &Arc<UnixStream>) -> Result<(), Broken> {
+        let function = Function::new(self.fabric.clone(), &self.plan, self.complaints.clone());
+        let memory = function.memory().clone();
+        let weak = Arc::downgrade(stream);
+        memory.on_loss(move || {
+            if let Some(stream) = weak.upgrade() {
+                // It fails for one that is gone already.
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            }
+        });
+        let mut channel = Channel::new(stream.clone(), Patience::default())?;
+        let mut connection = Connection::new(function);
+        let mut reply = Vec::new();
+        let ended = loop {
+            let message = match channel.receive() {
+                Ok(message) => message,
+                Err(error) => break error,
             };
-            let flags = if size > 0 { VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE } else { 0 };
-            ServerRegion {
-                region_info: vfio_region_info {
-                    argsz: size_of::<vfio_region_info>() as u32,
-                    flags,
-                    index,
-                    cap_offset: 0,
-                    size,
-                    offset: 0,
-                },
-                sparse_areas: Vec::new(),
-                mmap_fd: None,
+            let agreed = connection.answer(message, &mut reply);
+            if let Err(error) = channel.send(&reply) {
+                break error;
             }
-        })
-        .collect()
+            if !agreed {
+                break Broken::Nonsense("no version in common");
+            }
+        };
+        match memory.is_lost() {
+            true => Err(Broken::MemoryLost),
+            false => Err(ended),
+        }
+    }
+
+    /// Answers the first message of a client that comes too early: it hears at once that the socket is taken, and not
+    /// by a time limit of its own.
+    fn refuse(&self, stream: UnixStream) {
+        let patience = Patience { greeting: REFUSAL, message: REFUSAL };
+        let Ok(mut channel) = Channel::new(Arc::new(stream), patience) else { return };
+        let Ok(message) = channel.receive() else { return };
+        let answer = Header {
+            message_size: size_of::<Header>() as u32,
+            flags: TYPE_REPLY | ERROR,
+            error: libc::EBUSY.unsigned_abs(),
+            ..message.header
+        };
+        // It may be gone.
+        let _ = channel.send(answer.as_bytes());
+        self.complaints.add(format_args!("a client was sent away: this socket has one"));
+    }
 }
 
+impl Client {
+    /// Whether it is gone, with all that it had. If it is just going, this waits.
+    fn is_over(&self) -> bool {
+        self.thread.is_finished()
+            || self.stream.upgrade().is_none_or(|stream| left(&stream)) && ended(&self.thread, LAST_ANSWERS)
+    }
+
+    /// Has its last messages answered.
+    fn finish(&self) {
+        if let Some(stream) = self.stream.upgrade() {
+            // From here on its writes fail. What it wrote before is still read, and then its end.
+            let _ = stream.shutdown(std::net::Shutdown::Read);
+        }
+        ended(&self.thread, LAST_ANSWERS);
+    }
+}
+
+/// Whether the other end of a connection has been closed.
+fn left(stream: &UnixStream) -> bool {
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one pollfd, live during the call.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+}
+
+/// Whether a thread ends within a time.
+fn ended(thread: &JoinHandle<()>, within: Duration) -> bool {
+    let limit = Instant::now() + within;
+    while !thread.is_finished() {
+        if Instant::now() >= limit {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
 /// A GUID that stays the same for a socket and differs between sockets: the path, hashed (FNV-1a).
 fn guid_of(path: &Path) -> [u8; 8] {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -212,44 +315,6 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn place(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("pvrdma-server-test-{}-{name}", std::process::id()))
-    }
-
-    #[test]
-    fn socket_file_goes_with_its_listener() {
-        let path = place("goes");
-        let listener = Listener::bind(&path).unwrap();
-        assert!(path.exists());
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn live_socket_is_not_taken_over() {
-        let path = place("live");
-        let _listener = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(Error::InUse(_))));
-        assert!(path.exists());
-    }
-
-    #[test]
-    fn socket_of_a_dead_server_is_replaced() {
-        let path = place("dead");
-        drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "std leaves the file");
-        let _listener = Listener::bind(&path).unwrap();
-    }
-
-    #[test]
-    fn other_files_are_left_alone() {
-        let path = place("file");
-        std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(Error::NotSocket(_))));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-        std::fs::remove_file(&path).unwrap();
-    }
 
     #[test]
     fn sockets_have_guids_of_their_own() {

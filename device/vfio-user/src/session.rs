@@ -10,8 +10,11 @@ use std::sync::Arc;
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
+use pvrdma_device::guest::Roce;
 use pvrdma_device::memory::{Buffer, DmaAddr, Fault, Memory, PageTable};
+use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fabric::{Fabric, Port};
+use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_ffi::dev_api::*;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -19,6 +22,7 @@ use crate::dma::DmaMap;
 use crate::irq::{Irq, Ring, Rings};
 use crate::pci::UAR_PAGES;
 use crate::slot;
+use crate::trace::Trace;
 use crate::uar::Uar;
 use crate::worker::{Line, Worker};
 
@@ -35,6 +39,10 @@ pub struct Host {
     pub fabric: Arc<Fabric>,
     /// What the core is to know about this device.
     pub config: Config,
+    /// What is to go wrong on the way to other guests.
+    pub faults: Option<Faults>,
+    /// Who is told of everything.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A driver that has handed in its shared region.
@@ -46,6 +54,7 @@ pub struct Session {
     memory: Arc<DmaMap>,
     irq: Arc<Irq>,
     device: Arc<Device>,
+    trace: Option<Arc<Trace>>,
     /// Stops before the device goes.
     _worker: Worker,
 }
@@ -81,9 +90,13 @@ impl Session {
             _ => dsr.uar_pfn64 & 0xffff_ffff,
         };
 
-        let line = Line::new(host.irq.clone());
+        let line = Line::new(host.irq.clone(), host.trace.clone());
         let port = Port::new(&host.fabric);
-        let device = Device::new(host.config, host.memory.clone(), line.clone(), port.clone());
+        let transport: Arc<dyn Transport> = match host.faults {
+            Some(faults) => Faulty::new(port.clone(), faults),
+            None => port.clone(),
+        };
+        let device = Device::new(host.config, host.memory.clone(), line.clone(), transport);
         port.attach(&device);
 
         let caps_at = at.offset(std::mem::offset_of!(pvrdma_device_shared_region, caps) as u64);
@@ -99,6 +112,7 @@ impl Session {
             memory: host.memory.clone(),
             irq: host.irq.clone(),
             device: device.clone(),
+            trace: host.trace.clone(),
             _worker: Worker::start(device, line)?,
         })
     }
@@ -133,7 +147,11 @@ impl Session {
             }
             _ => None,
         };
-        let response = self.device.command(&command)?;
+        let response = self.device.command(&command);
+        if let Some(trace) = &self.trace {
+            trace.command(&command, &response);
+        }
+        let response = response?;
         match (&command, &response, page) {
             (_, Response::CreateUc { ctx }, Some(page)) => self.uar.give(page, *ctx),
             (Command::DestroyUc { ctx }, ..) => self.uar.take(*ctx),
@@ -149,6 +167,9 @@ impl Session {
     pub fn doorbell(&self, offset: u64, value: u32) {
         let Some(ctx) = self.uar.owner(offset) else { return };
         if let Some(doorbell) = Doorbell::decode((offset % 4096) as usize, value) {
+            if let Some(trace) = &self.trace {
+                trace.doorbell(doorbell);
+            }
             self.device.doorbell(ctx, doorbell);
         }
         self.irq.flush_pending();
@@ -175,10 +196,10 @@ fn ring(host: &Host, info: &pvrdma_ring_page_info, entry_len: usize) -> Result<R
 }
 
 /// The part of the core's configuration that is the same for every guest of a server.
-pub fn config(node_guid: [u8; 8], index: u32) -> Config {
+pub fn config(node_guid: [u8; 8], index: u32, roce: Roce) -> Config {
     Config {
         node_guid,
-        gid_type: PVRDMA_GID_TYPE_FLAG_ROCE_V2,
+        gid_type: roce.gid_type(),
         // Numbers differ from handles, so that whoever takes one for the other finds out.
         qpn_base: (index % 0xff + 1) << 16,
         max_uar: UAR_PAGES,

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use pvrdma_device::device::Device;
 use pvrdma_device::handle::CqHandle;
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
+use pvrdma_device::rings::cqe::Completion;
 
 use crate::irq::Irq;
+use crate::trace::Trace;
 
 /// How soon a full event ring is tried again. The guest empties it in its interrupt handler.
 const RING_RETRY: Duration = Duration::from_millis(1);
@@ -19,6 +21,7 @@ const RING_RETRY: Duration = Duration::from_millis(1);
 /// The core's way to its front: interrupts for the guest, wake-ups for the worker.
 pub struct Line {
     irq: Arc<Irq>,
+    trace: Option<Arc<Trace>>,
     note: Mutex<Note>,
     changed: Condvar,
 }
@@ -31,8 +34,8 @@ struct Note {
 
 impl Line {
     /// A line to the guest's interrupts.
-    pub fn new(irq: Arc<Irq>) -> Arc<Line> {
-        Arc::new(Line { irq, note: Mutex::default(), changed: Condvar::new() })
+    pub fn new(irq: Arc<Irq>, trace: Option<Arc<Trace>>) -> Arc<Line> {
+        Arc::new(Line { irq, trace, note: Mutex::default(), changed: Condvar::new() })
     }
 
     fn note(&self) -> MutexGuard<'_, Note> {
@@ -60,11 +63,23 @@ impl Line {
 }
 
 impl Interrupts for Line {
+    fn completed(&self, cq: CqHandle, completion: &Completion) {
+        if let Some(trace) = &self.trace {
+            trace.completed(cq, completion);
+        }
+    }
+
     fn completion(&self, cq: CqHandle) {
+        if let Some(trace) = &self.trace {
+            trace.fired(cq);
+        }
         self.irq.completion(cq);
     }
 
     fn async_event(&self, event: AsyncEvent) {
+        if let Some(trace) = &self.trace {
+            trace.event(event);
+        }
         self.irq.async_event(event);
     }
 

@@ -8,9 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use by_hand::{Guest, RAM, hdr, joined, servers};
+use by_hand::{Guest, RAM, hdr, joined, servers, servers_with};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_vfio_user::{Settings, TraceFile};
 
 #[test]
 fn driver_life() {
@@ -62,6 +63,62 @@ fn write_reaches_the_other_guest_and_wakes_the_writer() {
     assert_eq!(a.0.fired(2), 1);
     assert_eq!(a.0.notified(), [a.1.cq]);
     assert!(b.0.notified().is_empty(), "a WRITE is silent at its target");
+}
+
+#[test]
+fn trace_tells_what_each_guest_asks_for_and_gets() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let servers =
+        servers_with(2, &Settings { trace: Some(TraceFile::open(file.path()).unwrap()), ..Default::default() });
+    let [mut a, b] = joined(&servers, 4096);
+    a.0.arm(&a.1);
+    a.0.post_write(&mut a.1, 5, &a.2, &b.2, 64);
+    a.0.ring_send(&a.1);
+    assert_eq!(a.0.wait(&a.1), (5, PVRDMA_WC_SUCCESS));
+    (0..3).for_each(|_| a.0.ring_poll(&a.1));
+    a.0.arm(&a.1);
+    let trace = std::fs::read_to_string(file.path()).unwrap();
+    let of = |index: usize| {
+        let name = format!("{} ", servers.paths[index].display());
+        trace.lines().filter_map(|line| line.strip_prefix(&name)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (qp, cq) = (a.1.qp, a.1.cq);
+    let expected = [
+        "create_uc pfn=0xfe001 ctx=".to_owned(),
+        "create_qp type=2 pd=".to_owned(),
+        format!("modify_qp qp={qp} mask="),
+        format!("CQ {cq} ARM"),
+        format!("QP {qp} SEND"),
+        format!("CQE cq={cq} qp={qp} wr_id=0x5 RDMA_WRITE SUCCESS byte_len=0"),
+        format!("EVENT COMPLETION cq={cq}"),
+        format!("CQ {cq} POLL"),
+        "more".to_owned(),
+        format!("CQ {cq} ARM"),
+    ];
+    let lines = of(0);
+    let mut rest = lines.iter();
+    for expected in expected {
+        assert!(rest.any(|line| line.contains(&expected)), "{expected:?} is not there, or not in its place:\n{trace}");
+    }
+    assert!(of(1).iter().any(|line| line.starts_with("create_qp ")), "{trace}");
+}
+
+#[test]
+fn faults_come_between_guests() {
+    let faults = Some("drop=1".parse().unwrap());
+    let servers = servers_with(2, &Settings { faults, ..Default::default() });
+    let [mut a, b] = joined(&servers, 4096);
+    a.0.post_write(&mut a.1, 5, &a.2, &b.2, 64);
+    a.0.ring_send(&a.1);
+    assert_eq!(a.0.wait(&a.1), (5, PVRDMA_WC_RETRY_EXC_ERR));
+}
+
+#[test]
+fn devices_speak_the_roce_version_that_is_asked_for() {
+    let servers = servers_with(1, &Settings { roce: "v1".parse().unwrap(), ..Default::default() });
+    let mut guest = Guest::connect(&servers.paths[0]);
+    guest.write_dsr();
+    assert_eq!(guest.caps().gid_types, PVRDMA_GID_TYPE_FLAG_ROCE_V1);
 }
 
 #[test]

@@ -1,18 +1,19 @@
 //! A guest by hand: QEMU and the kernel driver in one, over the real protocol.
 //!
-//! Used by `protocol.rs` and by the bench. RAM is an unlinked file that the server maps; the driver's side of every
+//! Used by `protocol.rs` and by the bench. RAM is a memfd that the server maps; the driver's side of every
 //! format is written here from its description and shares only the layouts of `pvrdma-ffi` with the device.
 
 #![allow(dead_code, reason = "each user takes a part of it")]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
+use pvrdma_vfio_user::Settings;
 use vfio_user::Client;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -30,16 +31,32 @@ const FIRST_PFN: u64 = 0xfe000;
 /// Servers of a test, with their socket files.
 pub struct Servers {
     pub paths: Vec<PathBuf>,
-    _listeners: Vec<pvrdma_vfio_user::Listener>,
+    pub server: Option<pvrdma_vfio_user::Server>,
     _folder: tempfile::TempDir,
 }
 
 /// One server process's worth of sockets.
 pub fn servers(count: usize) -> Servers {
+    servers_with(count, &Settings::default())
+}
+
+/// The same with settings.
+pub fn servers_with(count: usize, settings: &Settings) -> Servers {
     let folder = tempfile::tempdir().unwrap();
     let paths: Vec<PathBuf> = (0..count).map(|index| folder.path().join(format!("{index}.sock"))).collect();
-    let listeners = pvrdma_vfio_user::start(&paths).unwrap();
-    Servers { paths, _listeners: listeners, _folder: folder }
+    let server = pvrdma_vfio_user::start(&paths, settings).unwrap();
+    Servers { paths, server: Some(server), _folder: folder }
+}
+
+/// Memory, as QEMU shares it.
+pub fn memfd(len: u64) -> File {
+    // SAFETY: the name is a C string; the result is checked below.
+    let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: `fd` is new and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len).unwrap();
+    file
 }
 
 /// A connected guest with RAM at 0.
@@ -92,8 +109,7 @@ impl Guest {
     /// Connects and does what QEMU does at start; no driver yet.
     pub fn connect(path: &Path) -> Guest {
         let mut client = Client::new(path).unwrap();
-        let ram = tempfile::tempfile().unwrap();
-        ram.set_len(RAM).unwrap();
+        let ram = memfd(RAM);
         client.dma_map(0, 0, RAM, ram.as_raw_fd()).unwrap();
         let vectors: Vec<EventFd> = (0..3).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
         for (index, vector) in vectors.iter().enumerate() {

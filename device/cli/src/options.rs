@@ -1,0 +1,32 @@
+//! Options that `run` and `serve` share, each with its line of help.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use lexopt::{Parser, ValueExt};
+use pvrdma_device::guest::Roce;
+use pvrdma_device::transport::fault::Faults;
+
+use crate::Usage;
+
+/// The value of `--roce`.
+pub fn roce(parser: &mut Parser) -> anyhow::Result<Roce> {
+    let value = parser.value()?.string()?;
+    value.parse().map_err(|()| Usage(format!("--roce is v1 or v2, not {value:?}")).into())
+}
+
+/// The value of `--fault`: the list, and what it means.
+pub fn faults(parser: &mut Parser) -> anyhow::Result<(String, Faults)> {
+    let list = parser.value()?.string()?;
+    let faults = list.parse().map_err(|error: pvrdma_device::transport::fault::BadFaults| Usage(error.to_string()))?;
+    Ok((list, faults))
+}
+
+/// The file of `--trace`, made if it is not there. It must be possible to write to it now; the path is made absolute,
+/// since a program writes to it from wherever it goes.
+pub fn trace_file(path: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("trace file {}", path.display());
+    OpenOptions::new().append(true).create(true).open(path).with_context(context)?;
+    path.canonicalize().with_context(context)
+}

@@ -1,0 +1,122 @@
+//! `pvrdma serve` as whoever starts it sees it: the line that says it is ready, its socket files, how it ends, and what
+//! it says when it cannot begin.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
+
+fn serve(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pvrdma"));
+    command.arg("serve").args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A server that runs; killed if a test fails.
+struct Server(Option<Child>);
+
+impl Server {
+    /// Waits for the line that says it is ready, and gives it.
+    fn start(mut command: Command) -> (Server, String) {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        (Server(Some(child)), line)
+    }
+
+    fn end(mut self, signal: Signal) -> Output {
+        let child = self.0.take().unwrap();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// A message of the protocol.
+fn message(command: u16, body: &[u8]) -> Vec<u8> {
+    let size = 16 + body.len() as u32;
+    [&[7, 0][..], &command.to_le_bytes(), &size.to_le_bytes(), &[0; 8], body].concat()
+}
+
+#[test]
+fn says_when_it_is_ready_and_ends_on_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a.sock", "b.sock"].map(|name| folder.path().join(name));
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let args = ["--socket", paths[0].to_str().unwrap(), "--socket", paths[1].to_str().unwrap()];
+        let mut command = serve(&args);
+        // SAFETY: umask(2) is all that runs between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                umask(Mode::empty());
+                Ok(())
+            })
+        };
+        let (server, line) = Server::start(command);
+        assert_eq!(line, format!("pvrdma serve: ready on {}, {}\n", paths[0].display(), paths[1].display()));
+        assert_eq!(paths.each_ref().map(|path| mode(path)), [0o600, 0o600], "whatever the umask");
+        // One that is in the middle of something.
+        let mut client = UnixStream::connect(&paths[0]).unwrap();
+        client.write_all(&message(1, b"\0\0\0\0")).unwrap();
+        client.read_exact(&mut [0; 16]).unwrap();
+        let ended = server.end(signal);
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+        assert!(paths.iter().all(|path| !path.exists()));
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(b"}}\0"), "the answer has arrived");
+    }
+}
+
+#[test]
+fn sockets_get_the_mode_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.sock");
+    let group = nix::unistd::getgid().as_raw().to_string();
+    let (server, _) = Server::start(serve(&["--socket", path.to_str().unwrap(), "--mode", "660", "--group", &group]));
+    assert_eq!(mode(&path), 0o660);
+    assert!(server.end(Signal::SIGTERM).status.success());
+}
+
+#[test]
+fn what_another_put_in_the_place_of_a_socket_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.sock");
+    let (server, _) = Server::start(serve(&["--socket", path.to_str().unwrap()]));
+    std::fs::rename(&path, folder.path().join("kept")).unwrap();
+    std::fs::write(&path, "another's").unwrap();
+    assert!(server.end(Signal::SIGTERM).status.success());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "another's");
+}
+
+#[test]
+fn reasons_are_said_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing/a.sock");
+    let output = serve(&["--socket", missing.to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((said.lines().count(), said.matches("No such file").count()), (1, 1), "{said}");
+    assert!(output.stdout.is_empty(), "it was never ready");
+    let output = serve(&["--socket", "a", "--trace", missing.to_str().unwrap()]).output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("pvrdma: trace file "));
+    assert_eq!(serve(&["--sokcet"]).output().unwrap().status.code(), Some(2));
+}
