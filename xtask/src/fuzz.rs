@@ -21,8 +21,12 @@ usage: cargo xtask fuzz [--seconds N] [--input FILE] [TARGET...]
 ";
 
 /// Name of a target, and the folder of its crate.
-const TARGETS: &[(&str, &str)] =
-    &[("guest", "device/core/fuzz"), ("adapter", "provider/fuzz"), ("program", "device/standin/fuzz")];
+const TARGETS: &[(&str, &str)] = &[
+    ("guest", "device/core/fuzz"),
+    ("client", "device/vfio-user/fuzz"),
+    ("adapter", "provider/fuzz"),
+    ("program", "device/standin/fuzz"),
+];
 
 /// What makes a build tell libFuzzer where it has been: libFuzzer reads counters at each edge, a table of places, and
 /// the values that are compared.
