@@ -2,8 +2,8 @@
 //! no memory or are truncated; what it has its driver write; how often it comes and goes. Beside it lives an honest
 //! guest of the same server.
 //!
-//! Called by a test below with random bytes and by the fuzz target (`fuzz/`) with bytes that a fuzzer grew. Whatever
-//! the bytes: nothing panics, nothing waits for the client, and the honest guest's traffic goes on. Behind the feature
+//! Called by tests below, with random bytes and with what a fuzzer kept, and by the fuzz target (`fuzz/`). Whatever the
+//! bytes: nothing panics, nothing waits for the client, and the honest guest's traffic goes on. Behind the feature
 //! `test-utils`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a mistake of a test ends the test")]
@@ -492,5 +492,18 @@ mod tests {
         let runs = runs as u32;
         assert!(all.done > runs * 5 && all.refused > runs && all.ended > runs / 2, "{all:?} in {runs} runs");
         assert!(all.sessions > runs / 2 && all.lost > runs / 20, "{all:?} in {runs} runs");
+    }
+
+    #[test]
+    fn inputs_that_a_fuzzer_kept_harm_nobody() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/client");
+        let mut count = 0;
+        for entry in std::fs::read_dir(&folder).expect("the seeds of the fuzz target") {
+            let path = entry.expect("an entry").path();
+            println!("{}", path.display());
+            run(&std::fs::read(&path).expect("a seed"));
+            count += 1;
+        }
+        assert!(count > 50, "{count} seeds");
     }
 }
