@@ -55,7 +55,7 @@ const CHECKS: &[Check] = &[
     Check { name: "loom", shows: "threads in the orders they can meet, by loom", run: loom::check },
     Check { name: "races", shows: "ThreadSanitizer on the provider", run: races::check },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
-    Check { name: "fuzz", shows: "a minute of hostile guests, devices and programs", run: || fuzz::main(&[]) },
+    Check { name: "fuzz", shows: "a minute of hostile guests, clients, devices and programs", run: || fuzz::main(&[]) },
     Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },
 ];
 
