@@ -98,6 +98,20 @@ fn trace_files_that_cannot_be_written() {
     refused(&stand, stand.job("true").option("--trace", "/no/such/folder/trace"), &["/no/such/folder/trace"]);
 }
 
+/// What processes share is a file of some gigabytes, nearly all of it holes. To make it longer than one may is a signal
+/// that kills.
+#[test]
+fn a_limit_on_the_size_of_files() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let output = stand.job("sh").args(["-c", "ulimit -f 100; ibv_devinfo; echo $?"]).output();
+    assert!(output.stdout.ends_with("\n1\n") || output.stdout == "1\n", "{output}");
+    assert!(output.stderr.starts_with("pvrdma: ") && output.stderr.contains("File too large"), "{output}");
+    // Where the file is there already, no limit keeps anybody from it.
+    let script = "ibv_devinfo >one; (ulimit -f 100; ibv_devinfo >two); cmp one two && rm one two";
+    assert_eq!(stand.job("sh").args(["-c", script]).ok(), "");
+}
+
 /// What the program does with its exit status is not changed on the way.
 #[test]
 fn exit_status_is_the_programs() {

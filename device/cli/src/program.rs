@@ -100,8 +100,8 @@ fn check(path: &Path, depth: u32) -> Result<(), CannotRun> {
     }
 }
 
-/// Whether `user` gains privileges by running it (capabilities(7)). Root has them already, and whoever has given new ones
-/// up gets none.
+/// Whether `user` gains privileges by running it (capabilities(7)). Root has them already, and whoever has given new
+/// ones up gets none.
 fn gains_capabilities(path: &Path, user: u32) -> bool {
     // SAFETY: plain numbers.
     let given_up = || unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 1;

@@ -22,8 +22,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Where the run directory of this user is: below `$XDG_RUNTIME_DIR`, `/dev/shm` or `/tmp`, the first writable where
-    /// nobody else has taken its name.
+    /// Where the run directory of this user is: below `$XDG_RUNTIME_DIR`, `/dev/shm` or `/tmp`, the first writable
+    /// where nobody else has taken its name.
     pub fn default_path() -> anyhow::Result<PathBuf> {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let bases = runtime.into_iter().chain(["/dev/shm".into(), "/tmp".into()]);

@@ -19,6 +19,8 @@ pub struct Bell {
     side_asleep: AtomicU32,
     /// When a thread of this process last polled, in nanoseconds of CLOCK_MONOTONIC.
     polled_at: AtomicU64,
+    /// Counts what others wrote to this process's memory by themselves.
+    placed: AtomicU32,
 }
 
 /// A process that polled this short a time ago will poll again before a woken thread could have run.
@@ -66,6 +68,18 @@ impl Bell {
         } else if now().saturating_sub(self.polled_at.load(Ordering::Relaxed)) > POLLING {
             self.wake_side();
         }
+    }
+
+    /// Bytes of this process's memory have changed. A program that looks at them and polls in turn is not to wait in
+    /// its poll; one that only looks needs nothing.
+    pub fn placed(&self) {
+        self.placed.fetch_add(1, Ordering::Relaxed);
+        self.ring_pollers();
+    }
+
+    /// How often that has happened.
+    pub fn placed_count(&self) -> u32 {
+        self.placed.load(Ordering::Relaxed)
     }
 
     /// Something changed for threads of this process that wait in a poll; the side thread is not needed.

@@ -94,8 +94,8 @@ pub fn copy_under(
         let (h, t) = (here.as_ptr() as usize, there.as_ptr() as usize);
         let arguments = [pid as usize, h, piece, t, there.len(), 0];
         let touched = || local.iter().chain(remote).for_each(|span| own(span.addr.0));
-        // The iovec arrays are ours and outlive the call. The ranges they name are checked by the kernel page by page at
-        // both ends; a bad one is EFAULT. That the bytes may be written is what the memory region allows.
+        // The iovec arrays are ours and outlive the call. The ranges they name are checked by the kernel page by page
+        // at both ends; a bad one is EFAULT. That the bytes may be written is what the memory region allows.
         let moved = match hazard {
             Some(hazard) => hazard.call(number, arguments, touched),
             None => {

@@ -1,5 +1,5 @@
-//! Hazards: "I am copying into or out of that process". The other process waits for their end before it says that memory
-//! is its own again, and takes them away from a copier that is stopped.
+//! Hazards: "I am copying into or out of that process". The other process waits for their end before it says that
+//! memory is its own again, and takes them away from a copier that is stopped.
 //!
 //! A hazard is a word in the seat of whoever copies: the incarnation of the other process and the copying thread. The
 //! copy is made only while the word is as it was (`section.rs`), and the other process may set a bit in it. From then
@@ -46,7 +46,8 @@ impl Hazard {
         Hazard { word, value }
     }
 
-    /// Makes system call `number`, which touches what `touched` says, unless the hazard was taken away. Below 0: an errno.
+    /// Makes system call `number`, which touches what `touched` says, unless the hazard was taken away. Below 0: an
+    /// errno.
     pub fn call(&self, number: libc::c_long, arguments: [usize; 6], touched: impl FnOnce()) -> Option<isize> {
         section::call_while(self.word, self.value, number, arguments, touched)
     }

@@ -1,5 +1,5 @@
-//! What is done only while a word holds: a process may be stopped between any two instructions (SIGSTOP, a debugger, the
-//! freezer), for as long as somebody likes, and whoever waits for it must not.
+//! What is done only while a word holds: a process may be stopped between any two instructions (SIGSTOP, a debugger,
+//! the freezer), for as long as somebody likes, and whoever waits for it must not.
 //!
 //! Comparison and act are one restartable sequence of rseq(2): a thread that left its core between them finds itself
 //! before the comparison when it comes back. So once the word has changed, a thread that is seen not to run is either
@@ -48,8 +48,8 @@ fn area() -> Option<*mut u8> {
     known.then_some(area)
 }
 
-/// Makes system call `number` if `word` is `value`. `None`: it is not. Otherwise what the kernel gave: below 0 an errno.
-/// `touched` tells models what it touches.
+/// Makes system call `number` if `word` is `value`. `None`: it is not. Otherwise what the kernel gave: below 0 an
+/// errno. `touched` tells models what it touches.
 pub fn call_while(
     word: &AtomicU64,
     value: u64,
@@ -78,8 +78,8 @@ fn compare_and_call(
     [first, second, third, fourth, fifth, sixth]: [usize; 6],
 ) -> Option<isize> {
     let (result, made): (isize, u64);
-    // SAFETY: what the call does is its caller's business; arguments go where the kernel looks for them, and rcx and r11
-    // are the kernel's to change, once the call is made. `area` is this thread's own (see there): its `rseq_cs`, at 8,
+    // SAFETY: what the call does is its caller's business; arguments go where the kernel looks for them, and rcx and
+    // r11 are the kernel's to change, once the call is made. `area` is this thread's own (see there): its `rseq_cs`, at 8,
     // names the sequence from 2 to 3, and nothing when it is over. If the kernel takes the thread out of it, it goes on
     // at 4, which the C library's signature precedes, with all registers as they were, and begins again at 6.
     unsafe {

@@ -7,10 +7,11 @@ use crate::words::REQUEST_WORDS;
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 /// Regions of a fabric: one for each process. A QP number carries the region in its top 9 bits, counted from 1.
 pub const MAX_PROCESSES: usize = 511;
@@ -117,6 +118,10 @@ struct Seat {
     hazards: [AtomicU64; HAZARDS + 1],
 }
 
+/// Pages of a region, in words of bits; more than there are.
+const PAGE_WORDS: usize = 32;
+const PAGE: usize = 4096;
+
 /// One process: what those look at who have to do with it.
 #[repr(C, align(4096))]
 pub struct Region {
@@ -124,6 +129,8 @@ pub struct Region {
     pub bell: Bell,
     /// Bit n: region n has published requests for this process.
     pub inbox: [AtomicU64; 8],
+    /// Bit n: page n of the region has memory. It is a file: who touches a page for which there is none is killed.
+    pages: [AtomicU64; PAGE_WORDS],
     /// How far this process has read the channel of region n: `incarnation of n << 32 | count`.
     pub heads: [AtomicU64; MAX_PROCESSES],
     /// Requests for others.
@@ -139,7 +146,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0005;
+const LAYOUT: u64 = 0x7076_7264_6d61_0006;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -150,6 +157,8 @@ pub struct Fabric {
     incarnation: AtomicU32,
     /// Regions from this one on were never used.
     used: AtomicU32,
+    /// The PID namespace of all who own a region: the numbers of another one name other processes.
+    pid_namespace: AtomicU64,
     seats: [Seat; MAX_PROCESSES],
 }
 
@@ -241,8 +250,12 @@ impl Segment {
             .open(dir.join("fabric"))?;
         // Sparse: only pages that somebody touched take memory.
         if file.metadata()?.len() < FILE_LEN {
+            if file_size_limit() < FILE_LEN {
+                return Err(io::Error::from_raw_os_error(libc::EFBIG));
+            }
             file.set_len(FILE_LEN)?;
         }
+        allocate(file.as_raw_fd(), 0, size_of::<Fabric>())?;
         // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only (an all-zero file
         // is a valid value), so that writes by other processes are no data races.
         let fabric: &'static Fabric = unsafe { &*map(file.as_raw_fd(), 0, size_of::<Fabric>())?.cast::<Fabric>() };
@@ -255,10 +268,21 @@ impl Segment {
         let started = started(own_pid())?.ok_or_else(|| io::Error::other("/proc does not show this process"))?;
         let incarnation = (fabric.incarnation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & 0xff_ffff).max(1);
         let owner = Owner::new(incarnation, own_pid(), started);
+        let namespace = pid_namespace();
+        fabric.enter(namespace)?;
         let own = claim(fabric, owner)?;
+        if fabric.pid_namespace.load(Ordering::SeqCst) != namespace {
+            // Somebody else found it empty a moment ago.
+            fabric.seats[own].owner.store(0, Ordering::SeqCst);
+            return Err(other_namespace());
+        }
         // The former owner's words are of no use to anyone: give their pages back, which zeroes them.
         let punched = punch(&file, offset_of_region(own), size_of::<Region>());
         let regions: Box<[AtomicPtr<Region>]> = (0..MAX_PROCESSES).map(|_| AtomicPtr::default()).collect();
+        if let Err(error) = allocate(file.as_raw_fd(), offset_of_region(own), offset_of!(Region, channels)) {
+            fabric.seats[own].owner.store(0, Ordering::SeqCst);
+            return Err(error);
+        }
         let file = hide(file.into_raw_fd());
         let own_region = region(&regions, file, own).ok_or_else(io::Error::last_os_error)?;
         if !punched {
@@ -291,6 +315,27 @@ impl Segment {
     /// Region `index`, whoever owns it.
     pub fn region(&self, index: usize) -> Option<&'static Region> {
         region(&self.regions, self.file, index)
+    }
+
+    /// Has memory put behind a part of the own region, before it is touched. `false`: there is none left.
+    pub fn reserve<T>(&self, part: &T) -> bool {
+        if cfg!(all(loom, test)) {
+            return true;
+        }
+        pages_of(self.own_region, part).all(|page| {
+            let (word, bit) = (&self.own_region.pages[page / 64], 1 << (page % 64));
+            if word.load(Ordering::Relaxed) & bit != 0 {
+                return true;
+            }
+            let allocated = allocate(self.file, offset_of_region(self.own) + page * PAGE, PAGE);
+            if let Err(error) = &allocated {
+                say_once(error);
+                return false;
+            }
+            // Release: others touch the page because they see it here.
+            word.fetch_or(bit, Ordering::Release);
+            true
+        })
     }
 
     /// Who owns region `index` now.
@@ -437,7 +482,79 @@ fn punch(file: &File, offset: usize, len: usize) -> bool {
     unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) == 0 }
 }
 
+/// Has memory put behind a part of the file. File systems that cannot tell beforehand are believed to have some.
+fn allocate(file: RawFd, offset: usize, len: usize) -> io::Result<()> {
+    // SAFETY: no pointers; our file.
+    let failed =
+        unsafe { libc::fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset as libc::off_t, len as libc::off_t) != 0 };
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::ENOMEM) if failed => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Pages of `region` that a part of it lies in.
+fn pages_of<T>(region: &Region, part: &T) -> std::ops::RangeInclusive<usize> {
+    let offset = std::ptr::from_ref(part) as usize - std::ptr::from_ref(region) as usize;
+    offset / PAGE..=(offset + size_of::<T>() - 1) / PAGE
+}
+
+fn say_once(error: &io::Error) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!("pvrdma: the run directory's file system: {error}");
+    }
+}
+
+/// Beyond it a file may not grow: the attempt costs the program its life (SIGXFSZ).
+fn file_size_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is ours.
+    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
+/// Names the PID namespace of this process; 0: nobody knows.
+fn pid_namespace() -> u64 {
+    std::fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
+}
+
+fn other_namespace() -> io::Error {
+    io::Error::other(
+        "processes of another PID namespace use it, perhaps a container's; give each namespace its XDG_RUNTIME_DIR",
+    )
+}
+
+impl Fabric {
+    /// Makes sure that all who own regions see the same PIDs.
+    fn enter(&self, namespace: u64) -> io::Result<()> {
+        let owned = || self.seats.iter().any(|seat| seat.owner.load(Ordering::SeqCst) != 0);
+        let found = self.pid_namespace.load(Ordering::SeqCst);
+        if found == namespace {
+            return Ok(());
+        }
+        if owned() {
+            return Err(other_namespace());
+        }
+        let _ = self.pid_namespace.compare_exchange(found, namespace, Ordering::SeqCst, Ordering::SeqCst);
+        if owned() && self.pid_namespace.compare_exchange(namespace, found, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
+            return Err(other_namespace());
+        }
+        Ok(())
+    }
+}
+
 impl Region {
+    /// Whether a part of it may be touched.
+    pub fn has<T>(&self, part: &T) -> bool {
+        cfg!(all(loom, test))
+            || pages_of(self, part).all(|page| self.pages[page / 64].load(Ordering::Acquire) & 1 << (page % 64) != 0)
+    }
+
     /// The same by hand.
     fn clear(&self) {
         let words = std::ptr::from_ref(self).cast::<u64>().cast_mut();
@@ -531,8 +648,33 @@ mod tests {
         assert!(is_nobody(pid));
     }
 
+    fn join(dir: &Path) -> io::Result<Segment> {
+        Segment::join(dir, 1, |file| file)
+    }
+
+    #[test]
+    fn another_pid_namespace_is_told_so() {
+        let dir = std::env::temp_dir().join(format!("pvrdma-fabric-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let first = join(&dir).unwrap();
+        assert_eq!(first.fabric.pid_namespace.swap(1, Ordering::SeqCst), pid_namespace());
+        let error = join(&dir).err().unwrap().to_string();
+        assert!(error.contains("PID namespace") && error.contains("XDG_RUNTIME_DIR"), "{error}");
+        first.leave();
+        // Nobody is there any more.
+        let second = join(&dir).unwrap();
+        assert_eq!(second.fabric.pid_namespace.load(Ordering::SeqCst), pid_namespace());
+        // What was never asked for has no memory, and is not looked at.
+        let (near, far) = (&second.own().slots[0], &second.own().slots[SLOTS - 1]);
+        assert!(!second.own().has(near) && second.reserve(near) && second.own().has(near));
+        assert!(!second.own().has(far));
+        second.leave();
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
     #[test]
     fn pages_of_a_region_are_its_own() {
+        assert!(size_of::<Region>() / PAGE <= PAGE_WORDS * 64);
         assert_eq!(size_of::<Fabric>() % 4096, 0);
         assert_eq!(size_of::<Region>() % 4096, 0);
     }

@@ -154,6 +154,9 @@ impl HostTransport {
             return None;
         }
         let qp = region.qps.get((request.dest.qpn.0 & ((1 << HANDLE_BITS) - 1)) as usize)?;
+        if !region.has(qp) {
+            return None;
+        }
         let version = qp.version.load(Ordering::SeqCst);
         let peer_gid = to_words(&request.source.gid);
         let ready = version.is_multiple_of(2)
@@ -170,7 +173,7 @@ impl HostTransport {
             return None;
         }
         if request.len > 0 {
-            let mr = region.mrs.get((rkey.0 >> 8) as usize)?;
+            let mr = region.mrs.get((rkey.0 >> 8) as usize).filter(|mr| region.has(*mr))?;
             if mr.key.load(Ordering::SeqCst) != rkey.0 || rkey.0 == 0 {
                 return None;
             }
@@ -193,7 +196,14 @@ impl HostTransport {
             }
         }
         // By now the QP may be another one's if the target did not wait for us.
-        hazard.store(&qp.expected_psn, request.psn.advance(request.packets).get()).then_some(Answer::Ack)
+        if !hazard.store(&qp.expected_psn, request.psn.advance(request.packets).get()) {
+            return None;
+        }
+        drop(hazard);
+        if purpose == Use::RemoteWrite {
+            region.bell.placed();
+        }
+        Some(Answer::Ack)
     }
 
     // ---- the target copies ---------------------------------------------------------------------
@@ -259,6 +269,11 @@ impl HostTransport {
         let own = self.segment.own();
         let mut out = self.outbox();
         let channel = &own.channels[target.index];
+        // Nothing gets through then, and the requester's timer will tell its program.
+        const NO_MEMORY: Submitted = Submitted::Answered(Answer::Silence);
+        if !self.segment.reserve(channel) {
+            return NO_MEMORY;
+        }
         if channel.target.load(Ordering::Relaxed) != target.incarnation {
             channel.tail.store(0, Ordering::SeqCst);
             channel.target.store(target.incarnation, Ordering::SeqCst);
@@ -271,9 +286,15 @@ impl HostTransport {
             return Submitted::Busy;
         }
         let Some(slot_index) = out.free.pop() else { return Submitted::Busy };
+        let slot = &own.slots[usize::from(slot_index)];
+        let payload = &own.payloads[usize::from(slot_index)];
+        if !self.segment.reserve(slot) || matches!(body, Body::Bytes(_)) && !self.segment.reserve(payload) {
+            out.free.push(slot_index);
+            // One that has memory comes free when an answer comes.
+            return if out.flying.is_empty() { NO_MEMORY } else { Submitted::Busy };
+        }
         out.sequence = out.sequence.wrapping_add(1) & SEQUENCE_MASK;
         let sequence = out.sequence;
-        let slot = &own.slots[usize::from(slot_index)];
         // A target that still looks at the former request finds that it is over if it finds a word of this one.
         fence(Ordering::Release);
         for (word, value) in slot.words.iter().zip(encode(request)) {
@@ -289,7 +310,7 @@ impl HostTransport {
                 false
             }
             Body::Bytes(bytes) => {
-                for (word, chunk) in own.payloads[usize::from(slot_index)].iter().zip(bytes.chunks(8)) {
+                for (word, chunk) in payload.iter().zip(bytes.chunks(8)) {
                     let mut eight = [0; 8];
                     eight[..chunk.len()].copy_from_slice(chunk);
                     word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
@@ -575,11 +596,16 @@ impl Transport for HostTransport {
     }
 
     fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {
-        Some(&self.segment.own().qps.get(qp.0 as usize)?.expected_psn)
+        let published = self.segment.own().qps.get(qp.0 as usize)?;
+        self.segment.reserve(published).then_some(&published.expected_psn)
     }
 
     fn qp_changed(&self, view: &QpView) {
         let Some(qp) = self.segment.own().qps.get(view.handle.0 as usize) else { return };
+        // Then its PSN is not here either, and nobody but us acts for it.
+        if !self.segment.own().has(qp) {
+            return;
+        }
         // Odd while it changes: `place` turns away.
         qp.version.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -597,6 +623,9 @@ impl Transport for HostTransport {
 
     fn mr_added(&self, key: u32, bounds: &Bounds) {
         let Some(mr) = self.segment.own().mrs.get((key >> 8) as usize) else { return };
+        if !self.segment.reserve(mr) {
+            return;
+        }
         mr.pd.store(bounds.pd.0, Ordering::Relaxed);
         mr.access.store(u64::from(bounds.access), Ordering::Relaxed);
         mr.start.store(bounds.start, Ordering::Relaxed);
@@ -606,6 +635,9 @@ impl Transport for HostTransport {
 
     fn mr_removed(&self, key: u32) {
         let Some(mr) = self.segment.own().mrs.get((key >> 8) as usize) else { return };
+        if !self.segment.own().has(mr) {
+            return;
+        }
         mr.key.store(0, Ordering::SeqCst);
         hazard::wait_for_all(&self.segment);
     }
@@ -620,8 +652,9 @@ fn one_sided(op: &Op) -> bool {
 mod tests {
     use super::*;
     use crate::memory::ProcessMemory;
-    use pvrdma_device::handle::{Psn, Qpn};
+    use pvrdma_device::handle::{Psn, Qpn, Rkey};
     use pvrdma_device::rings::wqe::Ext;
+    use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
     use std::cell::RefCell;
 
     /// Two processes of guest 1, over memory of their own.
@@ -676,6 +709,38 @@ mod tests {
         assert!(!here.lost(message(1).token), "answered, and nobody has looked");
         assert!(here.pump_for(&still_there), "the answer is in somebody's hands");
         assert_eq!(*still_there.1.borrow(), [Answer::Ack]);
+    }
+
+    #[test]
+    fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
+        let [here, there] = processes();
+        let (mut byte, place) = (7u8, AtomicU64::new(0));
+        let view = QpView {
+            handle: QpHandle(3),
+            state: PVRDMA_QPS_RTS,
+            placeable: true,
+            pd: PdHandle(1),
+            access: PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ,
+            peer: endpoint(0),
+            qpn: endpoint(1).qpn,
+        };
+        let start = place.as_ptr() as u64;
+        assert!(there.expected_psn(view.handle).is_some());
+        there.mr_added(0x101, &Bounds { pd: view.pd, access: view.access, start, length: 8 });
+        there.qp_changed(&view);
+        let bell = &there.segment().own().bell;
+        let before = bell.placed_count();
+        for (psn, op, came) in [
+            (0, Op::Read { remote_addr: start, rkey: Rkey(0x101) }, 0),
+            (1, Op::Write { remote_addr: start, rkey: Rkey(0x101), imm: None }, 1),
+        ] {
+            let ticket = bell.ticket();
+            let request = Request { op, len: 1, ..message(psn) };
+            let payload = Span { addr: DmaAddr(&raw mut byte as u64), len: 1 };
+            assert_eq!(here.submit(&request, &ProcessMemory, &[payload]), Submitted::Answered(Answer::Ack));
+            assert_eq!(bell.placed_count() - before, came);
+            assert_eq!(bell.rang_since(ticket), came > 0);
+        }
     }
 
     #[test]
