@@ -19,7 +19,7 @@ use pvrdma_fabric::segment::Segment;
 use pvrdma_fabric::transport::HostTransport;
 use std::ffi::c_void;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct Process {
     pid: i32,
     /// Polls in a row that found nothing.
     empty_polls: AtomicU32,
+    /// `Bell::placed_count` as of the last poll.
+    placed: AtomicU32,
 }
 
 /// Doorbell pages of a context table; the kernel's page 0 is not used here.
@@ -123,7 +125,9 @@ impl Process {
         let guest = number.and_then(|index| Guest::new(index, roce)).ok_or(libc::ENODEV)?;
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
         let segment = Segment::join(&dir, u32::from(guest.index()), fd::hide).map_err(|error| {
-            eprintln!("pvrdma: {}: {error}", dir.join("fabric").display());
+            // In one piece: other processes may have the same to say.
+            let line = format!("pvrdma: {}: {error}\n", dir.join("fabric").display());
+            let _ = io::stderr().write_all(line.as_bytes());
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;
         // Others copy from and to our memory; where yama restricts that to parents, they need our leave.
@@ -150,7 +154,7 @@ impl Process {
         }
         leave_at_exit();
         let driver = Driver { device, events, guest };
-        Ok(Process { pid: raw::getpid(), driver, transport, empty_polls: AtomicU32::new(0) })
+        Ok(Process { pid: raw::getpid(), driver, transport, empty_polls: AtomicU32::new(0), placed: AtomicU32::new(0) })
     }
 
     /// Indices of the guests that have a process on this host, with repeats.
@@ -167,17 +171,21 @@ impl Process {
         moved
     }
 
-    /// A poll found its CQ empty: take in what arrived, and if that is nothing, wait a little for it.
-    fn empty_poll(&self, empty: impl Fn() -> bool) {
+    /// A poll found its CQ empty: take in what arrived, and if that is nothing, wait a little for it. `news` tells of
+    /// completions, for whatever CQ.
+    fn empty_poll(&self, news: impl Fn() -> bool) {
         let bell = &self.transport.segment().own().bell;
         bell.polled();
         let begin = Instant::now();
         let patient = self.empty_polls.fetch_add(1, Ordering::Relaxed) >= EAGER_POLLS;
         let spin = if patient { SPIN } else { EAGER_SPIN };
+        // The program may look at its memory between two polls, and something may have been written there since.
+        let placed = self.placed.load(Ordering::Relaxed);
         loop {
             let ticket = bell.ticket();
             // Whatever came, even for another CQ, is worth a look by the caller.
-            if self.pump() || !empty() {
+            if self.pump() || news() || bell.placed_count() != placed {
+                self.placed.store(bell.placed_count(), Ordering::Relaxed);
                 self.empty_polls.store(0, Ordering::Relaxed);
                 return;
             }
@@ -189,15 +197,14 @@ impl Process {
                 }
                 return;
             }
-            for _ in 0..64 {
-                if bell.rang_since(ticket) {
-                    break;
-                }
+            if !(0..64).any(|_| {
                 std::hint::spin_loop();
+                bell.rang_since(ticket)
+            }) {
+                // Let others run if there are any: the one we wait for may be among them.
+                // SAFETY: no preconditions.
+                unsafe { libc::sched_yield() };
             }
-            // Let others run if there are any: the one we wait for may be among them.
-            // SAFETY: no preconditions.
-            unsafe { libc::sched_yield() };
         }
     }
 }
@@ -211,12 +218,18 @@ fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
     if hooks::doorbell(doorbell) {
         return;
     }
-    process.driver.device.doorbell(ctx, doorbell);
+    let device = &process.driver.device;
+    device.doorbell(ctx, doorbell);
+    // Before the CQ is asked: what comes after that is news.
+    let puts = device.completions();
     match doorbell {
-        Doorbell::Cq { cq, poll: true, .. } if process.driver.device.cq_polled(ctx, cq) => {
-            process.empty_poll(|| process.driver.device.cq_is_empty(ctx, cq));
+        Doorbell::Cq { cq, poll: true, .. } if device.cq_polled(ctx, cq) => {
+            // It may hold something already, if another thread is about to take it.
+            if device.cq_is_empty(ctx, cq) {
+                process.empty_poll(|| device.completions() != puts);
+            }
             // The return tells the caller of what has come meanwhile.
-            process.driver.device.cq_polled(ctx, cq);
+            device.cq_polled(ctx, cq);
         }
         // A poll that found something, only less than it had room for, ends with POLL too, and what comes may lie in
         // another CQ. That does not count as polling: the caller may go to sleep on an event next, and then the side

@@ -51,6 +51,11 @@ impl Device {
         owned.is_some_and(|cq| cq.polled())
     }
 
+    /// Completions that were put into any CQ until now; wraps.
+    pub fn completions(&self) -> u32 {
+        self.puts.load(Ordering::Relaxed)
+    }
+
     /// Whether CQ `cq` of `ctx` holds nothing for its consumer.
     pub fn cq_is_empty(&self, ctx: CtxHandle, cq: CqHandle) -> bool {
         let owned = self.cqs.get(cq.0).filter(|cq| ctx == KERNEL || cq.ctx == ctx);
