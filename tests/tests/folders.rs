@@ -72,7 +72,7 @@ const HOUSES: &[House] = &[
     },
     House {
         src: "device/fabric/src",
-        tests: &["loom"],
+        tests: &["loom", "tests"],
         rooms: &[
             ("transport", &["bell", "copy", "hazard", "segment", "sync", "words"]),
             ("memory", &["copy"]),

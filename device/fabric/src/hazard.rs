@@ -6,9 +6,8 @@
 //! on a thread that is seen not to run will not copy, however long it stays as it is and wherever it was stopped.
 
 use crate::bell::now;
-use crate::section;
 use crate::segment::{HAZARDS, Process, Segment};
-use crate::sync::{AtomicU64, Ordering, fence, pause, yield_core};
+use crate::sync::{AtomicU64, Ordering, fence, impatient, pause, section, yield_core};
 use std::fs::read_to_string;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
@@ -49,12 +48,12 @@ impl Hazard {
     /// Makes system call `number`, which touches what `touched` says, unless the hazard was taken away. Below 0: an
     /// errno.
     pub fn call(&self, number: libc::c_long, arguments: [usize; 6], touched: impl FnOnce()) -> Option<isize> {
-        section::call_while(self.word, self.value, number, arguments, touched)
+        crate::section::call_while(self.word, self.value, number, arguments, touched)
     }
 
     /// Stores `new` in `place` unless the hazard was taken away.
     pub fn store(&self, place: &AtomicU32, new: u32) -> bool {
-        section::store_while(self.word, self.value, place, new)
+        crate::section::store_while(self.word, self.value, place, new)
     }
 }
 
@@ -117,32 +116,17 @@ fn wait_for(segment: &Segment, word: &AtomicU64, copier: Process) {
     }
 }
 
-/// Models choose.
-fn impatient() -> bool {
-    #[cfg(all(loom, test))]
-    return crate::loom::impatient();
-    #[cfg(not(all(loom, test)))]
-    false
-}
-
 /// Whether `thread` of `copier` may be in the middle of a copy. If not, it will compare first.
 fn may_copy(segment: &Segment, copier: Process, thread: libc::pid_t) -> bool {
-    #[cfg(all(loom, test))]
-    {
-        let _ = (segment, copier, thread);
-        drop(crate::loom::section());
+    let _ = section();
+    // A killed copier does not copy.
+    if cfg!(all(loom, test)) || !segment.alive(copier) {
         return false;
     }
-    #[cfg(not(all(loom, test)))]
-    {
-        // A killed copier does not copy.
-        if !segment.alive(copier) {
-            return false;
-        }
-        let place = format!("/proc/{}/task/{thread}", copier.pid);
-        let (stat, call) = (read_to_string(format!("{place}/stat")), || read_to_string(format!("{place}/syscall")));
-        let gone = stat.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-        !gone && is_busy(&stat.unwrap_or_default(), || call().unwrap_or_default())
+    let place = format!("/proc/{}/task/{thread}", copier.pid);
+    match read_to_string(format!("{place}/stat")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        stat => is_busy(&stat.unwrap_or_default(), || read_to_string(format!("{place}/syscall")).unwrap_or_default()),
     }
 }
 

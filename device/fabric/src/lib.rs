@@ -20,7 +20,7 @@
 //! | `bell.rs` | who sleeps and how to wake them |
 //! | `memory.rs` | the core's `Memory` over this process, in which an address is a virtual address |
 //! | `sync.rs` | atomics, locks and waiting, which loom replaces in tests |
-//! | `loom.rs` | the races that loom searches |
+//! | `loom.rs`, `tests.rs` | the races that loom searches; what becomes of requests |
 //!
 //! The stand-in is a process of this fabric (`device/standin/src/process.rs`) and is the only user. A peer's words are
 //! untrusted: what they name is looked up, and what they hold is judged after it was read. Payload is named by virtual
@@ -36,5 +36,7 @@ pub mod memory;
 mod section;
 pub mod segment;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub mod transport;
 mod words;

@@ -9,7 +9,7 @@
 //! The C library tells the kernel of the sequences (glibc 2.35 and later, unless a tunable forbids it; valgrind knows
 //! none). Without that a thread may be stopped between the two, and act a last time when it goes on.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, section};
 use std::arch::asm;
 use std::sync::atomic::{AtomicIsize, AtomicU32, Ordering as Plain};
 
@@ -57,8 +57,7 @@ pub fn call_while(
     arguments: [usize; 6],
     touched: impl FnOnce(),
 ) -> Option<isize> {
-    #[cfg(all(loom, test))]
-    let _whole = crate::loom::section();
+    let _whole = section();
     match area() {
         Some(area) => compare_and_call(area, word, value, number, arguments),
         None if word.load(Ordering::SeqCst) != value => None,
@@ -79,9 +78,9 @@ fn compare_and_call(
 ) -> Option<isize> {
     let (result, made): (isize, u64);
     // SAFETY: what the call does is its caller's business; arguments go where the kernel looks for them, and rcx and
-    // r11 are the kernel's to change, once the call is made. `area` is this thread's own (see there): its `rseq_cs`, at 8,
-    // names the sequence from 2 to 3, and nothing when it is over. If the kernel takes the thread out of it, it goes on
-    // at 4, which the C library's signature precedes, with all registers as they were, and begins again at 6.
+    // r11 are the kernel's to change, once the call is made. `area` is this thread's own (see there): its `rseq_cs`, at
+    // 8, names the sequence from 2 to 3, and nothing when it is over. If the kernel takes the thread out of it, it goes
+    // on at 4, which the C library's signature precedes, with all registers as they were, and begins again at 6.
     unsafe {
         asm!(
             ".pushsection __rseq_cs, \"aw\"",
@@ -129,8 +128,7 @@ pub fn call(number: libc::c_long, [first, second, third, fourth, fifth, sixth]: 
 
 /// Stores `new` in `place` if `word` is `value`. `false`: it is not.
 pub fn store_while(word: &AtomicU64, value: u64, place: &AtomicU32, new: u32) -> bool {
-    #[cfg(all(loom, test))]
-    let _whole = crate::loom::section();
+    let _whole = section();
     let Some(area) = area() else {
         let holds = word.load(Ordering::SeqCst) == value;
         if holds {

@@ -2,9 +2,9 @@
 //! the product, those of `loom.rs` in tests that are built with `--cfg loom`.
 
 #[cfg(all(loom, test))]
-pub use crate::loom::pause;
-#[cfg(all(loom, test))]
 pub use crate::loom::shadow::{AtomicBool, AtomicU32, AtomicU64, fence, own_slot, yield_core};
+#[cfg(all(loom, test))]
+pub use crate::loom::{impatient, pause, section};
 #[cfg(all(loom, test))]
 pub use ::loom::sync::{Mutex, MutexGuard};
 
@@ -30,6 +30,16 @@ pub fn pause(waited: u64) {
         _ => std::thread::sleep(std::time::Duration::from_micros(100)),
     }
 }
+
+/// Whether nobody is to be waited for. Models choose.
+#[cfg(not(all(loom, test)))]
+pub fn impatient() -> bool {
+    false
+}
+
+/// For models, in which nobody is stopped: held by whoever must not be stopped.
+#[cfg(not(all(loom, test)))]
+pub fn section() -> impl Sized {}
 
 /// Somebody is about to read or write payload that begins at `at`. Nothing, but for loom.
 #[inline(always)]
