@@ -138,7 +138,6 @@ fn ucx_finds_the_device() {
         for transport in ["rc_verbs", "ud_verbs"] {
             assert!(domain.contains(&format!("Transport: {transport}")), "no {transport}:\n{domain}");
         }
-        assert!(!domain.contains("failed"), "{domain}");
     }
 }
 

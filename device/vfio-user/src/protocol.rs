@@ -1,7 +1,7 @@
 //! Layouts and numbers of the vfio-user protocol, version 0.0.
 //!
 //! Used by `channel.rs` (the header) and `connection.rs` (all else). The names are those of the "vfio-user Protocol
-//! Specification", which QEMU has in `docs/interop/vfio-user.rst`; each item names its section. All fields are in the
+//! Specification" (interop/vfio-user in QEMU's documents); each item names its section. All fields are in the
 //! byte order of the host. What is marked "vfio.h" has its numbers from `<linux/vfio.h>`.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
