@@ -32,8 +32,6 @@ pub struct Process {
     driver: Driver,
     transport: Arc<HostTransport>,
     pid: i32,
-    /// Polls in a row that found nothing.
-    empty_polls: AtomicU32,
     /// `Bell::placed_count` as of the last poll.
     placed: AtomicU32,
 }
@@ -41,16 +39,9 @@ pub struct Process {
 /// Doorbell pages of a context table; the kernel's page 0 is not used here.
 const MAX_UAR: u32 = 1024;
 
-/// Polls in a row that return soon when they find nothing: a loop over several CQs is not held up by one.
-const EAGER_POLLS: u32 = 8;
-/// How long such a poll looks for work. Not at all would be slower: the next POLL is a trap away, and a message that
+/// How long an empty poll looks for work. Not at all would be slower: the next POLL is a trap away, and a message that
 /// comes meanwhile waits for it.
-const EAGER_SPIN: Duration = Duration::from_micros(10);
-/// How long later ones look for work before they sleep.
-const SPIN: Duration = Duration::from_micros(30);
-/// How long an empty poll sleeps at most. Programs that spin on two cores would otherwise use up whole scheduler
-/// slices while the one they wait for has no core.
-const NAP: Duration = Duration::from_micros(200);
+const SPIN: Duration = Duration::from_micros(10);
 
 /// How long a process that exits waits for its last datagrams to be taken in.
 const LINGER: Duration = Duration::from_secs(1);
@@ -154,7 +145,7 @@ impl Process {
         }
         leave_at_exit();
         let driver = Driver { device, events, guest };
-        Ok(Process { pid: raw::getpid(), driver, transport, empty_polls: AtomicU32::new(0), placed: AtomicU32::new(0) })
+        Ok(Process { pid: raw::getpid(), driver, transport, placed: AtomicU32::new(0) })
     }
 
     /// Indices of the guests that have a process on this host, with repeats.
@@ -171,14 +162,15 @@ impl Process {
         moved
     }
 
-    /// A poll found its CQ empty: take in what arrived, and if that is nothing, wait a little for it. `news` tells of
-    /// completions, for whatever CQ.
+    /// A poll found its CQ empty: take in what arrived, and if that is nothing, look for it a little longer. `news`
+    /// tells of completions, for whatever CQ.
+    ///
+    /// It never sleeps. A program may have more to look at than its CQs (shared memory, sockets, its memory that a peer
+    /// writes to), and what comes there rings no bell of ours.
     fn empty_poll(&self, news: impl Fn() -> bool) {
         let bell = &self.transport.segment().own().bell;
         bell.polled();
         let begin = Instant::now();
-        let patient = self.empty_polls.fetch_add(1, Ordering::Relaxed) >= EAGER_POLLS;
-        let spin = if patient { SPIN } else { EAGER_SPIN };
         // The program may look at its memory between two polls, and something may have been written there since.
         let placed = self.placed.load(Ordering::Relaxed);
         loop {
@@ -186,15 +178,9 @@ impl Process {
             // Whatever came, even for another CQ, is worth a look by the caller.
             if self.pump() || news() || bell.placed_count() != placed {
                 self.placed.store(bell.placed_count(), Ordering::Relaxed);
-                self.empty_polls.store(0, Ordering::Relaxed);
                 return;
             }
-            if begin.elapsed() > spin {
-                if patient {
-                    bell.wait(ticket, NAP);
-                    self.pump();
-                    bell.polled();
-                }
+            if begin.elapsed() > SPIN {
                 return;
             }
             if !(0..64).any(|_| {
@@ -235,7 +221,6 @@ fn doorbell(ctx: CtxHandle, doorbell: Doorbell) {
         // another CQ. That does not count as polling: the caller may go to sleep on an event next, and then the side
         // thread has to be woken for it.
         Doorbell::Cq { poll: true, .. } => {
-            process.empty_polls.store(0, Ordering::Relaxed);
             process.pump();
         }
         Doorbell::Cq { .. } => {}
