@@ -30,6 +30,10 @@ const FORKY: Taken = Taken {
     with_depends: true,
 };
 
+/// The test suite that comes with forky's rdma-core, and forky's Python, which it is for.
+const PYVERBS: Taken =
+    Taken { name: "pyverbs", suite: Suite::Forky, packages: &["python3-pyverbs"], with_depends: true };
+
 const BULLSEYE: Taken =
     Taken { name: "bullseye", suite: Suite::Bullseye, packages: &["libibverbs1"], with_depends: false };
 
@@ -39,7 +43,8 @@ pub fn main(arguments: &[String]) -> Result<()> {
         [] => forky()?,
         [name] if name == FORKY.name => forky()?,
         [name] if name == BULLSEYE.name => bullseye()?,
-        _ => bail!("usage: cargo xtask debs [forky|bullseye]"),
+        [name] if name == PYVERBS.name => pyverbs()?,
+        _ => bail!("usage: cargo xtask debs [forky|pyverbs|bullseye]"),
     };
     println!("{}", folder.display());
     Ok(())
@@ -48,6 +53,11 @@ pub fn main(arguments: &[String]) -> Result<()> {
 /// The folder of forky, see [`Taken::folder`].
 pub fn forky() -> Result<PathBuf> {
     FORKY.folder()
+}
+
+/// The folder of forky's Python and rdma-core's test suite.
+pub fn pyverbs() -> Result<PathBuf> {
+    PYVERBS.folder()
 }
 
 /// The folder of bullseye.

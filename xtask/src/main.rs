@@ -36,7 +36,7 @@ usage: cargo xtask COMMAND
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
-  debs      fetch the libibverbs of Debian forky (or of bullseye) below target/debs, print the folder
+  debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `bullseye`)
 ";
 
 fn main() -> ExitCode {

@@ -111,6 +111,7 @@ fn system() -> Result<()> {
     let built = shell::build_release()?;
     debs::forky()?;
     debs::bullseye()?;
+    debs::pyverbs()?;
     let not_run = shell::target().join("not-run.txt");
     if not_run.exists() {
         fs::remove_file(&not_run)?;
