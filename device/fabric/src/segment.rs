@@ -531,18 +531,24 @@ fn other_namespace() -> io::Error {
 impl Fabric {
     /// Makes sure that all who own regions see the same PIDs.
     fn enter(&self, namespace: u64) -> io::Result<()> {
-        let owned = || self.seats.iter().any(|seat| seat.owner.load(Ordering::SeqCst) != 0);
-        let found = self.pid_namespace.load(Ordering::SeqCst);
-        if found == namespace {
-            return Ok(());
-        }
-        if owned() {
-            return Err(other_namespace());
-        }
-        let _ = self.pid_namespace.compare_exchange(found, namespace, Ordering::SeqCst, Ordering::SeqCst);
-        if owned() && self.pid_namespace.compare_exchange(namespace, found, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        {
-            return Err(other_namespace());
+        let owners =
+            || self.seats.iter().map(|seat| Owner(seat.owner.load(Ordering::SeqCst))).filter(|owner| owner.0 != 0);
+        let mut found = self.pid_namespace.load(Ordering::SeqCst);
+        while found != namespace {
+            if found != 0 && owners().next().is_some() {
+                return Err(other_namespace());
+            }
+            let named = self.pid_namespace.compare_exchange(found, namespace, Ordering::SeqCst, Ordering::SeqCst);
+            match named {
+                Err(now) => found = now,
+                // Somebody of the namespace that was there may have come in just before. To us he does not run; those
+                // of ours who come in just after do.
+                Ok(_) if found != 0 && owners().any(|owner| !owner.runs()) => {
+                    let _ = self.pid_namespace.compare_exchange(namespace, found, Ordering::SeqCst, Ordering::SeqCst);
+                    return Err(other_namespace());
+                }
+                Ok(_) => return Ok(()),
+            }
         }
         Ok(())
     }
@@ -669,6 +675,32 @@ mod tests {
         assert!(!second.own().has(near) && second.reserve(near) && second.own().has(near));
         assert!(!second.own().has(far));
         second.leave();
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn those_who_come_together_find_the_same_namespace() {
+        let dir = std::env::temp_dir().join(format!("pvrdma-together-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let segment = join(&dir).unwrap();
+        let (fabric, own) = (segment.fabric, segment.own);
+        let owner = fabric.seats[own].owner.load(Ordering::SeqCst);
+        for found in [0, 1] {
+            for _ in 0..2000 {
+                fabric.pid_namespace.store(found, Ordering::SeqCst);
+                fabric.seats.iter().for_each(|seat| seat.owner.store(0, Ordering::SeqCst));
+                let enter = |seat: usize| {
+                    let entered = fabric.enter(pid_namespace());
+                    fabric.seats[seat].owner.store(owner, Ordering::SeqCst);
+                    entered
+                };
+                let (here, there) = std::thread::scope(|scope| {
+                    let there = scope.spawn(|| enter(1));
+                    (enter(2), there.join().unwrap())
+                });
+                assert!(here.is_ok() && there.is_ok(), "{here:?} {there:?}");
+            }
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
