@@ -1,8 +1,8 @@
 //! How the figures of perftest/README.md are measured. Called by `xtask demo` and `xtask bench`.
 //!
-//! Four kinds: what stock perftest tools print ([`Line`]), what a bare copy between two processes costs on the same
-//! machine in the same run ([`bare_copy`]), and for each hot verb how many instructions it takes ([`instructions()`])
-//! and how long, on a device that stands still ([`frozen`]).
+//! Five kinds: what stock perftest tools print ([`Line`]), what UCX's own benchmark says ([`ucx`]), what a bare copy
+//! between two processes costs on the same machine in the same run ([`bare_copy`]), and for each hot verb how many
+//! instructions it takes ([`instructions()`]) and how long, on a device that stands still ([`frozen`]).
 
 pub mod assembly;
 pub mod chart;
@@ -13,6 +13,7 @@ mod line;
 mod operations;
 pub mod report;
 mod spread;
+pub mod ucx;
 
 pub use copy::bare_copy;
 pub use instructions::instructions;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pvrdma_tests::{Job, Stand, User, machine};
+use pvrdma_tests::{Job, Stand, User, c_program, machine};
 
 /// Runs `job`, which must fail with one line on standard error that has all `words`. Returns its exit status.
 fn refused(stand: &Stand, job: Job, words: &[&str]) -> Option<i32> {
@@ -136,4 +136,21 @@ fn arguments_reach_the_program() {
     let text = stand.job("printf").args(["%s|", "--guest", "x y", "", "--"]).ok();
     assert_eq!(text, "--guest|x y||--|");
     assert_eq!(stand.pvrdma(&["run", "printf", "%s|", "--help"]).ok(), "--help|");
+}
+
+/// Without its thread the device could serve no program that waits for others: it does not open.
+#[test]
+fn no_room_for_a_thread() {
+    let _machine = machine();
+    // To root the limit does not apply.
+    let user = User::both().pop().expect("there is one");
+    let stand = Stand::new(user);
+    let program = stand.copy(&c_program("tests/c/rc_loop.c", &[]));
+    let run =
+        |limit: &str| stand.job("sh").args(["-c", &format!("{limit} exec \"$0\" send")]).args([&program]).output();
+    run("").ok();
+    let output = run("ulimit -u 1;");
+    assert!(!output.status.success(), "{output}");
+    assert!(output.stderr.contains("cannot have its thread"), "{output}");
+    assert_eq!(stand.leftovers(), Vec::<PathBuf>::new());
 }

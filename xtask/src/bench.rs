@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the figures of perftest/README.md. They mean something on a machine that does nothing else.
 
+mod applications;
 mod doorbell;
 mod frozen;
 mod instructions;
@@ -17,6 +18,7 @@ usage: cargo xtask bench [TABLE [OPTIONS]]
   instructions  of each hot verb, by callgrind
   frozen        time of each hot verb, on a device that stands still (`cargo xtask bench frozen --help`)
   doorbell      what a doorbell without a trap gives the stand-in
+  applications  UCX's own benchmark between two guests, beside shared memory
 
 Without a table: all of them.
 ";
@@ -36,7 +38,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
             Some(plan) => Some(plan),
             None => return Ok(()),
         },
-        "programs" | "instructions" | "doorbell" => {
+        "programs" | "instructions" | "doorbell" | "applications" => {
             no_arguments(rest)?;
             None
         }
@@ -58,6 +60,9 @@ pub fn main(arguments: &[String]) -> Result<()> {
     }
     if all || table == "doorbell" {
         doorbell::print(&stand);
+    }
+    if all || table == "applications" {
+        applications::print(&stand);
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ pub const MATRIX: &[&str] =
 
 /// To count instructions as well.
 pub const BENCH: &[&str] =
-    &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "valgrind"];
+    &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "ucx-utils", "valgrind"];
 
 /// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
 /// libfabric, Open MPI and MPICH are applications.

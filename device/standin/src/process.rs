@@ -55,7 +55,10 @@ pub fn driver() -> Result<&'static Driver, i32> {
             let process = Box::into_raw(Box::new(Process::join()?));
             fresh::keep(process);
             OWN.process.store(process.cast(), Ordering::Release);
-            start_side_thread();
+            start_side_thread().inspect_err(|_| {
+                leave();
+                OWN.process.store(std::ptr::null_mut(), Ordering::Release);
+            })?;
         }
     }
     uar::serve(doorbell);
@@ -237,10 +240,13 @@ fn wake() {
 }
 
 /// Starts the thread that serves a program which rings no doorbell: it waits in read(2), or spins on its memory.
-fn start_side_thread() {
-    if let Err(error) = thread::start(side_thread, std::ptr::null_mut()) {
-        eprintln!("pvrdma: no thread for one-sided traffic: {error}");
-    }
+/// Without it such a program would wait for ever. The error is an errno.
+fn start_side_thread() -> Result<(), i32> {
+    thread::start(side_thread, std::ptr::null_mut()).map_err(|error| {
+        let line = format!("pvrdma: the device cannot have its thread in this process: {error}\n");
+        let _ = io::stderr().write_all(line.as_bytes());
+        error.raw_os_error().unwrap_or(libc::EAGAIN)
+    })
 }
 
 extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
