@@ -100,7 +100,11 @@ static void nodes(void)
         found += !strcmp(entry->d_name, strrchr(NODE, '/') + 1);
     CHECK(found == 1 && !closedir(folder));
     struct stat status;
-    CHECK(!stat("/dev/infiniband", &status) && S_ISDIR(status.st_mode));
+    for (const char *const *name = (const char *[]){"", "/", "/.", "/..", NULL}; *name; name++) {
+        char path[64];
+        snprintf(path, sizeof(path), "/dev/infiniband%s", *name);
+        CHECK(!lstat(path, &status) && S_ISDIR(status.st_mode), "%s", path);
+    }
     glob_t result;
     CHECK(!glob("/dev/infiniband/uverbs*", 0, NULL, &result));
     CHECK(result.gl_pathc == 1 && !stat(result.gl_pathv[0], &status) && S_ISCHR(status.st_mode));

@@ -33,10 +33,10 @@ Options:
                                 delay (time, 50us), dead (after so many requests), seed (number)
   -h, --help                    this text
 
-The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.0.82.N, N the guest's number.
+The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.0.82.N, N 1 for the first guest.
 RDMA devices of the machine stay usable beside it; if one has that name, ours takes the next number.
 Exit status: the program's; 128 + N if signal N ended it; 127 if it was not found, 126 if it cannot
-be run, 2 for a mistake on the command line.
+be run, 2 for a mistake on the command line, 1 for anything else that keeps it from starting.
 ";
 
 #[derive(Debug, PartialEq, Eq)]

@@ -98,7 +98,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
 
 /// Permission bits, in octal as for chmod(1).
 fn mode(text: &str) -> Result<u32, &'static str> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or("a mode is three octal digits, such as 660")
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or("not three octal digits, such as 660")
 }
 
 /// A group by name or number.

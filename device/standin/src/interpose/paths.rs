@@ -49,7 +49,7 @@ const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
 /// has a boot id of its own.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
     let rest = match path {
-        b"/dev/infiniband" | b"/dev/infiniband/" | BOOT_ID => path,
+        b"/dev/infiniband" | b"/dev/infiniband/" | b"/dev/infiniband/." | b"/dev/infiniband/.." | BOOT_ID => path,
         _ => {
             let below = path.strip_prefix(b"/sys/class/infiniband")?;
             let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
