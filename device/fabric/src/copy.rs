@@ -4,6 +4,7 @@
 //! this process too.
 
 use crate::hazard::Hazard;
+use crate::say::say;
 use crate::section;
 use crate::segment::SLOT_SPANS;
 use crate::sync::own;
@@ -154,7 +155,7 @@ fn hint_if_forbidden(result: isize) {
     static SAID: AtomicBool = AtomicBool::new(false);
     let forbidden = result == -(libc::EPERM as isize);
     if forbidden && !SAID.swap(true, Ordering::Relaxed) {
-        eprintln!("pvrdma: copying between processes is forbidden here (seccomp, or yama ptrace_scope above 1)");
+        say(format_args!("copying between processes is forbidden here (seccomp, or yama ptrace_scope above 1)"));
     }
 }
 
@@ -210,8 +211,9 @@ impl Far for RemoteFar<'_> {
         // Where nobody wants it any more, it is as if the answer was lost.
         self.copy(Direction::Write, from).map(|_| ()).map_err(|()| {
             // Our own side only had to be read: if it can be, the fault is at the other end.
-            // SAFETY: getpid has no preconditions.
-            let own = unsafe { libc::getpid() };
+            // Not the process's number: its first thread may have ended.
+            // SAFETY: gettid has no preconditions.
+            let own = unsafe { libc::gettid() };
             if reachable(own, from) { CopyFault::Far } else { CopyFault::Near }
         })
     }

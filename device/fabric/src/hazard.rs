@@ -6,6 +6,7 @@
 //! on a thread that is seen not to run will not copy, however long it stays as it is and wherever it was stopped.
 
 use crate::bell::now;
+use crate::say::say;
 use crate::segment::{HAZARDS, Process, Segment};
 use crate::sync::{AtomicU64, Ordering, fence, impatient, pause, section, yield_core};
 use std::fs::read_to_string;
@@ -149,7 +150,7 @@ fn is_busy(stat: &str, call: impl Fn() -> String) -> bool {
 fn say_once(pid: libc::pid_t) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
-        eprintln!("pvrdma: process {pid} is held up in a copy; it may still touch memory that was given back");
+        say(format_args!("process {pid} is held up in a copy; it may still touch memory that was given back"));
     }
 }
 

@@ -18,6 +18,8 @@
 //! | `words.rs` | requests and answers as words of a slot |
 //! | `copy.rs` | one copy between two processes |
 //! | `bell.rs` | who sleeps and how to wake them |
+//! | `guard.rs` | whether the memory of a process is still there |
+//! | `say.rs` | a line on standard error |
 //! | `memory.rs` | the core's `Memory` over this process, in which an address is a virtual address |
 //! | `sync.rs` | atomics, locks and waiting, which loom replaces in tests |
 //! | `loom.rs`, `tests.rs` | the races that loom searches; what becomes of requests |
@@ -29,10 +31,12 @@
 
 pub mod bell;
 pub mod copy;
+mod guard;
 mod hazard;
 #[cfg(all(loom, test))]
 mod loom;
 pub mod memory;
+pub mod say;
 mod section;
 pub mod segment;
 mod sync;

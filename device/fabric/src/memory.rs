@@ -63,13 +63,13 @@ impl Memory for ProcessMemory {
 
     fn scatter(&self, spans: &[Span], from: &[u8]) -> Result<(), Fault> {
         // SAFETY: no preconditions.
-        let own = unsafe { libc::getpid() };
+        let own = unsafe { libc::gettid() };
         if copy(own, Direction::Write, &[span_of(from)], spans) { Ok(()) } else { Err(Fault) }
     }
 
     fn gather(&self, spans: &[Span], into: &mut [u8]) -> Result<(), Fault> {
         // SAFETY: no preconditions.
-        let own = unsafe { libc::getpid() };
+        let own = unsafe { libc::gettid() };
         let total: u64 = spans.iter().map(|span| span.len).sum();
         let room = usize::try_from(total).ok().and_then(|total| into.get_mut(..total)).ok_or(Fault)?;
         let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len: total }];
@@ -91,6 +91,6 @@ fn readable(at: DmaAddr) -> bool {
     let mut byte = [0u8];
     let local = [Span { addr: DmaAddr(byte.as_mut_ptr() as u64), len: 1 }];
     // SAFETY: no preconditions.
-    let own = unsafe { libc::getpid() };
+    let own = unsafe { libc::gettid() };
     copy(own, Direction::Read, &local, &[Span { addr: at, len: 1 }])
 }

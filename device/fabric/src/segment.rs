@@ -1,6 +1,8 @@
 //! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives.
 
 use crate::bell::Bell;
+use crate::guard::Guard;
+use crate::say::say;
 use crate::section;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::words::REQUEST_WORDS;
@@ -113,6 +115,8 @@ struct Seat {
     /// Guest index.
     guest: AtomicU32,
     reserved: u32,
+    /// Held by the owner's side thread.
+    guard: Guard,
     /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
     /// whoever empties the inbox.
     hazards: [AtomicU64; HAZARDS + 1],
@@ -146,7 +150,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0006;
+const LAYOUT: u64 = 0x7076_7264_6d61_0007;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -291,6 +295,7 @@ impl Segment {
         let seat = &fabric.seats[own];
         seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
         seat.guest.store(guest, Ordering::Relaxed);
+        seat.guard.clear();
         let owner = owner.ready();
         seat.owner.store(owner.0, Ordering::SeqCst);
         let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
@@ -342,7 +347,17 @@ impl Segment {
     pub fn process(&self, index: usize) -> Option<Process> {
         let owner = Owner(self.fabric.seats.get(index)?.owner.load(Ordering::SeqCst));
         let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
-        owner.is_ready().then_some(process)
+        (owner.is_ready() && !self.fabric.seats[index].guard.has_died()).then_some(process)
+    }
+
+    /// The calling thread ends with the process's memory, and not before: see `guard.rs`.
+    pub fn guard(&self) {
+        self.fabric.seats[self.own].guard.hold();
+    }
+
+    /// By which number the memory of `process` is reached: a thread's that has it.
+    pub fn reach(&self, process: Process) -> libc::pid_t {
+        self.fabric.seats[process.index].guard.thread().unwrap_or(process.pid)
     }
 
     /// The guest that `process` belongs to.
@@ -362,7 +377,13 @@ impl Segment {
 
     /// Whether `process` still owns its region and runs.
     pub fn alive(&self, process: Process) -> bool {
-        self.process(process.index) == Some(process) && process.owner.runs()
+        // A first thread that has ended is a zombie, and others may go on.
+        let goes_on = || {
+            let thread = self.fabric.seats[process.index].guard.thread();
+            // SAFETY: signal 0 is none; only the existence is asked for.
+            thread.is_some_and(|thread| unsafe { libc::syscall(libc::SYS_tgkill, process.pid, thread, 0) } == 0)
+        };
+        self.process(process.index) == Some(process) && (process.owner.runs() || goes_on())
     }
 
     /// Whether the pid of `process` is still its own, so that its memory may be touched: `alive`, really asked only now
@@ -420,8 +441,10 @@ fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
     for thorough in [false, true] {
         for (index, seat) in fabric.seats.iter().enumerate() {
             let found = Owner(seat.owner.load(Ordering::SeqCst));
-            let free =
-                found.0 == 0 || found.pid() == owner.pid() || is_nobody(found.pid()) || thorough && !found.runs();
+            let free = found.0 == 0
+                || found.pid() == owner.pid()
+                || is_nobody(found.pid())
+                || thorough && is_over(seat, found);
             if !free {
                 continue;
             }
@@ -433,6 +456,11 @@ fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
         }
     }
     Err(io::Error::from_raw_os_error(libc::EUSERS))
+}
+
+/// Whether the owner of a seat has ended, with all its threads.
+fn is_over(seat: &Seat, found: Owner) -> bool {
+    !found.runs() && seat.guard.thread().is_none()
 }
 
 /// Whether no process has this pid, not even a zombie.
@@ -503,7 +531,7 @@ fn pages_of<T>(region: &Region, part: &T) -> std::ops::RangeInclusive<usize> {
 fn say_once(error: &io::Error) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
-        eprintln!("pvrdma: the run directory's file system: {error}");
+        say(format_args!("the run directory's file system: {error}"));
     }
 }
 

@@ -191,7 +191,7 @@ impl HostTransport {
             let remote = [Span { addr: DmaAddr(addr), len: request.len }];
             let direction = if purpose == Use::RemoteWrite { Direction::Write } else { Direction::Read };
             // A page that is gone: the target finds out whose, and says so.
-            if copy_under(Some(&hazard), target.pid, direction, local, &remote) != Copied::All {
+            if copy_under(Some(&hazard), self.segment.reach(target), direction, local, &remote) != Copied::All {
                 return None;
             }
         }
@@ -480,7 +480,10 @@ impl HostTransport {
             let hazard = Hazard::of_inbox(&self.segment, process);
             if slot.word.load(Ordering::SeqCst) == reply.taken { Ok(hazard) } else { Err(Gone) }
         };
-        device.receive(&request, &Served { memory: RemoteFar { pid: process.pid, spans, leave: Some(&leave) }, reply })
+        device.receive(
+            &request,
+            &Served { memory: RemoteFar { pid: self.segment.reach(process), spans, leave: Some(&leave) }, reply },
+        )
     }
 
     /// Takes the answered requests out of the flying ones.
@@ -556,7 +559,7 @@ impl Transport for HostTransport {
             return Submitted::Answered(Answer::Silence);
         };
         if target.index == self.segment.index() {
-            let far = RemoteFar { pid: target.pid, spans: local, leave: None };
+            let far = RemoteFar { pid: self.segment.reach(target), spans: local, leave: None };
             let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &far));
             return Submitted::Answered(answer);
         }

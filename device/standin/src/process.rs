@@ -15,11 +15,12 @@ use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_fabric::memory::ProcessMemory;
+use pvrdma_fabric::say::say;
 use pvrdma_fabric::segment::Segment;
 use pvrdma_fabric::transport::HostTransport;
 use std::ffi::c_void;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Process {
     driver: Driver,
     transport: Arc<HostTransport>,
     pid: i32,
+    /// Has the side thread begun? From then on peers know when this program is no more.
+    begun: AtomicBool,
     /// `Bell::placed_count` as of the last poll.
     placed: AtomicU32,
 }
@@ -59,6 +62,9 @@ pub fn driver() -> Result<&'static Driver, i32> {
                 leave();
                 OWN.process.store(std::ptr::null_mut(), Ordering::Release);
             })?;
+            while existing().is_some_and(|process| !process.begun.load(Ordering::Acquire)) {
+                std::thread::sleep(Duration::from_micros(20));
+            }
         }
     }
     uar::serve(doorbell);
@@ -119,9 +125,7 @@ impl Process {
         let guest = number.and_then(|index| Guest::new(index, roce)).ok_or(libc::ENODEV)?;
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
         let segment = Segment::join(&dir, u32::from(guest.index()), fd::hide).map_err(|error| {
-            // In one piece: other processes may have the same to say.
-            let line = format!("pvrdma: {}: {error}\n", dir.join("fabric").display());
-            let _ = io::stderr().write_all(line.as_bytes());
+            say(format_args!("{}: {error}", dir.join("fabric").display()));
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;
         // Others copy from and to our memory; where yama restricts that to parents, they need our leave.
@@ -148,7 +152,8 @@ impl Process {
         }
         leave_at_exit();
         let driver = Driver { device, events, guest };
-        Ok(Process { pid: raw::getpid(), driver, transport, placed: AtomicU32::new(0) })
+        let (begun, placed) = (AtomicBool::new(false), AtomicU32::new(0));
+        Ok(Process { pid: raw::getpid(), driver, transport, begun, placed })
     }
 
     /// Indices of the guests that have a process on this host, with repeats.
@@ -243,8 +248,7 @@ fn wake() {
 /// Without it such a program would wait for ever. The error is an errno.
 fn start_side_thread() -> Result<(), i32> {
     thread::start(side_thread, std::ptr::null_mut()).map_err(|error| {
-        let line = format!("pvrdma: the device cannot have its thread in this process: {error}\n");
-        let _ = io::stderr().write_all(line.as_bytes());
+        say(format_args!("the device cannot have its thread in this process: {error}"));
         error.raw_os_error().unwrap_or(libc::EAGAIN)
     })
 }
@@ -252,6 +256,9 @@ fn start_side_thread() -> Result<(), i32> {
 extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
     thread::name(c"pvrdma");
     let Some(process) = existing() else { return std::ptr::null_mut() };
+    // As long as this thread there is the memory that peers may reach.
+    process.transport.segment().guard();
+    process.begun.store(true, Ordering::Release);
     let bell = &process.transport.segment().own().bell;
     loop {
         let ticket = bell.side_ticket();

@@ -3,6 +3,7 @@
 //! Called by `function.rs` and `server.rs`. One line each on standard error, named by the socket.
 
 use std::fmt::Arguments;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,11 @@ enum Fate {
     Dropped,
 }
 
+/// A standard error that is closed, or full, is no reason to stop.
+fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 impl Complaints {
     /// A log whose lines begin with `name`.
     pub fn new(name: String) -> Complaints {
@@ -44,8 +50,8 @@ impl Complaints {
     /// Prints a line, or drops it when there were too many.
     pub fn add(&self, what: Arguments<'_>) {
         match self.fate(Instant::now()) {
-            Fate::Printed => eprintln!("{}: {what}", self.name),
-            Fate::PrintedAsLast => eprintln!("{}: {what} (for a minute, further lines are not printed)", self.name),
+            Fate::Printed => say(&format!("{}: {what}", self.name)),
+            Fate::PrintedAsLast => say(&format!("{}: {what} (for a minute, further lines are not printed)", self.name)),
             Fate::Dropped => {}
         }
     }

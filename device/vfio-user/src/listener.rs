@@ -42,12 +42,10 @@ impl Listener {
         let failed = |error| Error::Bind(path.to_owned(), error);
         match std::fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => return Err(Error::NotSocket(path.to_owned())),
-            Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
+            Ok(_) => match is_served(path) {
+                Ok(false) => std::fs::remove_file(path).map_err(failed)?,
+                Ok(true) => return Err(Error::InUse(path.to_owned())),
                 Err(error) => return Err(failed(error)),
-                Ok(_) => return Err(Error::InUse(path.to_owned())),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
@@ -98,15 +96,43 @@ impl Drop for Listener {
 /// Clients that may wait to be looked at.
 const BACKLOG: libc::c_int = 16;
 
+/// Whether somebody listens at `path`. Asked without waiting: a server that is stopped accepts nobody.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let (socket, address) = (socket(libc::SOCK_NONBLOCK)?, address(path)?);
+    // SAFETY: `address` is valid and as long as it is said to be.
+    let connected = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) };
+    match io::Error::last_os_error() {
+        _ if connected == 0 => Ok(true),
+        // Its queue is full.
+        error if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        error if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        error => Err(error),
+    }
+}
+
 /// A socket with a name, which does not listen yet.
 fn bind(path: &Path) -> io::Result<UnixListener> {
+    let (socket, address) = (socket(0)?, address(path)?);
+    // SAFETY: `address` is valid and as long as it is said to be.
+    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) } {
+        0 => Ok(UnixListener::from(socket)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
+fn socket(flags: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved; the result is checked below.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `fd` is new and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: a sockaddr_un is plain data, for which zeroes are a value.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
@@ -118,12 +144,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     for (place, byte) in address.sun_path.iter_mut().zip(name) {
         *place = *byte as libc::c_char;
     }
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: `address` is valid and as long as it is said to be.
-    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } {
-        0 => Ok(UnixListener::from(socket)),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(address)
 }
 
 #[cfg(test)]
@@ -168,6 +189,24 @@ mod tests {
         let _listener = bind(&path).unwrap();
         assert!(matches!(bind(&path), Err(Error::InUse(_))));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_server_that_accepts_nobody() {
+        let path = place("stopped");
+        let _listener = bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        // Its queue is full when a connection has to wait.
+        loop {
+            let (socket, address) = (socket(libc::SOCK_NONBLOCK).unwrap(), address(&path).unwrap());
+            // SAFETY: `address` is valid and as long as it is said to be.
+            if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) } != 0 {
+                break;
+            }
+            waiting.push(socket);
+        }
+        assert!(!waiting.is_empty());
+        assert!(matches!(bind(&path), Err(Error::InUse(_))));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! program, so a path that is replaced lives on the stack.
 
 use crate::support::config;
+use crate::support::raw::syscall;
 use std::ffi::{CStr, c_char};
 
 /// What a path means to us.
@@ -32,13 +33,21 @@ impl TreePath {
 /// # Safety
 /// `path` is null or a terminated string.
 pub unsafe fn target(path: *const c_char) -> Target {
-    let Some(config) = config::get().filter(|_| !path.is_null()) else { return Target::Theirs };
+    let Some(config) = config::get().filter(|_| is_mapped(path)) else { return Target::Theirs };
     // SAFETY: by the contract.
     let path = unsafe { CStr::from_ptr(path) };
     if path.to_bytes() == config.node.as_bytes() {
         return Target::Node;
     }
     in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
+}
+
+/// Whether there is memory at an address. What leads nowhere is the kernel's to refuse, with EFAULT.
+fn is_mapped(path: *const c_char) -> bool {
+    let page = path as usize & !4095;
+    let mut resident = 0u8;
+    // SAFETY: the kernel judges the address, and writes one byte to `resident`.
+    page != 0 && unsafe { syscall!(SYS_mincore, page, 1, &raw mut resident) } == 0
 }
 
 /// What tells machines apart, to UCX and NCCL: whether a peer can be reached by shared memory. A guest is a machine.

@@ -10,6 +10,7 @@ use crate::kernel::store::{self, Source};
 use crate::kernel::uar;
 use crate::support::hooks::Way;
 use crate::support::raw::{KernelSigaction, rt_sigaction};
+use pvrdma_fabric::say::say;
 
 const SA_RESTORER: u64 = 0x0400_0000;
 
@@ -107,7 +108,7 @@ fn emulate(frame: &mut libc::ucontext_t) -> Option<u32> {
         }
     }
     let Some(decoded) = decoded else {
-        eprintln!("pvrdma: a doorbell was written by an instruction that is no 32-bit store: {code:02x?}");
+        say(format_args!("a doorbell was written by an instruction that is no 32-bit store: {code:02x?}"));
         return None;
     };
     gregs[libc::REG_RIP as usize] += decoded.len as i64;

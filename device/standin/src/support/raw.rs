@@ -143,7 +143,14 @@ fn remote(at: u64, len: usize) -> libc::iovec {
 /// `local` must be memory of ours that the kernel may read or write, by the direction of the call.
 unsafe fn process_vm(number: c_long, local: libc::iovec, remote: libc::iovec) -> c_long {
     // SAFETY: both vectors live on this stack; the memory is the caller's promise.
-    unsafe { call(number, [getpid() as usize, (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0]) }
+    // By this thread's number, not the process's: its first thread may have ended, and with it went the memory that the
+    // process's number leads to.
+    unsafe {
+        call(
+            number,
+            [syscall!(SYS_gettid) as usize, (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0],
+        )
+    }
 }
 
 fn transfer(len: usize, call: impl FnOnce() -> c_long) -> Result<(), i32> {

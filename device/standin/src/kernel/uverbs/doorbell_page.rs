@@ -7,6 +7,7 @@
 
 use super::{Context, EINVAL, Errno, File, PAGE, Result};
 use crate::kernel::{site, uar};
+use pvrdma_fabric::say::say;
 use std::ffi::{c_int, c_void};
 use std::fs;
 
@@ -37,10 +38,10 @@ impl Context {
             return;
         }
         let Some(inode) = file.inode else { return };
-        let maps = match fs::read("/proc/self/maps") {
+        let maps = match fs::read("/proc/thread-self/maps") {
             Ok(maps) => maps,
             Err(error) => {
-                eprintln!("pvrdma: cannot look for the doorbell page: /proc/self/maps: {error}");
+                say(format_args!("cannot look for the doorbell page: /proc/thread-self/maps: {error}"));
                 return;
             }
         };
