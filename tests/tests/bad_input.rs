@@ -146,10 +146,11 @@ fn no_room_for_a_thread() {
     let user = User::both().pop().expect("there is one");
     let stand = Stand::new(user);
     let program = stand.copy(&c_program("tests/c/rc_loop.c", &[]));
-    let run =
-        |limit: &str| stand.job("sh").args(["-c", &format!("{limit} exec \"$0\" send")]).args([&program]).output();
-    run("").ok();
-    let output = run("ulimit -u 1;");
+    let run = |threads: u32| {
+        stand.job("prlimit").args([format!("--nproc={threads}")]).args([&program]).args(["send"]).output()
+    };
+    run(1000).ok();
+    let output = run(1);
     assert!(!output.status.success(), "{output}");
     assert!(output.stderr.contains("cannot have its thread"), "{output}");
     assert_eq!(stand.leftovers(), Vec::<PathBuf>::new());
