@@ -1,7 +1,8 @@
 //! The part of `infiniband/verbs.h` that crosses between application and provider: objects
 //! libibverbs embeds in the provider's, work requests, completions, attributes.
 //!
-//! Used by the provider only; the device never sees these. Layouts are those of rdma-core v28..v65;
+//! Used by the provider, and by `pvrdma doctor` as an application; the device never sees these.
+//! Layouts are those of rdma-core v28..v65;
 //! structs that grew in between are given in the shape all of them share, with the growth noted.
 //! Objects (`ibv_qp`, `ibv_cq`, ...) are written by libibverbs and by applications: reach them
 //! through raw pointers.

@@ -1,8 +1,10 @@
-//! `pvrdma`: runs a program in a guest that has a PVRDMA device, or serves such a device to a virtual machine.
+//! `pvrdma`: runs a program in a guest that has a PVRDMA device, serves such a device to a virtual machine, or says why
+//! RDMA does not work.
 //!
 //! This file only picks the subcommand and turns its outcome into an exit status and one line on stderr.
 
 mod child;
+mod doctor;
 mod guests;
 mod lock;
 mod options;
@@ -22,7 +24,8 @@ A PVRDMA device in software.
 Usage:
   pvrdma run [OPTIONS] -- PROGRAM [ARGS...]   run a program in a guest with a PVRDMA device
   pvrdma serve [OPTIONS]                      serve the device to virtual machines (vfio-user)
-  pvrdma run --help | pvrdma serve --help     the options of each
+  pvrdma doctor [OPTIONS]                     say why RDMA works here or not, with the cure
+  pvrdma COMMAND --help                       the options of each
   pvrdma --version
 ";
 
@@ -59,7 +62,8 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
     };
     match first.to_str() {
         Some("run") => run::main(args.collect()),
-        Some("serve") => Ok(serve::main(args.collect())?),
+        Some("serve") => serve::main(args.collect()),
+        Some("doctor") => doctor::main(args.collect()),
         Some("--help" | "-h" | "help") => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

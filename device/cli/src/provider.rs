@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 /// `IBVERBS_PABI_VERSION` of the releases since the private ABI became stable.
-const PRIVATE_ABIS: [u32; 7] = [25, 33, 34, 57, 59, 64, 65];
+pub const PRIVATE_ABIS: [u32; 7] = [25, 33, 34, 57, 59, 64, 65];
 /// File name of a provider, before the suffix.
 const STEM: &str = "libvmw_pvrdma";
 

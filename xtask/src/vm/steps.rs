@@ -23,6 +23,11 @@ pub fn one_guest(full: bool) -> Vec<Step> {
              grep -c pvrdma /proc/interrupts | grep -qx 3 || fail 'not three interrupt vectors'",
         ),
         step("provider is the one to test", "check_provider"),
+        // The host's files are this guest's, so what they say of the host's limits is the guest's too.
+        step(
+            "pvrdma doctor: self-test",
+            "$own/pvrdma doctor | tee /tmp/doctor; grep -q 'every byte compared' /tmp/doctor || fail 'no proof'",
+        ),
         step(
             "ibv_devinfo -v",
             "ibv_devinfo -v -d $device | tee /tmp/info
