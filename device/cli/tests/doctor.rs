@@ -310,7 +310,7 @@ const FAULTS: &[Fault] = &[
         "",
     ),
     (
-        "the C provider alone",
+        "the C provider first",
         |m| {
             m.library("libibverbs/libvmw_pvrdma-rdmav34.so", "vmw_pvrdma");
             m.library("ours/x-rdmav34.so", "vmw_pvrdma\0.note.pvrdma");
@@ -386,6 +386,9 @@ fn of_two_lines_the_later_one_wins() {
     machine.file("etc/libibverbs.d/vmw_pvrdma.driver", &format!("{ours}driver vmw_pvrdma\n"));
     let (report, _) = machine.report();
     assert!(only(&report, &["warn", "fail"]).contains("the C provider wins"), "{report}");
+    // A command that takes the whole file out would take ours out too.
+    let fix = String::from_utf8(machine.doctor(&["--fix"]).stdout).unwrap();
+    assert!(!fix.contains("sed"), "{fix}");
 }
 
 #[test]

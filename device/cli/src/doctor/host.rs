@@ -11,7 +11,7 @@ pub fn check(machine: &Machine) -> Vec<Finding> {
     match machine.host() {
         Host::Vmware => vec![hardware(machine), memory()],
         Host::Qemu => {
-            vec![Finding::note("host", "QEMU: memory must be shared (share=on), or the guest would not be up")]
+            vec![Finding::note("host", "QEMU; its memory has to be shared (share=on), which a guest cannot see")]
         }
         Host::Other => Vec::new(),
     }

@@ -155,7 +155,7 @@ fn denied(machine: &Machine, finding: Finding, node: &str) -> Finding {
     let rule = r#"KERNEL=="uverbs*|rdma_cm", SUBSYSTEM=="infiniband_verbs|misc", MODE="0666""#;
     finding
         .cure("let ordinary users in, as rdma-core's udev rules do")
-        .command(format!("echo '{rule}' | sudo tee /etc/udev/rules.d/90-rdma-umad.rules"))
+        .command(format!("echo '{rule}' | sudo tee /etc/udev/rules.d/90-pvrdma.rules"))
         .command(format!("sudo chmod 666 {node}"))
 }
 

@@ -30,7 +30,8 @@ use library::Library;
 use machine::Machine;
 use report::Finding;
 
-const HELP: &str = "\
+/// Help text of the subcommand.
+pub const HELP: &str = "\
 Says why RDMA works on this machine or not, line by line, with the cure.
 
 Usage: pvrdma doctor [OPTIONS]

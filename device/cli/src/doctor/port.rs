@@ -102,8 +102,11 @@ fn mtu(machine: &Machine, interface: &str) -> Option<Finding> {
         0..1500 => Finding::warn("mtu", what + ": packets of 1024 bytes and their headers do not fit")
             .cure("set 1500 or, if switches and peers have it too, 9000")
             .command(format!("sudo ip link set {interface} mtu 1500")),
-        1500..4500 => Finding::ok("mtu", what + ": path MTU 1024; 9000 allows 4096, on all peers and switches"),
-        _ => Finding::ok("mtu", what + ": path MTU 4096, if peers and switches have it too"),
+        1500..4500 => Finding::ok(
+            "mtu",
+            what + ", which fits a path MTU of 1024; 9000 fits 4096, if peers and switches have it too",
+        ),
+        _ => Finding::ok("mtu", what + ", which fits a path MTU of 4096, if peers and switches have it too"),
     })
 }
 

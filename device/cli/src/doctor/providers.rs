@@ -132,15 +132,18 @@ fn winner(machine: &Machine, library: &Library, found: &[Provider]) -> Vec<Findi
         Some(Provider { path, source, is_ours: true, .. }) => Finding::ok(CHECK, format!("ours, {path}, by {source}")),
         Some(Provider { path, source, .. }) => match rest.iter().find(|provider| provider.is_ours) {
             None => Finding::note(CHECK, format!("the C provider, {path}, by {source}")),
-            Some(ours) => Finding::warn(
-                CHECK,
-                format!(
+            Some(ours) => {
+                let what = format!(
                     "the C provider wins: {path}, by {source}, comes before ours, {}, by {}",
                     ours.path, ours.source
-                ),
-            )
-            .cure(format!("leave one `driver` line for vmw_pvrdma: remove that of {source}"))
-            .command(format!("sudo sed -i '/vmw_pvrdma/s/^/#/' {source}")),
+                );
+                let finding = Finding::warn(CHECK, what);
+                let cure = format!("leave one name for the device: take the C provider out of {source}");
+                match source.starts_with('/') && *source != ours.source {
+                    true => finding.cure(cure).command(format!("sudo sed -i '/pvrdma/s/^/#/' {source}")),
+                    false => finding.cure(cure),
+                }
+            }
         },
     });
     findings
