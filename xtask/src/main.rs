@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod headers;
 mod loom;
+mod man;
 mod matrix;
 mod packages;
 mod races;
@@ -36,6 +37,7 @@ usage: cargo xtask COMMAND
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
   headers   write include/ from ffi/ (`--check`: compare only)
+  man       manual pages and shell completion of pvrdma, below target/man and target/completions
   debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `bullseye`)
 ";
 
@@ -78,6 +80,10 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
         "stress" => stress::main(&arguments),
         "bench" => bench::main(&arguments),
         "headers" => headers::main(&arguments),
+        "man" => {
+            no_arguments(&arguments)?;
+            man::main()
+        }
         "debs" => debs::main(&arguments),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");

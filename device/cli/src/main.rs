@@ -7,9 +7,11 @@ mod child;
 mod doctor;
 mod guests;
 mod lock;
+mod manual;
 mod options;
 mod program;
 mod provider;
+mod qemu;
 mod run;
 mod rundir;
 mod serve;
@@ -25,7 +27,9 @@ Usage:
   pvrdma run [OPTIONS] -- PROGRAM [ARGS...]   run a program in a guest with a PVRDMA device
   pvrdma serve [OPTIONS]                      serve the device to virtual machines (vfio-user)
   pvrdma doctor [OPTIONS]                     say why RDMA works here or not, with the cure
-  pvrdma COMMAND --help                       the options of each
+  pvrdma man COMMAND                          the manual page of a command, for man -l
+  pvrdma completion bash|zsh|fish             completion of this command line
+  pvrdma COMMAND --help                       the options of run, serve and doctor
   pvrdma --version
 ";
 
@@ -64,6 +68,8 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Some("run") => run::main(args.collect()),
         Some("serve") => serve::main(args.collect()),
         Some("doctor") => doctor::main(args.collect()),
+        Some("man") => printed(args, manual::man),
+        Some("completion") => printed(args, manual::completion),
         Some("--help" | "-h" | "help") => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)
@@ -74,6 +80,18 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         }
         _ => Err(Usage(format!("unknown command {first:?}; try pvrdma --help")).into()),
     }
+}
+
+/// Prints what `text` has for the only argument.
+fn printed(
+    mut args: impl Iterator<Item = OsString>,
+    text: fn(&str) -> Result<String, Usage>,
+) -> anyhow::Result<ExitCode> {
+    match (args.next().as_deref().and_then(|name| name.to_str()), args.next()) {
+        (Some(name), None) => print!("{}", text(name)?),
+        _ => return Err(Usage("this command takes one name; try pvrdma --help".into()).into()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {

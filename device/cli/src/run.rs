@@ -16,7 +16,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const HELP: &str = "\
+/// Help text of the subcommand.
+pub const HELP: &str = "\
 Runs a program in a guest that has a PVRDMA device. Needs no privileges.
 
 Usage: pvrdma run [OPTIONS] -- PROGRAM [ARGS...]

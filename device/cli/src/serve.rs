@@ -11,10 +11,10 @@ use anyhow::Context;
 use lexopt::{Arg, ValueExt};
 use pvrdma_vfio_user::{Settings, TraceFile};
 
-use crate::{Usage, options};
+use crate::{Usage, options, qemu};
 
 /// Help text of the subcommand.
-const HELP: &str = "\
+pub const HELP: &str = "\
 Gives virtual machines a PVRDMA device each, over vfio-user.
 
 Usage: pvrdma serve [OPTIONS] --socket PATH [--socket PATH]...
@@ -26,12 +26,11 @@ Options:
   --roce v1|v2       RoCE version of the devices [default: v2]
   --trace FILE       append a line to FILE for every command the devices get
   --fault LIST       have the network lose, delay or refuse what guests send; as for pvrdma run
+  --print-qemu       print how QEMU and libvirt are told of the sockets, and serve nothing
   -h, --help         this text
 
-QEMU is started with
-  -device '{\"driver\":\"vfio-user-pci\",\"x-no-posted-writes\":true,\"socket\":{\"type\":\"unix\",\"path\":\"PATH\"}}'
-The guest's memory must be shared (-object memory-backend-memfd,share=on), and a vmxnet3 must be function 0 of the
-device's PCI slot. A socket has one guest at a time.
+QEMU (10.1 or newer) connects by its vfio-user-pci; --print-qemu has the whole line. The guest's memory must be shared,
+and a vmxnet3 must be function 0 of the device's PCI slot. A socket has one guest at a time.
 
 One line is printed when QEMU may connect. The server has to live as long as its guests: QEMU cannot go on without it,
 nor connect again. It ends on SIGTERM and SIGINT: what guests have asked for is answered, then their connections are
@@ -43,6 +42,7 @@ struct Sockets {
     paths: Vec<PathBuf>,
     trace: Option<PathBuf>,
     group: Option<String>,
+    print_qemu: bool,
 }
 
 /// Runs the subcommand until a signal ends it.
@@ -51,6 +51,10 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         print!("{HELP}");
         return Ok(ExitCode::SUCCESS);
     };
+    if sockets.print_qemu {
+        print!("{}", qemu::text(&sockets.paths)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     settings.access.group = sockets.group.as_deref().map(group_number).transpose()?;
     if let Some(path) = &sockets.trace {
         let path = options::trace_file(path)?;
@@ -86,6 +90,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("roce") => settings.roce = options::roce(&mut args)?,
             Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
             Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
+            Arg::Long("print-qemu") => sockets.print_qemu = true,
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             other => return Err(other.unexpected().into()),
         }

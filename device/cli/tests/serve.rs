@@ -120,3 +120,28 @@ fn reasons_are_said_once() {
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("pvrdma: trace file "));
     assert_eq!(serve(&["--sokcet"]).output().unwrap().status.code(), Some(2));
 }
+
+#[test]
+fn qemus_line_is_printed_and_nothing_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("red.sock");
+    let output = serve(&["--print-qemu", "--socket", socket.to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && !socket.exists(), "{text}");
+    assert!(text.contains("vfio-user-pci") && text.contains(socket.to_str().unwrap()), "{text}");
+}
+
+/// The help texts are the only description of options, so all of them have to be in its style.
+#[test]
+fn pages_and_completion_are_printed() {
+    let print = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pvrdma")).args(args).output().unwrap();
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    let (page, status) = print(&["man", "serve"]);
+    assert!(page.contains("print\\-qemu") && status == Some(0), "{page}");
+    assert!(print(&["completion", "fish"]).0.contains("-l print-qemu"));
+    for args in [&["man"][..], &["man", "none"], &["completion", "bash", "zsh"]] {
+        assert_eq!(print(args).1, Some(2), "{args:?}");
+    }
+}
