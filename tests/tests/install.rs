@@ -1,12 +1,16 @@
-//! The provider installed as README.md says: one file, a link per private ABI, one `driver` line.
+//! The provider installed by `packaging/install.sh`, by hand and through CMake: one file, a link per private ABI, one
+//! `driver` line, and all of it undone. Packages are tried by `cargo xtask package --trial`.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
-use pvrdma_tests::{Job, Provider, Stand, User, machine, pair};
+use pvrdma_tests::{Job, Provider, Stand, User, cannot_run, machine, pair, workspace};
 
-const README: &str = include_str!("../../README.md");
+/// Where rdma-core's packages have their line for this device, below a folder in the place of /.
+const CONFIG: &str = "etc/libibverbs.d/vmw_pvrdma.driver";
+/// That line.
+const STOCK: &str = "driver vmw_pvrdma\n";
 
 /// Runs a program with `/etc/libibverbs.d` replaced by `folder`, in a mount namespace of its own, so that the
 /// machine's file is not touched. The stand-in itself chooses no provider: libibverbs finds one by its configuration.
@@ -28,52 +32,252 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// `install.sh` for a stand's files.
+fn install(stand: &Stand, prefix: &Path, arguments: &[&str]) -> Output {
+    Command::new(workspace().join("packaging/install.sh"))
+        .arg("--from")
+        .arg(stand.path(""))
+        .arg("--prefix")
+        .arg(prefix)
+        .args(arguments)
+        .output()
+        .expect("sh starts")
+}
+
+fn installed(output: &Output) {
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+/// Every file and link below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() && !path.is_symlink() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
 #[test]
 fn one_driver_line_makes_it_the_machines_provider() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
-    let place = stand.run_folder().join("lib");
-    let configuration = stand.run_folder().join("libibverbs.d");
-    for folder in [&place, &configuration] {
-        fs::create_dir(folder).expect("a new folder");
-    }
-    let file = stand.path("libvmw_pvrdma.so");
-    for abi in abis_of_the_readme() {
-        symlink(&file, place.join(format!("libvmw_pvrdma-rdmav{abi}.so"))).expect("a link");
-    }
-    let line = format!("driver {}\n", place.join("libvmw_pvrdma").display());
-    fs::write(configuration.join("vmw_pvrdma.driver"), line).expect("a file");
+    let prefix = stand.run_folder().join("prefix");
+    let etc = stand.run_folder().join("etc");
+    installed(&install(&stand, &prefix, &["--sysconfdir", etc.to_str().expect("a plain path")]));
 
-    let folder = configuration.to_str().expect("a plain path");
+    let folder = etc.join("libibverbs.d");
+    let folder = folder.to_str().expect("a plain path");
     let output = job(&stand, folder, &["ibv_devinfo"]).output();
     let loaded: Vec<&str> = output.stderr.lines().filter(|line| line.contains("calling init:")).collect();
     let ours: Vec<_> = loaded.iter().filter(|line| line.contains("libvmw_pvrdma")).collect();
     assert_eq!(ours.len(), 1, "{ours:#?}");
-    assert!(ours[0].contains(place.to_str().expect("a plain path")), "{}", ours[0]);
+    assert!(ours[0].contains(prefix.to_str().expect("a plain path")), "{}", ours[0]);
     assert!(output.ok().contains("PORT_ACTIVE"));
 
     let ping = ["ibv_rc_pingpong", "-c", "-g", "1"];
     let (server, client) = pair(job(&stand, folder, &ping), job(&stand, folder, &ping));
     server.ok();
     client.ok();
+    // The command that was installed beside it finds both libraries.
+    let program = prefix.join("bin/pvrdma");
+    let words = stand.plain(program).args(["run", "--", "ibv_devinfo"]).ok();
+    assert!(words.contains("PORT_ACTIVE"), "{words}");
 }
 
-/// The suffixes README.md tells an administrator to link are those that exist.
+/// Whatever was in the configuration before, it is what it was, and nothing else is left.
 #[test]
-fn the_readme_names_every_private_abi() {
-    let installed = Command::new("sh")
-        .args(["-c", "ls /usr/lib/*/libibverbs/ | sed -n 's/.*-rdmav\\([0-9]*\\)\\.so/\\1/p' | sort -u"])
-        .output()
-        .expect("sh starts");
-    let installed = String::from_utf8(installed.stdout).expect("text");
-    let named = abis_of_the_readme();
-    assert!(!installed.trim().is_empty(), "the machine has rdma-core's providers");
-    for abi in installed.split_whitespace().chain(["65"]) {
-        assert!(named.contains(&abi), "{abi} is not among {named:?}");
+fn undoing_leaves_what_was_there() {
+    let _machine = machine();
+    for before in [None, Some(STOCK), Some("# changed by hand\ndriver  vmw_pvrdma\n")] {
+        for times in [1, 2] {
+            let stand = Stand::new(User::Me);
+            let root = stand.run_folder().join("root");
+            let config = root.join(CONFIG);
+            fs::create_dir_all(config.parent().expect("a folder")).expect("a new folder");
+            if let Some(text) = before {
+                fs::write(&config, text).expect("a file");
+            }
+            let arguments = ["--root", root.to_str().expect("a plain path")];
+            for _ in 0..times {
+                installed(&install(&stand, Path::new("/usr/local"), &arguments));
+                let line = fs::read_to_string(&config).expect("a line");
+                assert_eq!(line, "driver /usr/local/lib/pvrdma/libvmw_pvrdma\n");
+                // libibverbs reads every file there.
+                assert_eq!(files(config.parent().expect("a folder")).len(), 1);
+            }
+            assert!(root.join("usr/local/bin/pvrdma").exists());
+            installed(&install(&stand, Path::new("/usr/local"), &[&arguments[..], &["--undo"]].concat()));
+            assert_eq!(fs::read_to_string(&config).ok().as_deref(), before);
+            assert_eq!(files(&root).len(), usize::from(before.is_some()), "{:?}", files(&root));
+        }
     }
 }
 
-fn abis_of_the_readme() -> Vec<&'static str> {
-    let list = README.split_once("for abi in ").and_then(|(_, rest)| rest.split_once(';')).expect("README's loop").0;
-    list.split_whitespace().collect()
+/// rdma-core's package was removed, or somebody chose another provider: that stays.
+#[test]
+fn undoing_touches_no_line_of_others() {
+    let stand = Stand::new(User::Me);
+    let root = stand.run_folder().join("root");
+    let config = root.join(CONFIG);
+    let arguments = ["--root", root.to_str().expect("a plain path")];
+    for after in [None, Some("driver /opt/other/libvmw_pvrdma\n")] {
+        fs::create_dir_all(config.parent().expect("a folder")).expect("a folder");
+        fs::write(&config, STOCK).expect("a file");
+        installed(&install(&stand, Path::new("/usr/local"), &arguments));
+        match after {
+            None => fs::remove_file(&config).expect("it is there"),
+            Some(text) => fs::write(&config, text).expect("a file"),
+        }
+        installed(&install(&stand, Path::new("/usr/local"), &[&arguments[..], &["--undo"]].concat()));
+        assert_eq!(fs::read_to_string(&config).ok().as_deref(), after);
+    }
+}
+
+/// rpm lays the file of a package that comes later beside ours, where libibverbs would read it.
+#[test]
+fn the_file_of_a_later_package_is_put_aside() {
+    let stand = Stand::new(User::Me);
+    let root = stand.run_folder().join("root");
+    let config = root.join(CONFIG);
+    let arguments = ["--root", root.to_str().expect("a plain path")];
+    installed(&install(&stand, Path::new("/usr"), &arguments));
+    fs::write(config.with_extension("driver.rpmnew"), STOCK).expect("a file");
+    let line = [&arguments[..], &["--line-only"]].concat();
+    installed(&install(&stand, Path::new("/usr"), &line));
+    assert_eq!(files(config.parent().expect("a folder")), std::slice::from_ref(&config));
+    installed(&install(&stand, Path::new("/usr"), &[&line[..], &["--undo"]].concat()));
+    assert_eq!(fs::read_to_string(&config).expect("theirs"), STOCK);
+}
+
+#[test]
+fn folders_that_no_driver_line_can_name_are_refused() {
+    let stand = Stand::new(User::Me);
+    let root = stand.run_folder().join("root");
+    for prefix in ["relative", "/with blank"] {
+        let output = install(&stand, Path::new(prefix), &["--root", root.to_str().expect("a plain path")]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(!output.stderr.is_empty() && !root.exists());
+    }
+}
+
+/// A configured tree of CMake's, with a `cargo` that copies the library that is there already.
+struct CMake<'a> {
+    stand: &'a Stand,
+    tree: PathBuf,
+    dest: PathBuf,
+}
+
+impl<'a> CMake<'a> {
+    fn new(stand: &'a Stand) -> Self {
+        let cargo = stand.run_folder().join("cargo");
+        let script = format!(
+            "#!/bin/sh\n\
+             while [ $# -gt 1 ]; do [ \"$1\" = --target-dir ] && folder=$2; shift; done\n\
+             folder=$folder/${{CARGO_BUILD_TARGET:-}}/release\n\
+             mkdir -p \"$folder\" && cp '{}' \"$folder\"\n",
+            stand.path("libvmw_pvrdma.so").display()
+        );
+        fs::write(&cargo, script).expect("a file");
+        assert!(Command::new("chmod").arg("+x").arg(&cargo).status().expect("chmod starts").success());
+        CMake { stand, tree: stand.run_folder().join("tree"), dest: stand.run_folder().join("dest") }
+    }
+
+    fn run(&self, target: &str, arguments: &[&str]) {
+        let output = Command::new("cmake")
+            .args(arguments)
+            .env("DESTDIR", &self.dest)
+            .env("CARGO_BUILD_TARGET", target)
+            .output()
+            .expect("cmake starts");
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn configure(&self, settings: &[&str]) {
+        let source = workspace().join("cmake");
+        let cargo = format!("-DCARGO={}", self.stand.run_folder().join("cargo").display());
+        let (source, tree) = (source.to_str().expect("a plain path"), self.tree());
+        self.run("", &[&["-S", source, "-B", tree, &cargo], settings].concat());
+    }
+
+    fn tree(&self) -> &str {
+        self.tree.to_str().expect("a plain path")
+    }
+
+    fn install(&self, target: &str) {
+        self.run(target, &["--build", self.tree()]);
+        self.run(target, &["--install", self.tree()]);
+    }
+
+    fn uninstall(&self) {
+        self.run("", &["--build", self.tree(), "--target", "uninstall"]);
+        let left = files(&self.dest);
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn cmake_does_what_the_script_does() {
+    if Command::new("cmake").arg("--version").output().is_err() {
+        return cannot_run("cmake_does_what_the_script_does", "no cmake");
+    }
+    let stand = Stand::new(User::Me);
+    let cmake = CMake::new(&stand);
+    let line = || fs::read_to_string(cmake.dest.join(CONFIG)).expect("a driver line");
+
+    // By itself: a place that libibverbs reads.
+    cmake.configure(&[]);
+    cmake.install("");
+    assert_eq!(line(), "driver /usr/local/lib/pvrdma/libvmw_pvrdma\n");
+    let all = files(&cmake.dest);
+    cmake.uninstall();
+    installed(&install(
+        &stand,
+        Path::new("/usr/local"),
+        &["--provider-only", "--root", cmake.dest.to_str().expect("a plain path")],
+    ));
+    assert_eq!(files(&cmake.dest), all);
+    fs::remove_dir_all(&cmake.dest).expect("it is there");
+
+    // Settings of a configured tree change, as does the target that cargo builds for.
+    cmake.configure(&["-DCMAKE_INSTALL_PREFIX=/usr"]);
+    cmake.install("x86_64-unknown-linux-gnu");
+    assert_eq!(line(), "driver /usr/lib/pvrdma/libvmw_pvrdma\n");
+    cmake.uninstall();
+    cmake.configure(&["-DPVRDMA_REPLACE_STOCK=ON", "-DCMAKE_INSTALL_LIBDIR=lib64"]);
+    cmake.install("");
+    assert!(cmake.dest.join("usr/lib64/libibverbs/libvmw_pvrdma-rdmav34.so").is_symlink());
+    assert!(cmake.dest.join("usr/lib64/libibverbs/libvmw_pvrdma.so").is_file());
+    assert_eq!(files(&cmake.dest).len(), 1 + abis().len());
+    cmake.uninstall();
+    cmake.configure(&["-DPVRDMA_REPLACE_STOCK=OFF"]);
+    cmake.install("");
+    assert_eq!(line(), "driver /usr/lib/pvrdma/libvmw_pvrdma\n");
+    cmake.uninstall();
+}
+
+/// The suffixes that the script links are those that exist, and those that `pvrdma run` offers.
+#[test]
+fn every_private_abi_has_a_link() {
+    let found = Command::new("sh")
+        .args(["-c", "ls /usr/lib/*/libibverbs/ | sed -n 's/.*-rdmav\\([0-9]*\\)\\.so/\\1/p' | sort -u"])
+        .output()
+        .expect("sh starts");
+    let found = String::from_utf8(found.stdout).expect("text");
+    assert!(!found.trim().is_empty(), "the machine has rdma-core's providers");
+    let linked = abis();
+    for abi in found.split_whitespace() {
+        assert!(linked.iter().any(|linked| linked == abi), "{abi} is not among {linked:?}");
+    }
+    let program = fs::read_to_string(workspace().join("device/cli/src/provider.rs")).expect("a file");
+    let offered =
+        program.split_once("PRIVATE_ABIS: [u32; 7] = [").expect("the list").1.split_once(']').expect("its end");
+    assert_eq!(offered.0.split(", ").collect::<Vec<_>>(), linked);
+}
+
+fn abis() -> Vec<String> {
+    let script = fs::read_to_string(workspace().join("packaging/install.sh")).expect("a file");
+    let list = script.lines().find_map(|line| line.strip_prefix("abis=\"")?.strip_suffix('"')).expect("the list");
+    list.split(' ').map(str::to_owned).collect()
 }

@@ -11,6 +11,7 @@ mod headers;
 mod loom;
 mod man;
 mod matrix;
+mod package;
 mod packages;
 mod races;
 mod shell;
@@ -36,6 +37,7 @@ usage: cargo xtask COMMAND
   races     threads on the provider under ThreadSanitizer (`cargo xtask races --help`)
   stress    the long forms of the tests that have one; takes an hour
   bench     the figures of perftest/README.md
+  package   source and binary tarballs, .deb and .rpm (`cargo xtask package --help`)
   headers   write include/ from ffi/ (`--check`: compare only)
   man       manual pages and shell completion of pvrdma, below target/man and target/completions
   debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `bullseye`)
@@ -58,6 +60,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
         "demo" => demo::main(&arguments),
         "test" => test::main(&arguments),
         "matrix" => matrix::main(&arguments),
+        "package" => package::main(&arguments),
         "defects" => {
             no_arguments(&arguments)?;
             test::table("defects", "each_fails_on_the_c_provider_and_passes_on_ours")

@@ -21,6 +21,7 @@ pub const BENCH: &[&str] =
 /// libfabric, Open MPI and MPICH are applications.
 pub const TEST: &[&str] = &[
     "binutils",
+    "cmake",
     "default-jdk-headless",
     "gcc",
     "ibverbs-providers",
@@ -37,6 +38,10 @@ pub const TEST: &[&str] = &[
     "ucx-utils",
     "valgrind",
 ];
+
+/// To make packages, and to try them in root folders of Debian releases.
+pub const PACKAGE: &[&str] =
+    &["binutils", "debian-archive-keyring", "gcc", "libc6-dev", "mmdebstrap", "python3-venv", "rpm", "xz-utils"];
 
 /// To build libFuzzer, which the crate libfuzzer-sys carries as C++.
 pub const FUZZ: &[&str] = &["g++"];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::shell::{cargo, run};
-use crate::{checks, debs, fuzz, headers, loom, matrix, packages, races, shell, vm};
+use crate::{checks, debs, fuzz, headers, loom, matrix, package, packages, races, shell, vm};
 
 /// A check: its name on the command line, what it shows, what it runs.
 struct Check {
@@ -56,6 +56,11 @@ const CHECKS: &[Check] = &[
     Check { name: "races", shows: "ThreadSanitizer on the provider", run: races::check },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
     Check { name: "fuzz", shows: "a minute of hostile guests, clients, devices and programs", run: || fuzz::main(&[]) },
+    Check {
+        name: "package",
+        shows: "packages: built twice alike, for an old glibc, installed and removed in Debian 11 to forky",
+        run: package::check,
+    },
     Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },
 ];
 

@@ -42,6 +42,11 @@ impl Mirror {
         Mirror::parse(&String::from_utf8_lossy(&output.stdout))
     }
 
+    /// The main archive, for tools that ask for it by themselves.
+    pub fn main(&self) -> &str {
+        &self.main
+    }
+
     fn parse(uris: &str) -> Result<Mirror> {
         let releases: Vec<(&str, &str)> = uris
             .lines()

@@ -1,0 +1,150 @@
+#!/bin/sh
+# Installs the provider, and the command `pvrdma` if it was built, and makes the provider that of the machine.
+# `--undo` takes all of it back. README.md, cmake/CMakeLists.txt and the RPM use this file; the .deb, which can have
+# rdma-core's own file stepped aside, does not.
+#
+#     PREFIX/lib/pvrdma/libvmw_pvrdma.so                 the provider, one file for all releases of libibverbs
+#     PREFIX/lib/pvrdma/libvmw_pvrdma-rdmav<N>.so        links to it: libibverbs appends the number of its private ABI
+#     PREFIX/lib/pvrdma/libpvrdma_standin.so             for `pvrdma run`
+#     PREFIX/bin/pvrdma
+#     SYSCONFDIR/libibverbs.d/vmw_pvrdma.driver          one line: driver PREFIX/lib/pvrdma/libvmw_pvrdma
+#
+# The last one is rdma-core's file for this device. Its line is replaced, not joined by another: of two lines libibverbs
+# takes the one that the folder happens to give it first. What it was is kept beside the provider, for --undo.
+set -eu
+
+usage() {
+    cat <<'END'
+usage: install.sh [OPTIONS]
+
+  --undo             remove what was installed; rdma-core's provider serves again
+  --prefix DIR       where to install, /usr/local
+  --sysconfdir DIR   where libibverbs has its configuration, /etc
+  --root DIR         a folder in place of /, for packagers
+  --from DIR         the folder with the built files; found by itself in a release and in a source tree
+  --provider-only    leave out `pvrdma`
+  --line-only        the driver line only: the files are there, by a package
+END
+}
+
+prefix=/usr/local
+sysconfdir=/etc
+root=
+from=
+undo=
+what=all
+while [ $# -gt 0 ]; do
+    case $1 in
+    --undo) undo=1 ;;
+    --provider-only) what=provider ;;
+    --line-only) what=line ;;
+    --prefix | --sysconfdir | --root | --from)
+        [ $# -gt 1 ] || { echo "install.sh: $1 wants a folder" >&2; exit 2; }
+        case $1 in
+        --prefix) prefix=$2 ;;
+        --sysconfdir) sysconfdir=$2 ;;
+        --root) root=$2 ;;
+        --from) from=$2 ;;
+        esac
+        shift ;;
+    -h | --help) usage; exit ;;
+    *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
+for folder in "$prefix" "$sysconfdir"; do
+    case $folder in
+    /*) ;;
+    *) echo "install.sh: $folder is not an absolute path" >&2; exit 2 ;;
+    esac
+    # In a driver line a blank ends the name, and a colon in IBV_DRIVERS.
+    case $folder in
+    *[[:space:]]*) echo "install.sh: a folder with a blank in its name has no driver line: $folder" >&2; exit 2 ;;
+    esac
+done
+
+lib=$prefix/lib/pvrdma
+line="driver $lib/libvmw_pvrdma"
+config=$root$sysconfdir/libibverbs.d/vmw_pvrdma.driver
+# Neither of these two lies in libibverbs.d: libibverbs reads every file in there, whatever its name.
+before=$root$lib/vmw_pvrdma.driver.before
+new=$root$sysconfdir/vmw_pvrdma.driver.new
+abis="25 33 34 57 59 64 65"
+
+is_ours() {
+    [ -f "$config" ] && grep -qxF "$line" "$config"
+}
+
+# A file is put in place by renaming: a program that uses the old one keeps it.
+put() { # MODE FROM TO
+    mkdir -p "$(dirname "$3")"
+    cp "$2" "$3.new"
+    chmod "$1" "$3.new"
+    mv -f "$3.new" "$3"
+}
+
+line_on() {
+    mkdir -p "$(dirname "$config")"
+    # rpm leaves a new package's file so, beside ours.
+    if [ -e "$config.rpmnew" ]; then
+        mv -f "$config.rpmnew" "$before"
+    elif [ -e "$config" ] && ! is_ours; then
+        put 644 "$config" "$before"
+    fi
+    printf '%s\n' "$line" >"$new"
+    mv -f "$new" "$config"
+}
+
+line_off() {
+    if is_ours; then
+        if [ -e "$before" ]; then
+            cp "$before" "$new"
+            mv -f "$new" "$config"
+        else
+            rm -f "$config"
+        fi
+    fi
+    rm -f "$before"
+}
+
+# Where the built files are: a release has two folders for them, a build has one.
+find_file() { # NAME
+    here=$(cd "$(dirname "$0")" && pwd)
+    for folder in ${from:+"$from"} ${from:-"$here/lib/pvrdma" "$here/bin" "$here/../target/release"}; do
+        if [ -f "$folder/$1" ]; then
+            printf '%s\n' "$folder/$1"
+            return
+        fi
+    done
+    return 1
+}
+
+if [ -n "$undo" ]; then
+    line_off
+    if [ "$what" != line ]; then
+        rm -f "$root$lib/libvmw_pvrdma.so" "$root$lib/libpvrdma_standin.so" "$root$prefix/bin/pvrdma"
+        for abi in $abis; do
+            rm -f "$root$lib/libvmw_pvrdma-rdmav$abi.so"
+        done
+        if [ -d "$root$lib" ]; then
+            rmdir "$root$lib" 2>/dev/null || echo "install.sh: $root$lib is not empty, left as it is" >&2
+        fi
+    fi
+    exit
+fi
+
+if [ "$what" != line ]; then
+    provider=$(find_file libvmw_pvrdma.so) || {
+        echo "install.sh: no libvmw_pvrdma.so: build it with \`cargo build --release\`, or name its folder (--from)" >&2
+        exit 1
+    }
+    put 644 "$provider" "$root$lib/libvmw_pvrdma.so"
+    for abi in $abis; do
+        ln -sfn libvmw_pvrdma.so "$root$lib/libvmw_pvrdma-rdmav$abi.so"
+    done
+    if [ "$what" = all ] && program=$(find_file pvrdma) && standin=$(find_file libpvrdma_standin.so); then
+        put 644 "$standin" "$root$lib/libpvrdma_standin.so"
+        put 755 "$program" "$root$prefix/bin/pvrdma"
+    fi
+fi
+line_on

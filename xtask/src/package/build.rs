@@ -1,0 +1,147 @@
+//! From the source tarball to the files a user has: built without a network, linked for an old glibc, stripped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Release, zig};
+use crate::shell;
+
+/// What was built.
+pub struct Built {
+    /// The unpacked source.
+    pub source: PathBuf,
+    pub files: Vec<File>,
+}
+
+/// A program or library of a release.
+pub struct File {
+    pub name: &'static str,
+    pub is_program: bool,
+    pub stripped: PathBuf,
+    /// What was taken out.
+    pub debug: PathBuf,
+    /// Where debuggers look for that, below /usr.
+    pub debug_path: String,
+}
+
+impl File {
+    pub fn mode(&self) -> u32 {
+        if self.is_program { 0o755 } else { 0o644 }
+    }
+}
+
+impl Built {
+    pub fn file(&self, name: &str) -> Result<&File> {
+        self.files.iter().find(|file| file.name == name).with_context(|| format!("no {name} was built"))
+    }
+}
+
+/// Name in cargo's folder, and whether it is a program.
+const FILES: &[(&str, bool)] = &[("libvmw_pvrdma.so", false), ("libpvrdma_standin.so", false), ("pvrdma", true)];
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
+    let folder = release.scratch("build")?;
+    shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
+    let source = folder.join(release.folder());
+    let linker = folder.join("linker");
+    zig::linker(&linker)?;
+    let target = folder.join("target");
+    // An empty home: whatever cargo needs is in the tarball, or this fails.
+    let home = folder.join("cargo-home");
+    fs::create_dir(&home)?;
+    let flags = [
+        format!("--remap-path-prefix={}=/usr/src/{}", source.display(), release.folder()),
+        format!("-Clink-arg=-Wl,--build-id=sha1"),
+    ];
+    println!("# cargo build, offline, from {}", tarball.display());
+    shell::run(
+        shell::cargo(&["build", "--quiet", "--release", "--offline", "--locked", "--target", TARGET])
+            .args(["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"])
+            .current_dir(&source)
+            .env("CARGO_HOME", &home)
+            .env("CARGO_TARGET_DIR", &target)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", &linker)
+            .env("SOURCE_DATE_EPOCH", release.date.to_string())
+            .env("CARGO_INCREMENTAL", "0"),
+    )?;
+    let made = target.join(TARGET).join("release");
+    let stripped = release.scratch("stripped")?;
+    let files: Result<Vec<File>> =
+        FILES.iter().map(|&(name, is_program)| strip(&made.join(name), &stripped, name, is_program)).collect();
+    let built = Built { source, files: files? };
+    for file in &built.files {
+        check(&file.stripped)?;
+    }
+    // A gigabyte that nobody reads again.
+    fs::remove_dir_all(target)?;
+    Ok(built)
+}
+
+fn strip(made: &Path, folder: &Path, name: &'static str, is_program: bool) -> Result<File> {
+    let stripped = folder.join(name);
+    let debug = folder.join(format!("{name}.debug"));
+    let objcopy =
+        |arguments: &[&str]| shell::output(Command::new("objcopy").args(arguments).current_dir(folder)).map(drop);
+    let from = made.to_str().context("a plain path")?;
+    objcopy(&["--only-keep-debug", "--compress-debug-sections", from, &format!("{name}.debug")])?;
+    objcopy(&["--strip-unneeded", from, name])?;
+    let notes = shell::output(Command::new("readelf").arg("-nW").arg(&stripped))?;
+    let id = notes.split("Build ID: ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let (first, rest) = id.context("no build id")?.split_at(2);
+    let debug_path = format!("lib/debug/.build-id/{first}/{rest}.debug");
+    Ok(File { name, is_program, stripped, debug, debug_path })
+}
+
+/// What only the file itself can tell: the glibc it wants, the libraries it loads, that no path of this machine is in.
+fn check(file: &Path) -> Result<()> {
+    let text = shell::output(Command::new("readelf").args(["-VdW"]).arg(file))?;
+    let floor = glibc(&text)?;
+    ensure!(floor <= zig::GLIBC, "{} wants glibc {}.{}", file.display(), floor.0, floor.1);
+    let needed: Vec<&str> =
+        text.lines().filter_map(|line| line.split_once("Shared library: [")?.1.strip_suffix(']')).collect();
+    ensure!(needed.contains(&"libgcc_s.so.1"), "{} has an unwinder of its own: {needed:?}", file.display());
+    let known = ["libgcc_s.so.1", "libc.so.6", "libpthread.so.0", "libdl.so.2", "libm.so.6", "ld-linux-x86-64.so.2"];
+    let foreign: Vec<_> = needed.iter().filter(|name| !known.contains(name)).collect();
+    ensure!(foreign.is_empty(), "{} needs {foreign:?}", file.display());
+    let bytes = fs::read(file)?;
+    let here = shell::workspace().to_str().context("a plain path")?.as_bytes();
+    ensure!(!bytes.windows(here.len()).any(|part| part == here), "{} tells where it was built", file.display());
+    let size = bytes.len() / 1024;
+    println!("{}: {size} kB, glibc {}.{}, {}", file.display(), floor.0, floor.1, needed.join(" "));
+    Ok(())
+}
+
+/// The newest glibc among the versions a file asks for, as `readelf -V` prints them.
+fn glibc(versions: &str) -> Result<(u32, u32)> {
+    let mut newest = None;
+    for word in versions.split(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_') {
+        if let Some(version) = word.strip_prefix("GLIBC_") {
+            let mut parts = version.split('.').map(str::parse);
+            match (parts.next(), parts.next()) {
+                (Some(Ok(major)), Some(Ok(minor))) => newest = newest.max(Some((major, minor))),
+                // GLIBC_PRIVATE, GLIBC_ABI_DT_RELR: what no release promises, and what came with 2.36.
+                _ => bail!("the symbol version {word} is not a number"),
+            }
+        }
+    }
+    newest.context("no glibc version at all")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_counts() {
+        let text = "Name: GLIBC_2.3.4  Flags: none\n Name: GLIBC_2.17 \n Name: GCC_4.2.0\n Name: GLIBC_2.2.5\n";
+        assert_eq!(glibc(text).expect("a version"), (2, 17));
+        assert!(glibc("GCC_3.0").is_err());
+        assert!(glibc("GLIBC_2.17 GLIBC_ABI_DT_RELR").is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! `cargo xtask package`: a release, below `target/package`.
+//!
+//! First the source tarball, with every crate it takes ([`source`]); then, from that tarball and without a network,
+//! the three files that users have, linked for an old glibc ([`build`], [`zig`]); then what carries them ([`deb`],
+//! [`rpm`], a tarball with `packaging/install.sh`). So a release is what anybody gets from its source. The same source
+//! gives the same bytes, wherever and whenever it is built: `--twice` builds again and compares. `--trial` installs and
+//! removes every package in root folders of several Debian releases ([`trial`]).
+
+mod build;
+mod deb;
+mod rpm;
+mod source;
+mod trial;
+mod zig;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{packages, shell};
+use build::Built;
+
+const USAGE: &str = "\
+usage: cargo xtask package [--twice] [--trial] [--check]
+
+  Writes source and binary tarballs, .deb and .rpm below target/package/out.
+
+  --twice   build a second time in another folder, and compare
+  --trial   install, upgrade and remove them in root folders of Debian 11 to forky; takes root
+  --check   both
+";
+
+/// One release that is being made.
+pub struct Release {
+    version: String,
+    /// Date of the source in seconds since 1970. Everything in a package bears it.
+    date: u64,
+    /// Where the packages go.
+    out: PathBuf,
+    /// A folder for everything on the way.
+    work: PathBuf,
+}
+
+pub fn main(arguments: &[String]) -> Result<()> {
+    let (mut twice, mut trial) = (false, false);
+    for argument in arguments {
+        match argument.as_str() {
+            "--twice" => twice = true,
+            "--trial" => trial = true,
+            "--check" => (twice, trial) = (true, true),
+            _ => bail!("unexpected argument {argument}\n{USAGE}"),
+        }
+    }
+    packages::install(packages::PACKAGE)?;
+    let place = shell::target().join("package");
+    let release = Release::new(place.join("out"), place.join("work"))?;
+    let source = source::tarball(&release)?;
+    let built = build::from_source(&release, &source)?;
+    write_all(&release, &built)?;
+    if twice {
+        let second = Release::new(place.join("second/out"), place.join("another folder/for/work"))?;
+        let again = build::from_source(&second, &source::tarball(&second)?)?;
+        write_all(&second, &again)?;
+        same(&release.out, &second.out)?;
+        fs::remove_dir_all(&second.work)?;
+        fs::remove_dir_all(&second.out)?;
+    }
+    if trial {
+        trial::all(&release, &built)?;
+    }
+    for name in names(&release.out)? {
+        let size = fs::metadata(release.out.join(&name))?.len();
+        println!("{:>9} kB  {}", size / 1024, release.out.join(name).display());
+    }
+    Ok(())
+}
+
+/// The check of that name of `cargo xtask test`.
+pub fn check() -> Result<()> {
+    main(&["--check".to_owned()])
+}
+
+fn write_all(release: &Release, built: &Built) -> Result<()> {
+    binary_tarball(release, built)?;
+    debug_tarball(release, built)?;
+    for package in deb::PACKAGES {
+        package.write(release, built, &release.version, &release.out)?;
+    }
+    rpm::write(release, built, &release.version, &release.out)?;
+    let mut sums = String::new();
+    for name in names(&release.out)? {
+        if name != SUMS {
+            sums.push_str(&shell::output(Command::new("sha256sum").arg(&name).current_dir(&release.out))?);
+        }
+    }
+    fs::write(release.out.join(SUMS), sums)?;
+    Ok(())
+}
+
+/// Checksums of all packages.
+const SUMS: &str = "SHA256SUMS";
+
+/// Programs, libraries, licences and `install.sh`, which needs no package manager.
+fn binary_tarball(release: &Release, built: &Built) -> Result<()> {
+    let folder = release.scratch("binary")?;
+    let name = format!("{}-x86_64-linux", release.folder());
+    let tree = folder.join(&name);
+    for file in &built.files {
+        // Where `pvrdma` looks, so that it runs from the unpacked folder too.
+        let place = if file.is_program { "bin" } else { "lib/pvrdma" };
+        put(&file.stripped, &tree.join(place).join(file.name), file.mode())?;
+    }
+    put(&built.source.join("packaging/install.sh"), &tree.join("install.sh"), 0o755)?;
+    for name in ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+        put(&built.source.join(name), &tree.join(name), 0o644)?;
+    }
+    put(&built.source.join("include/pvrdma.h"), &tree.join("include/pvrdma.h"), 0o644)?;
+    tar(release, &folder, &name, &release.out.join(format!("{name}.tar.xz")))
+}
+
+/// What was stripped: gdb finds it by the build id below /usr/lib/debug.
+fn debug_tarball(release: &Release, built: &Built) -> Result<()> {
+    let folder = release.scratch("debug")?;
+    for file in &built.files {
+        put(&file.debug, &folder.join("usr").join(&file.debug_path), 0o644)?;
+    }
+    let name = format!("{}-x86_64-linux-debug.tar.xz", release.folder());
+    tar(release, &folder, "usr", &release.out.join(name))
+}
+
+impl Release {
+    fn new(out: PathBuf, work: PathBuf) -> Result<Release> {
+        for folder in [&out, &work] {
+            if folder.exists() {
+                fs::remove_dir_all(folder)?;
+            }
+            fs::create_dir_all(folder)?;
+        }
+        Ok(Release { version: env!("CARGO_PKG_VERSION").to_owned(), date: date_of_the_source()?, out, work })
+    }
+
+    /// What the folder in a tarball is called.
+    fn folder(&self) -> String {
+        format!("pvrdma-{}", self.version)
+    }
+
+    /// An empty folder.
+    fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.work.join(name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
+
+/// `SOURCE_DATE_EPOCH`, or the date of the last commit.
+fn date_of_the_source() -> Result<u64> {
+    let text = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => {
+            shell::output(Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(shell::workspace()))
+                .context("not a git tree: set SOURCE_DATE_EPOCH")?
+        }
+    };
+    Ok(text.trim().parse()?)
+}
+
+/// Copies a file to a place with a mode, whatever the umask.
+fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    let folder = to.parent().context("a file lies in a folder")?;
+    fs::create_dir_all(folder)?;
+    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+/// Packs `name` of `folder`, with nothing in it that tells of this machine or of today.
+fn tar(release: &Release, folder: &Path, name: &str, file: &Path) -> Result<()> {
+    let plain = file.with_extension("");
+    shell::output(
+        Command::new("tar")
+            .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"])
+            .args(["--mode=u+rw,go=rX"])
+            .arg(format!("--mtime=@{}", release.date))
+            .arg("-cf")
+            .arg(&plain)
+            .arg("-C")
+            .arg(folder)
+            .arg(name),
+    )?;
+    // One thread: what more of them write depends on their number.
+    shell::output(Command::new("xz").args(["-T1", "-2", "-f"]).arg(&plain))?;
+    Ok(())
+}
+
+/// The private ABIs of libibverbs that a release has links for: the list of `packaging/install.sh`.
+fn abis(source: &Path) -> Result<Vec<String>> {
+    let script = fs::read_to_string(source.join("packaging/install.sh"))?;
+    let list = script.lines().find_map(|line| line.strip_prefix("abis=\"")?.strip_suffix('"'));
+    Ok(list.context("install.sh has no list of private ABIs")?.split(' ').map(str::to_owned).collect())
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.push(entry?.file_name().into_string().ok().context("a package has a plain name")?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Every package of two folders is the same, byte by byte.
+fn same(first: &Path, second: &Path) -> Result<()> {
+    let list = names(first)?;
+    ensure!(list == names(second)?, "the second build has other packages: {list:?}");
+    let different: Vec<&String> =
+        list.iter().filter(|name| fs::read(first.join(name)).ok() != fs::read(second.join(name)).ok()).collect();
+    ensure!(different.is_empty(), "the second build differs in {different:?}, see {}", second.display());
+    println!("reproducible: {} packages, built twice, are the same", list.len());
+    Ok(())
+}
