@@ -56,7 +56,7 @@ pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
     fs::create_dir(&home)?;
     let flags = [
         format!("--remap-path-prefix={}=/usr/src/{}", source.display(), release.folder()),
-        format!("-Clink-arg=-Wl,--build-id=sha1"),
+        "-Clink-arg=-Wl,--build-id=sha1".to_owned(),
     ];
     println!("# cargo build, offline, from {}", tarball.display());
     shell::run(

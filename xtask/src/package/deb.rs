@@ -82,8 +82,9 @@ impl Package {
         fs::write(
             control.join("control"),
             format!(
-                "Package: {}\nVersion: {version}\nArchitecture: amd64\nMaintainer: The pvrdma authors <pvrdma@localhost>\n\
-                 Installed-Size: {size}\nDepends: {}\nSection: net\nPriority: optional\nDescription: {}\n{}",
+                "Package: {}\nVersion: {version}\nArchitecture: amd64\n\
+                 Maintainer: The pvrdma authors <pvrdma@localhost>\nInstalled-Size: {size}\n\
+                 Depends: {}\nSection: net\nPriority: optional\nDescription: {}\n{}",
                 self.name,
                 self.depends.replace("VERSION", version),
                 self.short,

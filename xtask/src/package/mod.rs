@@ -61,7 +61,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
     let built = build::from_source(&release, &source)?;
     write_all(&release, &built)?;
     if twice {
-        let second = Release::new(place.join("second/out"), place.join("another folder/for/work"))?;
+        let second = Release::new(place.join("second/out"), place.join("another/folder/for/work"))?;
         let again = build::from_source(&second, &source::tarball(&second)?)?;
         write_all(&second, &again)?;
         same(&release.out, &second.out)?;

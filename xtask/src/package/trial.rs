@@ -1,7 +1,8 @@
 //! Every package installed, upgraded, removed and installed again, in root folders of Debian releases made for that
 //! ([`Root`]): after each step it is seen which provider serves, and that nobody prints a warning.
 //!
-//! The releases have libibverbs 33, 44, 56 and 65, each with its own tools and libc. All of them run the same files.
+//! The releases have libibverbs 33, 44, 56 and 65, each with its own tools and libc. All of them run the same files,
+//! which also run in stories of `tests/tests` first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ enum Who {
 }
 
 pub fn all(release: &Release, built: &Built) -> Result<()> {
+    stories(built)?;
     // SAFETY: geteuid has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
         ensure!(std::env::var_os("CI").is_none(), "packages are tried in root folders, for which it takes root");
@@ -57,6 +59,16 @@ pub fn all(release: &Release, built: &Built) -> Result<()> {
         println!("{suite}: ok");
     }
     Ok(())
+}
+
+/// The very files of the release in stories of `tests/tests`: a libibverbs of each release, the panic wall, every verb.
+fn stories(built: &Built) -> Result<()> {
+    let folder = built.file("pvrdma")?.stripped.parent().context("a file lies in a folder")?;
+    shell::run(
+        shell::cargo(&["test", "--quiet", "-p", "pvrdma-tests"])
+            .args(["--test", "releases", "--test", "rc_loop", "--test", "ex_loop", "--test", "pingpong"])
+            .env("PVRDMA_BUILT", folder),
+    )
 }
 
 fn deb(root: &Root, release: &Release) -> Result<()> {
