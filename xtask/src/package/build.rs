@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Release, zig};
-use crate::shell;
+use crate::{checks, shell};
 
 /// What was built.
 pub struct Built {
@@ -78,9 +78,33 @@ pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
     for file in &built.files {
         check(&file.stripped)?;
     }
+    checks::exports_of(&stripped)?;
     // A gigabyte that nobody reads again.
     fs::remove_dir_all(target)?;
     Ok(built)
+}
+
+/// The source tarball also builds with the oldest Rust that is promised, which rustup brings: checked, not linked.
+pub fn with_the_oldest_rust(release: &Release, tarball: &Path) -> Result<()> {
+    let version = env!("CARGO_PKG_RUST_VERSION");
+    if !checks::has_rust(version)? {
+        return Ok(());
+    }
+    let folder = release.scratch("oldest")?;
+    shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
+    let home = folder.join("cargo-home");
+    fs::create_dir(&home)?;
+    shell::run(
+        Command::new("rustup")
+            .args(["run", version, "cargo", "check", "--quiet", "--release", "--offline", "--locked"])
+            .args(["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"])
+            .current_dir(folder.join(release.folder()))
+            .env("CARGO_HOME", &home)
+            .env("CARGO_TARGET_DIR", folder.join("target")),
+    )?;
+    println!("the source tarball builds offline with Rust {version}");
+    fs::remove_dir_all(folder)?;
+    Ok(())
 }
 
 fn strip(made: &Path, folder: &Path, name: &'static str, is_program: bool) -> Result<File> {

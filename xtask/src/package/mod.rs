@@ -28,7 +28,7 @@ usage: cargo xtask package [--twice] [--trial] [--check]
 
   Writes source and binary tarballs, .deb and .rpm below target/package/out.
 
-  --twice   build a second time in another folder, and compare
+  --twice   build a second time in another folder, and compare; check the source with the oldest Rust
   --trial   install, upgrade and remove them in root folders of Debian 11 to forky; takes root
   --check   both
 ";
@@ -38,6 +38,8 @@ pub struct Release {
     version: String,
     /// Date of the source in seconds since 1970. Everything in a package bears it.
     date: u64,
+    /// What is packed, by its name in git.
+    commit: String,
     /// Where the packages go.
     out: PathBuf,
     /// A folder for everything on the way.
@@ -56,12 +58,14 @@ pub fn main(arguments: &[String]) -> Result<()> {
     }
     packages::install(packages::PACKAGE)?;
     let place = shell::target().join("package");
-    let release = Release::new(place.join("out"), place.join("work"))?;
+    let commit = source::commit()?;
+    let release = Release::new(&commit, place.join("out"), place.join("work"))?;
     let source = source::tarball(&release)?;
     let built = build::from_source(&release, &source)?;
     write_all(&release, &built)?;
     if twice {
-        let second = Release::new(place.join("second/out"), place.join("another/folder/for/work"))?;
+        build::with_the_oldest_rust(&release, &source)?;
+        let second = Release::new(&commit, place.join("second/out"), place.join("another/folder/for/work"))?;
         let again = build::from_source(&second, &source::tarball(&second)?)?;
         write_all(&second, &again)?;
         same(&release.out, &second.out)?;
@@ -132,14 +136,20 @@ fn debug_tarball(release: &Release, built: &Built) -> Result<()> {
 }
 
 impl Release {
-    fn new(out: PathBuf, work: PathBuf) -> Result<Release> {
+    fn new(commit: &str, out: PathBuf, work: PathBuf) -> Result<Release> {
         for folder in [&out, &work] {
             if folder.exists() {
                 fs::remove_dir_all(folder)?;
             }
             fs::create_dir_all(folder)?;
         }
-        Ok(Release { version: env!("CARGO_PKG_VERSION").to_owned(), date: date_of_the_source()?, out, work })
+        Ok(Release {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            date: date_of_the_source()?,
+            commit: commit.to_owned(),
+            out,
+            work,
+        })
     }
 
     /// What the folder in a tarball is called.

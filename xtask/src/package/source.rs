@@ -15,7 +15,7 @@ pub fn tarball(release: &Release) -> Result<PathBuf> {
     let folder = release.scratch("source")?;
     let tree = folder.join(release.folder());
     fs::create_dir(&tree)?;
-    unpack_commit(&tree)?;
+    unpack(&release.commit, &tree)?;
     vendor(&tree)?;
     let file = release.out.join(format!("{}.tar.xz", release.folder()));
     tar(release, &folder, &release.folder(), &file)?;
@@ -23,15 +23,18 @@ pub fn tarball(release: &Release) -> Result<PathBuf> {
 }
 
 /// What is committed, and what was changed in files git knows: of a clean tree, the commit.
-fn unpack_commit(tree: &Path) -> Result<()> {
+pub fn commit() -> Result<String> {
     let stash = shell::output(Command::new("git").args(["stash", "create"]).current_dir(shell::workspace()))?;
-    let commit = match stash.trim() {
-        "" => "HEAD",
+    match stash.trim() {
+        "" => Ok("HEAD".to_owned()),
         changed => {
             println!("# the tree has changes that are not committed; they go into the package");
-            changed
+            Ok(changed.to_owned())
         }
-    };
+    }
+}
+
+fn unpack(commit: &str, tree: &Path) -> Result<()> {
     let archive = tree.with_extension("tar");
     shell::output(
         Command::new("git")
