@@ -2,4 +2,5 @@
 
 pub mod ib_user_ioctl;
 pub mod ib_user_verbs;
+pub mod rdma_user_cm;
 pub mod vmw_pvrdma;
