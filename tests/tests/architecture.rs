@@ -13,9 +13,10 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-ffi", &[]),
     ("vmw_pvrdma", &["pvrdma-ffi"]),
+    ("pvrdma-cm", &[]),
     ("pvrdma-device", &["pvrdma-ffi"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-standin", &["pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
+    ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-vfio-user"]),
     // These three drive what a user has, by its command line, as everybody else would.

@@ -1,0 +1,1057 @@
+//! Connections and their states (IBA vol. 1, 12.9: states of active and passive side; states have the names that Linux
+//! gives them).
+//!
+//! The caller owns the clock and the wire: it calls, hands in what arrived and lets time pass ([`Manager::poll`]), and
+//! takes out [`Outgoing`] datagrams and [`Event`]s. A connection is known by its local communication id. It outlives
+//! its owner's interest (`release`) for as long as a late message may still name it.
+//!
+//! A message that wants an answer is sent again until the answer comes, soon at first and more and more seldom: a lost
+//! one costs little, and a slow peer has the whole of the time. Who has the message and no answer yet says so (MRA)
+//! when it comes again.
+
+use crate::message::*;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// How often a message is sent again.
+pub const MAX_CM_RETRIES: u8 = 15;
+/// First wait for an answer.
+const FIRST_WAIT: Duration = Duration::from_millis(67);
+/// Longest wait, and what REQ says of it: 4.096 us * 2^19.
+const LONGEST_WAIT: Duration = Duration::from_micros(2_147_484);
+const RESPONSE_TIMEOUT: u8 = 19;
+/// What an MRA asks for, as Linux does: 4.096 us * 2^24.
+const SERVICE_TIMEOUT: u8 = 24;
+/// How long the answer to a datagram question is kept, should the question come again.
+const SIDR_MEMORY: Duration = Duration::from_secs(5);
+
+/// Local communication id: names a connection or a datagram question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommId(pub u32);
+
+/// See the module text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Linux's names: ib_cm_state")]
+pub enum State {
+    Idle,
+    ReqSent,
+    ReqRcvd,
+    MraReqSent,
+    MraReqRcvd,
+    RepSent,
+    RepRcvd,
+    MraRepSent,
+    MraRepRcvd,
+    Established,
+    DreqRcvd,
+    DreqSent,
+    TimeWait,
+    SidrReqSent,
+    SidrReqRcvd,
+    SidrDone,
+}
+
+/// Between which addresses, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of the path record")]
+pub struct Path {
+    pub local_gid: Gid,
+    pub remote_gid: Gid,
+    pub mtu: u8,
+    pub rate: u8,
+    pub sl: u8,
+    pub traffic_class: u8,
+    pub flow_label: u32,
+    pub hop_limit: u8,
+    pub ack_timeout: u8,
+}
+
+/// What a connection is asked with, or answered with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of rdma_conn_param")]
+pub struct Parameters {
+    pub qpn: u32,
+    pub psn: u32,
+    pub qkey: u32,
+    pub responder_resources: u8,
+    pub initiator_depth: u8,
+    pub flow_control: u8,
+    pub retry_count: u8,
+    pub rnr_retry_count: u8,
+    pub srq: u8,
+}
+
+/// What a QP needs to know of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "fields carry the names of ibv_qp_attr")]
+pub struct Attributes {
+    pub path: Path,
+    pub dest_qp_num: u32,
+    pub rq_psn: u32,
+    pub sq_psn: u32,
+    pub responder_resources: u8,
+    pub initiator_depth: u8,
+    pub retry_count: u8,
+    pub rnr_retry_count: u8,
+}
+
+/// Who serves a service id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A listener of the caller's, by a number that stands in the event.
+    Listener(u64),
+    /// Nobody: the question is refused.
+    Nobody,
+    /// Somebody who has no room at the moment, or another manager at the same address: it is ignored.
+    NotNow,
+}
+
+/// Whom the manager asks.
+pub trait Services {
+    /// Who serves `service_id`, for who sent that private data and wants a QP of that kind (datagrams or connected).
+    fn find(&mut self, service_id: u64, private_data: &[u8], datagrams: bool) -> Verdict;
+}
+
+/// A datagram for the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// From which address.
+    pub from: Gid,
+    /// Whose management QP it is for.
+    pub to: Gid,
+    /// Itself.
+    pub mad: Mad,
+    /// A first question, to an address where perhaps nobody is: `nobody` may be told of it.
+    pub question: Option<CommId>,
+}
+
+/// What the owner of a connection hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "Linux's names: ib_cm_event_type")]
+pub enum Event {
+    ReqReceived { listener: u64, comm: CommId, req: Box<Req> },
+    RepReceived { comm: CommId, rep: Box<Rep> },
+    RtuReceived { comm: CommId },
+    RejReceived { comm: CommId, reason: u16, private_data: Box<[u8; private_len::REJ]> },
+    ReqError { comm: CommId },
+    RepError { comm: CommId },
+    DreqReceived { comm: CommId },
+    DrepReceived { comm: CommId },
+    DreqError { comm: CommId },
+    TimewaitExit { comm: CommId },
+    SidrReqReceived { listener: u64, comm: CommId, req: Box<SidrReq>, from: Gid },
+    SidrRepReceived { comm: CommId, rep: Box<SidrRep> },
+    SidrReqError { comm: CommId },
+}
+
+/// Why a call came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// Not in this state.
+    State,
+    /// It is established already.
+    Established,
+}
+
+/// A message that is sent until it is answered.
+struct Resend {
+    mad: Mad,
+    round: u8,
+}
+
+struct Connection {
+    state: State,
+    path: Path,
+    /// The peer's name for it; 0 while it is not known.
+    remote_id: u32,
+    tid: u64,
+    local: Parameters,
+    remote: Parameters,
+    /// After both have spoken.
+    responder_resources: u8,
+    initiator_depth: u8,
+    resend: Option<Resend>,
+    /// When something is due: the next sending, or the end of TIME_WAIT.
+    due: Option<Instant>,
+    /// Somebody still wants to hear of it.
+    owned: bool,
+    /// The answer, should the question come again.
+    answer: Option<Mad>,
+    service_id: u64,
+    /// What the caller knows of the process at the other end; see `watch`.
+    peer: Option<u64>,
+}
+
+/// All connections of one address. See the module text.
+pub struct Manager {
+    guid: u64,
+    /// Communication ids are this plus a number below `ids`.
+    base: u32,
+    ids: u32,
+    next: u32,
+    tid: u64,
+    connections: HashMap<CommId, Connection>,
+    by_remote: HashMap<(Gid, u32), CommId>,
+    timers: BinaryHeap<Reverse<(Instant, CommId)>>,
+    out: VecDeque<Outgoing>,
+    events: VecDeque<Event>,
+}
+
+fn code_time(code: u8) -> Duration {
+    Duration::from_nanos(4096 << (code & 31))
+}
+
+fn wait_of(round: u8) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << round.min(15)).min(LONGEST_WAIT)
+}
+
+impl Connection {
+    fn connected(&self) -> bool {
+        !matches!(self.state, State::SidrReqSent | State::SidrReqRcvd | State::SidrDone)
+    }
+}
+
+impl Manager {
+    /// A manager of the node `guid` whose communication ids begin with the bits of `base` above `id_bits`. `seed` is
+    /// where it begins to count, so that ids of a former manager with the same base do not come back at once.
+    pub fn new(guid: u64, base: u32, id_bits: u32, seed: u64) -> Manager {
+        let ids = 1 << id_bits;
+        Manager {
+            guid,
+            base,
+            ids,
+            next: (seed % u64::from(ids)) as u32,
+            tid: seed,
+            connections: HashMap::new(),
+            by_remote: HashMap::new(),
+            timers: BinaryHeap::new(),
+            out: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    // ---- what the owner does -------------------------------------------------------------------
+
+    /// Asks for a connection.
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        service_id: u64,
+        path: &Path,
+        local: &Parameters,
+        private_data: &[u8; private_len::REQ],
+    ) -> Option<CommId> {
+        let comm = self.fresh()?;
+        let tid = self.fresh_tid();
+        let req = Req {
+            local_comm_id: comm.0,
+            service_id,
+            local_ca_guid: self.guid,
+            local_qkey: local.qkey,
+            local_qpn: local.qpn,
+            responder_resources: local.responder_resources,
+            initiator_depth: local.initiator_depth,
+            remote_cm_response_timeout: RESPONSE_TIMEOUT,
+            flow_control: local.flow_control,
+            starting_psn: local.psn,
+            local_cm_response_timeout: RESPONSE_TIMEOUT,
+            retry_count: local.retry_count.min(7),
+            partition_key: 0xffff,
+            path_mtu: path.mtu,
+            rnr_retry_count: local.rnr_retry_count.min(7),
+            max_cm_retries: MAX_CM_RETRIES,
+            srq: local.srq & 1,
+            flow_label: path.flow_label,
+            packet_rate: path.rate,
+            traffic_class: path.traffic_class,
+            hop_limit: path.hop_limit,
+            sl: path.sl,
+            local_ack_timeout: path.ack_timeout,
+            local_gid: path.local_gid,
+            remote_gid: path.remote_gid,
+            private_data: *private_data,
+            ..Default::default()
+        };
+        let mut connection = Connection::new(State::ReqSent, *path, tid);
+        connection.local = *local;
+        connection.service_id = service_id;
+        self.connections.insert(comm, connection);
+        self.send_until_answered(now, comm, Message::Req(Box::new(req)).to_mad(tid));
+        Some(comm)
+    }
+
+    /// Asks for a datagram QP.
+    pub fn resolve(
+        &mut self,
+        now: Instant,
+        service_id: u64,
+        path: &Path,
+        private_data: &[u8; private_len::SIDR_REQ],
+    ) -> Option<CommId> {
+        let comm = self.fresh()?;
+        let tid = self.fresh_tid();
+        let req = SidrReq { request_id: comm.0, partition_key: 0xffff, service_id, private_data: *private_data };
+        let mut connection = Connection::new(State::SidrReqSent, *path, tid);
+        connection.service_id = service_id;
+        self.connections.insert(comm, connection);
+        self.send_until_answered(now, comm, Message::SidrReq(Box::new(req)).to_mad(tid));
+        Some(comm)
+    }
+
+    /// Agrees to a connection that was asked for. `psn` is not asked of the caller: see `attributes`.
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        comm: CommId,
+        local: &Parameters,
+        private_data: &[u8; private_len::REP],
+    ) -> Result<(), CallError> {
+        let guid = self.guid;
+        let connection = self.connection(comm, &[State::ReqRcvd, State::MraReqSent])?;
+        let psn = connection.local.psn;
+        connection.local = Parameters { psn, ..*local };
+        connection.responder_resources = local.responder_resources;
+        connection.initiator_depth = local.initiator_depth;
+        connection.state = State::RepSent;
+        let rep = Rep {
+            local_comm_id: comm.0,
+            remote_comm_id: connection.remote_id,
+            local_qkey: local.qkey,
+            local_qpn: local.qpn,
+            starting_psn: psn,
+            responder_resources: local.responder_resources,
+            initiator_depth: local.initiator_depth,
+            failover_accepted: 1,
+            flow_control: local.flow_control,
+            rnr_retry_count: local.rnr_retry_count.min(7),
+            srq: local.srq & 1,
+            local_ca_guid: guid,
+            private_data: *private_data,
+            ..Default::default()
+        };
+        let mad = Message::Rep(Box::new(rep)).to_mad(connection.tid);
+        self.send_until_answered(now, comm, mad);
+        Ok(())
+    }
+
+    /// The one who asked is ready too.
+    pub fn ready(&mut self, comm: CommId) -> Result<(), CallError> {
+        let connection = self.connection(comm, &[State::RepRcvd, State::MraRepSent])?;
+        connection.state = State::Established;
+        let rtu = Rtu { local_comm_id: comm.0, remote_comm_id: connection.remote_id };
+        let mad = Message::Rtu(rtu).to_mad(connection.tid);
+        connection.answer = Some(mad);
+        self.send(comm, mad);
+        Ok(())
+    }
+
+    /// The QP has received a message, so its peer must be ready, whatever became of its RTU.
+    pub fn established(&mut self, comm: CommId) -> Result<(), CallError> {
+        match self.connections.get_mut(&comm) {
+            Some(connection) if connection.state == State::Established => Err(CallError::Established),
+            Some(connection) if matches!(connection.state, State::RepSent | State::MraRepRcvd) => {
+                connection.state = State::Established;
+                connection.settle();
+                self.events.push_back(Event::RtuReceived { comm });
+                Ok(())
+            }
+            _ => Err(CallError::State),
+        }
+    }
+
+    /// Refuses.
+    pub fn reject(
+        &mut self,
+        now: Instant,
+        comm: CommId,
+        reason: u16,
+        private_data: &[u8; private_len::REJ],
+    ) -> Result<(), CallError> {
+        use State::*;
+        let connection = self
+            .connection(comm, &[ReqSent, MraReqRcvd, ReqRcvd, MraReqSent, RepRcvd, MraRepSent, RepSent, MraRepRcvd])?;
+        let message_rejected = match connection.state {
+            ReqRcvd | MraReqSent => 0,
+            RepRcvd | MraRepSent => 1,
+            _ => 2,
+        };
+        let rej = Rej {
+            local_comm_id: comm.0,
+            remote_comm_id: connection.remote_id,
+            message_rejected,
+            reason,
+            private_data: *private_data,
+        };
+        let mad = Message::Rej(Box::new(rej)).to_mad(connection.tid);
+        let sent_rep = matches!(connection.state, RepSent | MraRepRcvd);
+        self.send(comm, mad);
+        if sent_rep {
+            self.enter_timewait(now, comm)
+        } else {
+            self.reset(comm)
+        }
+        Ok(())
+    }
+
+    /// Answers a question for a datagram QP.
+    pub fn answer(
+        &mut self,
+        now: Instant,
+        comm: CommId,
+        status: u8,
+        qpn: u32,
+        qkey: u32,
+        private_data: &[u8; private_len::SIDR_REP],
+    ) -> Result<(), CallError> {
+        let connection = self.connection(comm, &[State::SidrReqRcvd])?;
+        connection.state = State::SidrDone;
+        let rep = SidrRep {
+            request_id: connection.remote_id,
+            status,
+            qpn,
+            service_id: connection.service_id,
+            qkey,
+            private_data: *private_data,
+        };
+        let mad = Message::SidrRep(Box::new(rep)).to_mad(connection.tid);
+        connection.answer = Some(mad);
+        self.send(comm, mad);
+        self.wait_until(comm, now + SIDR_MEMORY);
+        Ok(())
+    }
+
+    /// Ends the connection, or agrees to its end.
+    pub fn disconnect(&mut self, now: Instant, comm: CommId) -> Result<(), CallError> {
+        if self.connections.get(&comm).is_some_and(|connection| connection.state == State::DreqRcvd) {
+            self.send_drep(comm);
+            self.enter_timewait(now, comm);
+            return Ok(());
+        }
+        let connection = self.connection(comm, &[State::Established])?;
+        connection.state = State::DreqSent;
+        let dreq =
+            Dreq { local_comm_id: comm.0, remote_comm_id: connection.remote_id, remote_qpn: connection.remote.qpn };
+        connection.tid = connection.tid.wrapping_add(1 << 32);
+        let mad = Message::Dreq(dreq).to_mad(connection.tid);
+        self.send_until_answered(now, comm, mad);
+        Ok(())
+    }
+
+    /// Nobody wants to hear of it any more. The peer is told what it must know, and the rest is done alone.
+    pub fn release(&mut self, now: Instant, comm: CommId) {
+        use State::*;
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        connection.owned = false;
+        match connection.state {
+            ReqSent | MraReqRcvd => self.refuse(now, comm, reason::TIMEOUT),
+            ReqRcvd | MraReqSent | RepRcvd | MraRepSent | RepSent | MraRepRcvd => {
+                self.refuse(now, comm, reason::CONSUMER);
+            }
+            Established | DreqRcvd => {
+                // Of these states it cannot fail.
+                let _ = self.disconnect(now, comm);
+            }
+            SidrReqRcvd => {
+                let _ = self.answer(now, comm, sidr_status::REJECTED, 0, 0, &[0; private_len::SIDR_REP]);
+            }
+            DreqSent | TimeWait | SidrDone => {}
+            Idle | SidrReqSent => self.reset(comm),
+        }
+    }
+
+    fn refuse(&mut self, now: Instant, comm: CommId, reason: u16) {
+        // Called in the states in which it cannot fail.
+        let _ = self.reject(now, comm, reason, &[0; private_len::REJ]);
+    }
+
+    /// Forgets a question that came, without a word: whoever asks may ask again.
+    pub fn forget(&mut self, comm: CommId) {
+        if let Some(connection) = self.connections.remove(&comm) {
+            self.by_remote.remove(&(connection.path.remote_gid, connection.remote_id));
+        }
+    }
+
+    // ---- what the owner may ask ----------------------------------------------------------------
+
+    /// The state of a connection.
+    pub fn state(&self, comm: CommId) -> State {
+        self.connections.get(&comm).map_or(State::Idle, |connection| connection.state)
+    }
+
+    /// What a QP needs for its next state: for INIT as soon as there is a connection, for RTR and RTS once the peer has
+    /// told of its own QP.
+    pub fn attributes(&self, comm: CommId, of_peer: bool) -> Result<Attributes, CallError> {
+        use State::*;
+        let connection = self.connections.get(&comm).ok_or(CallError::State)?;
+        match connection.state {
+            ReqSent | MraReqRcvd if of_peer => return Err(CallError::State),
+            ReqSent | MraReqRcvd | ReqRcvd | MraReqSent | RepRcvd | MraRepSent | RepSent | MraRepRcvd | Established => {
+            }
+            _ => return Err(CallError::State),
+        }
+        Ok(Attributes {
+            path: connection.path,
+            dest_qp_num: connection.remote.qpn,
+            rq_psn: connection.remote.psn,
+            sq_psn: connection.local.psn,
+            responder_resources: connection.responder_resources,
+            initiator_depth: connection.initiator_depth,
+            retry_count: connection.remote.retry_count,
+            rnr_retry_count: connection.remote.rnr_retry_count,
+        })
+    }
+
+    /// How many connections and questions there are, those included that nobody wants to hear of.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Takes a datagram out.
+    pub fn next_out(&mut self) -> Option<Outgoing> {
+        self.out.pop_front()
+    }
+
+    /// Takes an event out.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    // ---- what comes from outside ---------------------------------------------------------------
+
+    /// When `poll` has something to do.
+    pub fn deadline(&mut self) -> Option<Instant> {
+        // What was answered meanwhile is still in the heap.
+        while let Some(Reverse((at, comm))) = self.timers.peek() {
+            if self.connections.get(comm).is_some_and(|one| one.due == Some(*at)) {
+                return Some(*at);
+            }
+            self.timers.pop();
+        }
+        None
+    }
+
+    /// Does what is due.
+    pub fn poll(&mut self, now: Instant) {
+        while let Some(Reverse((at, comm))) = self.timers.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.timers.pop();
+            let Some(connection) = self.connections.get_mut(&comm).filter(|one| one.due == Some(at)) else { continue };
+            connection.due = None;
+            match &mut connection.resend {
+                Some(resend) if resend.round < MAX_CM_RETRIES => {
+                    resend.round += 1;
+                    let (mad, wait) = (resend.mad, wait_of(resend.round));
+                    self.send(comm, mad);
+                    self.wait_until(comm, now + wait);
+                }
+                Some(_) => self.unanswered(now, comm),
+                None => self.waited(comm),
+            }
+        }
+    }
+
+    /// There is nobody at the address that a question went to: it is answered as a node without any listener does.
+    pub fn nobody(&mut self, now: Instant, comm: CommId) {
+        let Some(connection) = self.connections.get(&comm) else { return };
+        match connection.state {
+            State::ReqSent => {
+                let reason = reason::INVALID_SERVICE_ID;
+                self.rejected(now, comm, reason, Box::new([0; private_len::REJ]));
+            }
+            State::SidrReqSent => {
+                let rep = SidrRep { request_id: comm.0, status: sidr_status::UNSUPPORTED, ..Default::default() };
+                self.reset(comm);
+                self.tell(comm, Event::SidrRepReceived { comm, rep: Box::new(rep) });
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks of every connection whose peer is known whether the process there is gone, and does for it what its kernel
+    /// would have: a process that was killed says no word itself. `gone` gets address and name of the connection at the
+    /// peer, and a place to remember who that was.
+    pub fn watch(&mut self, now: Instant, mut gone: impl FnMut(&Gid, u32, &mut Option<u64>) -> bool) {
+        let watched = |connection: &Connection| {
+            connection.remote_id != 0 && connection.connected() && connection.state != State::TimeWait
+        };
+        let mut lost = Vec::new();
+        for (comm, connection) in self.connections.iter_mut().filter(|(_, connection)| watched(connection)) {
+            if gone(&connection.path.remote_gid, connection.remote_id, &mut connection.peer) {
+                lost.push(*comm);
+            }
+        }
+        for comm in lost {
+            self.peer_gone(now, comm);
+        }
+    }
+
+    /// Whether `watch` has anything to ask.
+    pub fn has_peers(&self) -> bool {
+        self.connections.values().any(|one| one.remote_id != 0 && one.connected() && one.state != State::TimeWait)
+    }
+
+    fn peer_gone(&mut self, now: Instant, comm: CommId) {
+        use State::*;
+        match self.state(comm) {
+            DreqSent => {
+                self.enter_timewait(now, comm);
+                self.tell(comm, Event::DrepReceived { comm });
+            }
+            Established | DreqRcvd => {
+                self.enter_timewait(now, comm);
+                self.tell(comm, Event::DreqReceived { comm });
+            }
+            Idle | TimeWait => {}
+            _ => self.rejected(now, comm, reason::CONSUMER, Box::new([0; private_len::REJ])),
+        }
+    }
+
+    /// A datagram that came from the management QP of `from` to the one of `at`.
+    pub fn receive(&mut self, now: Instant, from: Gid, at: Gid, bytes: &[u8], services: &mut dyn Services) {
+        let Some(message) = Message::parse(bytes) else { return };
+        let tid = tid_of(bytes);
+        match message {
+            Message::Req(req) => self.on_req(now, from, at, tid, req, services),
+            Message::Mra(mra) => self.on_mra(now, from, &mra),
+            Message::Rej(rej) => self.on_rej(now, from, &rej),
+            Message::Rep(rep) => self.on_rep(from, rep),
+            Message::Rtu(rtu) => self.on_rtu(from, &rtu),
+            Message::Dreq(dreq) => self.on_dreq(now, from, at, tid, &dreq),
+            Message::Drep(drep) => self.on_drep(now, from, &drep),
+            Message::SidrReq(req) => self.on_sidr_req(from, at, tid, req, services),
+            Message::SidrRep(rep) => self.on_sidr_rep(from, rep),
+        }
+    }
+
+    fn on_req(&mut self, now: Instant, from: Gid, at: Gid, tid: u64, req: Box<Req>, services: &mut dyn Services) {
+        if let Some(&comm) = self.by_remote.get(&(from, req.local_comm_id)) {
+            return self.on_req_again(from, at, comm, &req);
+        }
+        let refuse = |manager: &mut Manager, reason| {
+            let rej = Rej { remote_comm_id: req.local_comm_id, reason, ..Default::default() };
+            let mad = Message::Rej(Box::new(rej)).to_mad(tid);
+            manager.out.push_back(Outgoing { from: at, to: from, mad, question: None });
+        };
+        if req.transport_service_type != 0 || req.extended_transport_type != 0 {
+            // The device has RC alone.
+            return match services.find(req.service_id, &req.private_data, false) {
+                Verdict::NotNow => {}
+                Verdict::Listener(_) => refuse(self, reason::INVALID_TRANSPORT),
+                Verdict::Nobody => refuse(self, reason::INVALID_SERVICE_ID),
+            };
+        }
+        let listener = match services.find(req.service_id, &req.private_data, false) {
+            Verdict::Listener(listener) => listener,
+            Verdict::Nobody => return refuse(self, reason::INVALID_SERVICE_ID),
+            Verdict::NotNow => return,
+        };
+        // A QP that asks for a connection has no other: what we still have for it ended without a word.
+        let stale = self.connections.iter().find(|(_, one)| {
+            one.state == State::Established && one.path.remote_gid == from && one.remote.qpn == req.local_qpn
+        });
+        if let Some((&comm, _)) = stale {
+            self.peer_gone(now, comm);
+        }
+        let Some(comm) = self.fresh() else { return };
+        let path = Path {
+            local_gid: at,
+            remote_gid: from,
+            mtu: req.path_mtu,
+            rate: req.packet_rate,
+            sl: req.sl,
+            traffic_class: req.traffic_class,
+            flow_label: req.flow_label,
+            hop_limit: req.hop_limit,
+            ack_timeout: req.local_ack_timeout,
+        };
+        let mut connection = Connection::new(State::ReqRcvd, path, tid);
+        connection.remote_id = req.local_comm_id;
+        connection.service_id = req.service_id;
+        connection.remote = Parameters {
+            qpn: req.local_qpn,
+            psn: req.starting_psn,
+            qkey: req.local_qkey,
+            responder_resources: req.responder_resources,
+            initiator_depth: req.initiator_depth,
+            flow_control: req.flow_control,
+            retry_count: req.retry_count,
+            rnr_retry_count: req.rnr_retry_count,
+            srq: req.srq,
+        };
+        // A program moves its QP to RTS before it accepts, so what the QP begins with is settled here: Linux has both
+        // ends begin with the same number.
+        connection.local.psn = req.starting_psn;
+        connection.responder_resources = req.initiator_depth;
+        connection.initiator_depth = req.responder_resources;
+        self.connections.insert(comm, connection);
+        self.by_remote.insert((from, req.local_comm_id), comm);
+        self.events.push_back(Event::ReqReceived { listener, comm, req });
+    }
+
+    fn on_req_again(&mut self, from: Gid, at: Gid, comm: CommId, req: &Req) {
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        match connection.state {
+            State::ReqRcvd | State::MraReqSent => {
+                connection.state = State::MraReqSent;
+                let mra = Mra {
+                    local_comm_id: comm.0,
+                    remote_comm_id: connection.remote_id,
+                    message_mraed: 0,
+                    service_timeout: SERVICE_TIMEOUT,
+                };
+                let mad = Message::Mra(mra).to_mad(connection.tid);
+                self.send(comm, mad);
+            }
+            State::TimeWait => {
+                let rej = Rej {
+                    local_comm_id: 0,
+                    remote_comm_id: req.local_comm_id,
+                    reason: reason::STALE_CONNECTION,
+                    ..Default::default()
+                };
+                let mad = Message::Rej(Box::new(rej)).to_mad(connection.tid);
+                self.out.push_back(Outgoing { from: at, to: from, mad, question: None });
+            }
+            // The answer is on its way, and comes again by itself.
+            _ => {}
+        }
+    }
+
+    fn on_mra(&mut self, now: Instant, from: Gid, mra: &Mra) {
+        let Some((comm, connection)) = self.named(from, mra.remote_comm_id, mra.local_comm_id) else { return };
+        let wait = code_time(mra.service_timeout) + LONGEST_WAIT;
+        match (connection.state, mra.message_mraed) {
+            (State::ReqSent | State::MraReqRcvd, 0) => connection.state = State::MraReqRcvd,
+            (State::RepSent | State::MraRepRcvd, 1) => connection.state = State::MraRepRcvd,
+            _ => return,
+        }
+        if connection.remote_id == 0 {
+            connection.remote_id = mra.local_comm_id;
+            self.by_remote.insert((from, mra.local_comm_id), comm);
+        }
+        self.wait_until(comm, now + wait);
+    }
+
+    fn on_rej(&mut self, now: Instant, from: Gid, rej: &Rej) {
+        // Who refuses a question has no name for it; who asks and goes away names nothing of ours.
+        let comm = match self.named(from, rej.remote_comm_id, rej.local_comm_id) {
+            Some((comm, _)) => comm,
+            None if rej.remote_comm_id == 0 => match self.by_remote.get(&(from, rej.local_comm_id)) {
+                Some(comm) => *comm,
+                None => return,
+            },
+            None => return,
+        };
+        self.rejected(now, comm, rej.reason, Box::new(rej.private_data));
+    }
+
+    fn rejected(&mut self, now: Instant, comm: CommId, reason: u16, private_data: Box<[u8; private_len::REJ]>) {
+        use State::*;
+        match self.state(comm) {
+            ReqSent | MraReqRcvd | RepSent | MraRepRcvd | ReqRcvd | MraReqSent => {
+                if reason == reason::STALE_CONNECTION {
+                    self.enter_timewait(now, comm);
+                } else {
+                    self.reset(comm);
+                }
+            }
+            DreqSent | RepRcvd | MraRepSent | Established => self.enter_timewait(now, comm),
+            _ => return,
+        }
+        self.tell(comm, Event::RejReceived { comm, reason, private_data });
+    }
+
+    fn on_rep(&mut self, from: Gid, rep: Box<Rep>) {
+        let Some((comm, connection)) = self.named(from, rep.remote_comm_id, rep.local_comm_id) else { return };
+        match connection.state {
+            State::ReqSent | State::MraReqRcvd => {}
+            // It has not heard that we are ready.
+            State::Established => {
+                if let Some(mad) = connection.answer {
+                    self.send(comm, mad);
+                }
+                return;
+            }
+            State::RepRcvd | State::MraRepSent => {
+                connection.state = State::MraRepSent;
+                let mra = Mra {
+                    local_comm_id: comm.0,
+                    remote_comm_id: connection.remote_id,
+                    message_mraed: 1,
+                    // Not long: if our RTU is lost, it is this message, sent again, that we hear of it by.
+                    service_timeout: RESPONSE_TIMEOUT,
+                };
+                let mad = Message::Mra(mra).to_mad(connection.tid);
+                return self.send(comm, mad);
+            }
+            _ => return,
+        }
+        connection.state = State::RepRcvd;
+        connection.settle();
+        connection.remote_id = rep.local_comm_id;
+        connection.remote = Parameters {
+            qpn: rep.local_qpn,
+            psn: rep.starting_psn,
+            qkey: rep.local_qkey,
+            responder_resources: rep.responder_resources,
+            initiator_depth: rep.initiator_depth,
+            flow_control: rep.flow_control,
+            retry_count: connection.local.retry_count.min(7),
+            rnr_retry_count: rep.rnr_retry_count,
+            srq: rep.srq,
+        };
+        connection.initiator_depth = rep.responder_resources;
+        connection.responder_resources = rep.initiator_depth;
+        self.by_remote.insert((from, rep.local_comm_id), comm);
+        self.tell(comm, Event::RepReceived { comm, rep });
+    }
+
+    fn on_rtu(&mut self, from: Gid, rtu: &Rtu) {
+        let Some((comm, connection)) = self.named(from, rtu.remote_comm_id, rtu.local_comm_id) else { return };
+        if matches!(connection.state, State::RepSent | State::MraRepRcvd) {
+            connection.state = State::Established;
+            connection.settle();
+            self.tell(comm, Event::RtuReceived { comm });
+        }
+    }
+
+    fn on_dreq(&mut self, now: Instant, from: Gid, at: Gid, tid: u64, dreq: &Dreq) {
+        let found = self.named(from, dreq.remote_comm_id, dreq.local_comm_id);
+        let Some((comm, connection)) = found.filter(|(_, one)| one.local.qpn == dreq.remote_qpn) else {
+            // Ended and forgotten here, perhaps: the other one need not wait. Another manager of this address that
+            // knows it says nothing else. A connection of somebody else's is not ours to end.
+            if self.is_ours(dreq.remote_comm_id) {
+                let drep = Drep { local_comm_id: dreq.remote_comm_id, remote_comm_id: dreq.local_comm_id };
+                let mad = Message::Drep(drep).to_mad(tid);
+                self.out.push_back(Outgoing { from: at, to: from, mad, question: None });
+            }
+            return;
+        };
+        match connection.state {
+            State::RepSent | State::MraRepRcvd | State::DreqSent | State::Established => {
+                connection.state = State::DreqRcvd;
+                connection.settle();
+                connection.tid = tid;
+                if connection.owned {
+                    self.tell(comm, Event::DreqReceived { comm });
+                } else {
+                    // Both ended it at once, and ours has gone: nobody else will agree.
+                    self.send_drep(comm);
+                    self.enter_timewait(now, comm);
+                }
+            }
+            State::TimeWait => {
+                connection.tid = tid;
+                self.send_drep(comm);
+            }
+            // The program has not said yet that it agrees.
+            _ => {}
+        }
+    }
+
+    fn on_drep(&mut self, now: Instant, from: Gid, drep: &Drep) {
+        let Some((comm, connection)) = self.named(from, drep.remote_comm_id, drep.local_comm_id) else { return };
+        if matches!(connection.state, State::DreqSent | State::DreqRcvd) {
+            self.enter_timewait(now, comm);
+            self.tell(comm, Event::DrepReceived { comm });
+        }
+    }
+
+    fn on_sidr_req(&mut self, from: Gid, at: Gid, tid: u64, req: Box<SidrReq>, services: &mut dyn Services) {
+        if let Some(&comm) = self.by_remote.get(&(from, req.request_id)) {
+            if let Some(mad) = self.connections.get(&comm).and_then(|connection| connection.answer) {
+                self.send(comm, mad);
+            }
+            return;
+        }
+        let listener = match services.find(req.service_id, &req.private_data, true) {
+            Verdict::Listener(listener) => listener,
+            Verdict::NotNow => return,
+            Verdict::Nobody => {
+                let status = sidr_status::UNSUPPORTED;
+                let rep =
+                    SidrRep { request_id: req.request_id, status, service_id: req.service_id, ..Default::default() };
+                let mad = Message::SidrRep(Box::new(rep)).to_mad(tid);
+                self.out.push_back(Outgoing { from: at, to: from, mad, question: None });
+                return;
+            }
+        };
+        let Some(comm) = self.fresh() else { return };
+        let path = Path { local_gid: at, remote_gid: from, ..Default::default() };
+        let mut connection = Connection::new(State::SidrReqRcvd, path, tid);
+        connection.remote_id = req.request_id;
+        connection.service_id = req.service_id;
+        self.connections.insert(comm, connection);
+        self.by_remote.insert((from, req.request_id), comm);
+        self.events.push_back(Event::SidrReqReceived { listener, comm, req, from });
+    }
+
+    fn on_sidr_rep(&mut self, from: Gid, rep: Box<SidrRep>) {
+        let comm = CommId(rep.request_id);
+        let asked = |one: &&Connection| one.state == State::SidrReqSent && one.path.remote_gid == from;
+        if self.connections.get(&comm).filter(asked).is_some() {
+            self.reset(comm);
+            self.tell(comm, Event::SidrRepReceived { comm, rep });
+        }
+    }
+
+    // ---- what they are made of -----------------------------------------------------------------
+
+    /// The connection that a message from `from` names: ours by `local`, and by `remote` if the peer's name is known.
+    fn named(&mut self, from: Gid, local: u32, remote: u32) -> Option<(CommId, &mut Connection)> {
+        let comm = CommId(local);
+        let connection = self.connections.get_mut(&comm)?;
+        let known = connection.remote_id == 0 || connection.remote_id == remote || remote == 0;
+        (known && connection.connected() && connection.path.remote_gid == from).then_some((comm, connection))
+    }
+
+    fn is_ours(&self, id: u32) -> bool {
+        id & !(self.ids - 1) == self.base
+    }
+
+    fn connection(&mut self, comm: CommId, states: &[State]) -> Result<&mut Connection, CallError> {
+        self.connections.get_mut(&comm).filter(|one| states.contains(&one.state)).ok_or(CallError::State)
+    }
+
+    fn fresh(&mut self) -> Option<CommId> {
+        for _ in 0..self.ids {
+            let comm = CommId(self.base | self.next);
+            self.next = (self.next + 1) & (self.ids - 1);
+            // 0 is nobody's name.
+            if comm.0 != 0 && !self.connections.contains_key(&comm) {
+                return Some(comm);
+            }
+        }
+        None
+    }
+
+    fn fresh_tid(&mut self) -> u64 {
+        self.tid = self.tid.wrapping_add(1);
+        self.tid
+    }
+
+    fn send(&mut self, comm: CommId, mad: Mad) {
+        let Some(connection) = self.connections.get(&comm) else { return };
+        let question = matches!(connection.state, State::ReqSent | State::SidrReqSent).then_some(comm);
+        let (from, to) = (connection.path.local_gid, connection.path.remote_gid);
+        self.out.push_back(Outgoing { from, to, mad, question });
+    }
+
+    fn send_until_answered(&mut self, now: Instant, comm: CommId, mad: Mad) {
+        if let Some(connection) = self.connections.get_mut(&comm) {
+            connection.resend = Some(Resend { mad, round: 0 });
+        }
+        self.send(comm, mad);
+        self.wait_until(comm, now + wait_of(0));
+    }
+
+    fn send_drep(&mut self, comm: CommId) {
+        let Some(connection) = self.connections.get(&comm) else { return };
+        let drep = Drep { local_comm_id: comm.0, remote_comm_id: connection.remote_id };
+        let mad = Message::Drep(drep).to_mad(connection.tid);
+        self.send(comm, mad);
+    }
+
+    fn wait_until(&mut self, comm: CommId, at: Instant) {
+        if let Some(connection) = self.connections.get_mut(&comm) {
+            connection.due = Some(at);
+            self.timers.push(Reverse((at, comm)));
+        }
+    }
+
+    fn tell(&mut self, comm: CommId, event: Event) {
+        if self.connections.get(&comm).is_some_and(|connection| connection.owned) {
+            self.events.push_back(event);
+        }
+    }
+
+    /// Back to the start: its names mean nothing any more.
+    fn reset(&mut self, comm: CommId) {
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        connection.state = State::Idle;
+        connection.settle();
+        let name = (connection.path.remote_gid, connection.remote_id);
+        let owned = connection.owned;
+        if self.by_remote.get(&name) == Some(&comm) {
+            self.by_remote.remove(&name);
+        }
+        if !owned {
+            self.connections.remove(&comm);
+        }
+    }
+
+    fn enter_timewait(&mut self, now: Instant, comm: CommId) {
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        connection.state = State::TimeWait;
+        connection.settle();
+        let wait = code_time(connection.path.ack_timeout);
+        self.wait_until(comm, now + wait);
+    }
+
+    /// The last sending was not answered in time.
+    fn unanswered(&mut self, now: Instant, comm: CommId) {
+        use State::*;
+        match self.state(comm) {
+            ReqSent | MraReqRcvd => {
+                self.reset(comm);
+                self.tell(comm, Event::ReqError { comm });
+            }
+            RepSent | MraRepRcvd => {
+                self.reset(comm);
+                self.tell(comm, Event::RepError { comm });
+            }
+            DreqSent => {
+                self.enter_timewait(now, comm);
+                self.tell(comm, Event::DreqError { comm });
+            }
+            SidrReqSent => {
+                self.reset(comm);
+                self.tell(comm, Event::SidrReqError { comm });
+            }
+            _ => {}
+        }
+    }
+
+    /// What waited without a message has waited long enough.
+    fn waited(&mut self, comm: CommId) {
+        let state = self.state(comm);
+        if matches!(state, State::TimeWait | State::SidrDone) {
+            self.reset(comm);
+        }
+        if state == State::TimeWait {
+            self.tell(comm, Event::TimewaitExit { comm });
+        }
+    }
+}
+
+impl Connection {
+    fn new(state: State, path: Path, tid: u64) -> Connection {
+        Connection {
+            state,
+            path,
+            remote_id: 0,
+            tid,
+            local: Parameters::default(),
+            remote: Parameters::default(),
+            responder_resources: 0,
+            initiator_depth: 0,
+            resend: None,
+            due: None,
+            owned: true,
+            answer: None,
+            service_id: 0,
+            peer: None,
+        }
+    }
+
+    /// What was sent is answered; nothing is due.
+    fn settle(&mut self) {
+        self.resend = None;
+        self.due = None;
+    }
+}
