@@ -18,7 +18,7 @@ pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "ucx-utils", "valgrind"];
 
 /// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
-/// libfabric, Open MPI and MPICH are applications.
+/// the programs of librdmacm, libfabric, Open MPI and MPICH are applications.
 pub const TEST: &[&str] = &[
     "binutils",
     "cmake",
@@ -35,6 +35,7 @@ pub const TEST: &[&str] = &[
     "openmpi-bin",
     "perftest",
     "python3-pyverbs",
+    "rdmacm-utils",
     "ucx-utils",
     "valgrind",
 ];

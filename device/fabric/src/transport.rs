@@ -9,7 +9,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::words::{decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
 use pvrdma_device::guest::{Guest, Roce};
-use pvrdma_device::handle::{PdHandle, QpHandle};
+use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
 const HANDLE_BITS: u32 = 15;
+
+/// Number of the management QP, at every address, and its handle (IBA vol. 1, 3.5.3).
+const GSI: u32 = 1;
 
 /// Bits of a sequence number.
 const SEQUENCE_MASK: u64 = (1 << 48) - 1;
@@ -130,6 +133,24 @@ impl HostTransport {
         guest.gids().any(|(_, gid)| gid == dest.gid).then_some(process)
     }
 
+    /// The processes of the guest with this address that have a management QP. Each plays the guest's kernel for its
+    /// own programs, so each gets every management datagram, and knows which are for it.
+    fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {
+        self.segment.used().filter_map(move |index| {
+            let process = self.segment.process(index)?;
+            let guest = Guest::new(self.segment.guest(process)?, Roce::V2)?;
+            guest.gids().find(|(_, own)| own == gid)?;
+            let qp = self.segment.region(index)?.qps.get(GSI as usize)?;
+            let has_one = qp.qpn.load(Ordering::Relaxed) == GSI && self.segment.has_its_pid(process);
+            has_one.then_some(process)
+        })
+    }
+
+    /// Whether anybody takes management datagrams at this address.
+    pub fn has_manager(&self, gid: &Gid) -> bool {
+        self.managers(gid).next().is_some()
+    }
+
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
@@ -216,6 +237,9 @@ impl HostTransport {
         if memory.gather(local, payload).is_err() {
             return Submitted::Answered(Answer::RequesterFault);
         }
+        if request.dest.qpn.0 == GSI {
+            return self.send_to_managers(request, payload);
+        }
         let Some(target) = self.target(&request.dest) else {
             return Submitted::Answered(Answer::Silence);
         };
@@ -230,6 +254,20 @@ impl HostTransport {
             }
             _ => Submitted::Answered(Answer::Ack),
         }
+    }
+
+    /// Sends a management datagram. One that finds no room is lost, as at a switch: its sender repeats what matters.
+    fn send_to_managers(&self, request: &Request, payload: &[u8]) -> Submitted {
+        for target in self.managers(&request.dest.gid) {
+            if target.index == self.segment.index() {
+                if let Some(device) = self.device() {
+                    device.receive(request, &Payload(payload));
+                }
+            } else if self.send(request, target, Body::Bytes(payload)) == Submitted::Busy {
+                self.reclaim_datagrams();
+            }
+        }
+        Submitted::Answered(Answer::Ack)
     }
 
     /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's

@@ -17,6 +17,8 @@
 //! | **`kernel/`** | **the kernel's side** |
 //! | `fd.rs` | which file descriptors are ours |
 //! | `uverbs/` | `ib_uverbs` and `vmw_pvrdma`: commands by write(2) and by ioctl(2), one file per object |
+//! | `ucma/` | `rdma_ucm` and `rdma_cm`: connections by address |
+//! | `gsi.rs` | the management QP that they speak by |
 //! | `events.rs` | completion channels and async event files |
 //! | `uar.rs` | the doorbell page: a store to it becomes a `Doorbell` |
 //! | `trap.rs`, `store.rs` | a store that faults, and its instruction |
@@ -33,7 +35,7 @@
 //! | `memcheck.rs` | a word to valgrind |
 //!
 //! Imports go down this list: `load`, `interpose`, `process`, `kernel`, `support`. One circle is left, and it is the
-//! kernel's own: `fd` names what stands behind a descriptor (`events`, `uverbs`), and these make descriptors.
+//! kernel's own: `fd` names what stands behind a descriptor (`events`, `ucma`, `uverbs`), and these make descriptors.
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
 //! The library exports the names in `exports.txt` and no others.

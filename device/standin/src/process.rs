@@ -4,14 +4,14 @@
 
 use crate::kernel::events::Events;
 use crate::kernel::uverbs::Driver;
-use crate::kernel::{fd, trap, uar};
+use crate::kernel::{fd, trap, uar, ucma};
 use crate::support::fresh::{self, OWN};
 use crate::support::{hooks, raw, thread, trace};
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::guest::Guest;
-use pvrdma_device::handle::CtxHandle;
+use pvrdma_device::handle::{CtxHandle, Gid};
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_fabric::memory::ProcessMemory;
@@ -32,6 +32,8 @@ pub struct Process {
     /// The device of this process's guest, as far as it lives here.
     driver: Driver,
     transport: Arc<HostTransport>,
+    /// The run directory.
+    directory: PathBuf,
     pid: i32,
     /// Has the side thread begun? From then on peers know when this program is no more.
     begun: AtomicBool,
@@ -70,6 +72,12 @@ pub fn driver() -> Result<&'static Driver, i32> {
     uar::serve(doorbell);
     trap::install();
     existing().map(|process| &process.driver).ok_or(libc::ENODEV)
+}
+
+/// The same as the connection manager needs it.
+pub fn machine() -> Result<&'static dyn ucma::Machine, i32> {
+    driver()?;
+    existing().map(|process| process as &dyn ucma::Machine).ok_or(libc::ENODEV)
 }
 
 /// The process if it was made. A child of fork has none until it opens the device itself.
@@ -153,7 +161,7 @@ impl Process {
         leave_at_exit();
         let driver = Driver { device, events, guest };
         let (begun, placed) = (AtomicBool::new(false), AtomicU32::new(0));
-        Ok(Process { pid: raw::getpid(), driver, transport, begun, placed })
+        Ok(Process { pid: raw::getpid(), driver, transport, directory: dir, begun, placed })
     }
 
     /// Indices of the guests that have a process on this host, with repeats.
@@ -200,6 +208,51 @@ impl Process {
                 unsafe { libc::sched_yield() };
             }
         }
+    }
+}
+
+impl ucma::Machine for Process {
+    fn device(&self) -> &Arc<Device> {
+        &self.driver.device
+    }
+
+    fn guest(&self) -> Guest {
+        self.driver.guest
+    }
+
+    fn number(&self) -> u32 {
+        self.transport.segment().index() as u32
+    }
+
+    fn seed(&self) -> u64 {
+        let incarnation = u64::from(self.transport.segment().incarnation());
+        incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(self.pid as u32) << 20
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn has_manager(&self, gid: &Gid) -> bool {
+        self.transport.has_manager(gid)
+    }
+
+    fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
+        let segment = self.transport.segment();
+        let process = segment.process(number as usize)?;
+        let guest = Guest::new(segment.guest(process)?, self.driver.guest.roce())?;
+        let same = guest.gids().any(|(_, own)| own == *gid);
+        same.then_some(u64::from(process.incarnation) << 32 | u64::from(number))
+    }
+
+    fn runs(&self, process: u64) -> bool {
+        let segment = self.transport.segment();
+        let found = segment.process(process as u32 as usize);
+        found.is_some_and(|found| u64::from(found.incarnation) == process >> 32 && segment.alive(found))
+    }
+
+    fn wake(&self) {
+        self.transport.segment().own().bell.wake_side();
     }
 }
 
@@ -265,7 +318,8 @@ extern "C" fn side_thread(_: *mut c_void) -> *mut c_void {
         while process.transport.pump() {
             bell.ring_pollers();
         }
-        let deadline = process.driver.device.poll();
+        let connections = ucma::run();
+        let deadline = [process.driver.device.poll(), connections].into_iter().flatten().min();
         let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if limit != Some(Duration::ZERO) {
             bell.wait_side(ticket, limit);

@@ -15,16 +15,23 @@ fn node_rdev() -> (u32, u32) {
 const NODE_MODE: u32 = libc::S_IFCHR | 0o666;
 const BLOCK: i64 = 4096;
 
-fn as_node(stat: &mut libc::stat) {
+/// The connection manager's: a misc device, whose minor numbers are given out as modules are loaded.
+const CM_RDEV: (u32, u32) = (10, 122);
+
+fn as_node(stat: &mut libc::stat, (major, minor): (u32, u32)) {
     stat.st_mode = NODE_MODE;
-    let (major, minor) = node_rdev();
     stat.st_rdev = libc::makedev(major, minor);
     stat.st_size = 0;
     stat.st_blocks = 0;
 }
 
-fn is_node(descriptor: c_int) -> bool {
-    matches!(fd::get(descriptor), Some(Object::Device(_)))
+/// The number of the node that was opened.
+fn opened_node(descriptor: c_int) -> Option<(u32, u32)> {
+    match fd::get(descriptor) {
+        Some(Object::Device(_)) => Some(node_rdev()),
+        Some(Object::Ucma(_)) => Some(CM_RDEV),
+        _ => None,
+    }
 }
 
 /// # Safety
@@ -37,20 +44,23 @@ unsafe fn stat_at(dir: c_int, path: *const c_char, into: *mut libc::stat, flags:
             let result = unsafe { syscall!(SYS_newfstatat, dir, path, into, flags) as c_int };
             // SAFETY: a terminated string, by the contract.
             let of_descriptor = flags & libc::AT_EMPTY_PATH != 0 && !path.is_null() && unsafe { *path } == 0;
-            if result == 0 && of_descriptor && is_node(dir) {
+            if result == 0
+                && of_descriptor
+                && let Some(rdev) = opened_node(dir)
+            {
                 // SAFETY: written by the successful call.
-                as_node(unsafe { &mut *into });
+                as_node(unsafe { &mut *into }, rdev);
             }
             result
         }
         // SAFETY: a terminated path of ours; `into` by the contract.
         Target::Tree(path) => unsafe { syscall!(SYS_newfstatat, dir, path.as_ptr(), into, flags) as c_int },
-        Target::Node => {
+        node @ (Target::Node | Target::Cm) => {
             // SAFETY: integers, for which zero is a value.
             let mut stat: libc::stat = unsafe { std::mem::zeroed() };
             stat.st_nlink = 1;
             stat.st_blksize = BLOCK;
-            as_node(&mut stat);
+            as_node(&mut stat, if let Target::Cm = node { CM_RDEV } else { node_rdev() });
             // SAFETY: room for one, by the contract.
             unsafe { into.write(stat) };
             0
@@ -63,9 +73,11 @@ unsafe fn stat_at(dir: c_int, path: *const c_char, into: *mut libc::stat, flags:
 unsafe fn stat_of(descriptor: c_int, into: *mut libc::stat) -> c_int {
     // SAFETY: by the contract.
     let result = unsafe { syscall!(SYS_fstat, descriptor, into) as c_int };
-    if result == 0 && is_node(descriptor) {
+    if result == 0
+        && let Some(rdev) = opened_node(descriptor)
+    {
         // SAFETY: written by the successful call.
-        as_node(unsafe { &mut *into });
+        as_node(unsafe { &mut *into }, rdev);
     }
     result
 }
@@ -177,25 +189,28 @@ interpose! {
             unsafe { syscall!(SYS_statx, dir, path, flags, mask, into) as c_int }
         };
         // SAFETY: by the contract.
-        let result = match unsafe { target(path) } {
+        let target = unsafe { target(path) };
+        let rdev = match &target {
             Target::Theirs => {
-                let result = statx(dir, path, flags);
                 // SAFETY: a terminated string, by the contract.
                 let empty = path.is_null() || unsafe { *path } == 0;
-                if result != 0 || !empty || flags & libc::AT_EMPTY_PATH == 0 || !is_node(dir) {
-                    return result;
-                }
-                result
+                opened_node(dir).filter(|_| empty && flags & libc::AT_EMPTY_PATH != 0)
             }
             Target::Tree(path) => return statx(dir, path.as_ptr(), flags),
-            // Any file that exists: what matters is overwritten below.
-            Target::Node => statx(libc::AT_FDCWD, c"/dev/null".as_ptr(), 0),
+            Target::Node => Some(node_rdev()),
+            Target::Cm => Some(CM_RDEV),
         };
+        let result = match target {
+            Target::Theirs => statx(dir, path, flags),
+            // Any file that exists: what matters is overwritten below.
+            _ => statx(libc::AT_FDCWD, c"/dev/null".as_ptr(), 0),
+        };
+        let Some(rdev) = rdev else { return result };
         if result == 0 {
             // SAFETY: written by the successful call.
             let stat = unsafe { &mut *into };
             stat.stx_mode = NODE_MODE as u16;
-            (stat.stx_rdev_major, stat.stx_rdev_minor) = node_rdev();
+            (stat.stx_rdev_major, stat.stx_rdev_minor) = rdev;
             (stat.stx_size, stat.stx_blocks) = (0, 0);
         }
         result
@@ -256,7 +271,7 @@ interpose! {
                 unsafe { syscall!(SYS_readlinkat, dir, path.as_ptr(), into, len) as isize }
             }
             // A device node is no link.
-            Target::Node => fail(libc::EINVAL) as isize,
+            Target::Node | Target::Cm => fail(libc::EINVAL) as isize,
         }
     }
 }
@@ -276,7 +291,7 @@ unsafe fn access_at(dir: c_int, path: *const c_char, mode: c_int, flags: c_int) 
     match unsafe { target(path) } {
         Target::Theirs => access(path),
         Target::Tree(path) => access(path.as_ptr()),
-        Target::Node if mode & libc::X_OK != 0 => fail(libc::EACCES),
-        Target::Node => 0,
+        Target::Node | Target::Cm if mode & libc::X_OK != 0 => fail(libc::EACCES),
+        Target::Node | Target::Cm => 0,
     }
 }

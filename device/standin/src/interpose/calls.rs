@@ -7,6 +7,7 @@
 use crate::interpose::paths::{Target, target};
 use crate::kernel::fd::{self, Object};
 use crate::kernel::uar;
+use crate::kernel::ucma;
 use crate::kernel::uverbs::{Errno, File};
 use crate::process;
 use crate::support::raw::{self, fail, syscall};
@@ -31,6 +32,7 @@ pub unsafe fn open_at(dir: c_int, path: *const c_char, flags: c_int, mode: c_uin
         // SAFETY: a terminated path of ours.
         Target::Tree(path) => unsafe { syscall!(SYS_openat, dir, path.as_ptr(), flags, mode) as c_int },
         Target::Node => open_node(flags),
+        Target::Cm => ucma::open(process::machine, flags),
     }
 }
 
@@ -142,7 +144,7 @@ pub fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
 #[inline(always)]
 pub fn copied(original: c_int, copy: c_int) -> c_int {
     if copy >= 0
-        && let Some(object @ (Object::Device(_) | Object::Events(..))) = fd::get(original)
+        && let Some(object @ (Object::Device(_) | Object::Events(..) | Object::Ucma(_))) = fd::get(original)
     {
         fd::insert(copy, object);
     }
@@ -179,16 +181,15 @@ fn device(descriptor: c_int) -> Option<Arc<File>> {
 /// See `open_at`.
 #[inline(always)]
 pub unsafe fn write(descriptor: c_int, from: *const c_void, len: usize) -> isize {
-    match device(descriptor) {
-        None => {
+    let written = match fd::get(descriptor) {
+        Some(Object::Device(file)) => file.write(from, len).map_err(|Errno(errno)| errno),
+        Some(Object::Ucma(file)) => file.write(descriptor, from, len),
+        _ => {
             // SAFETY: by the contract.
-            unsafe { syscall!(SYS_write, descriptor, from, len) as isize }
+            return unsafe { syscall!(SYS_write, descriptor, from, len) as isize };
         }
-        Some(file) => match file.write(from, len) {
-            Ok(written) => written as isize,
-            Err(Errno(errno)) => fail(errno) as isize,
-        },
-    }
+    };
+    written.map_or_else(|errno| fail(errno) as isize, |written| written as isize)
 }
 
 /// ioctl(2).

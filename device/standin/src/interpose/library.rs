@@ -19,7 +19,7 @@ unsafe fn moved(path: *const c_char, room: &mut Option<TreePath>) -> *const c_ch
     // SAFETY: by the contract.
     match unsafe { target(path) } {
         Target::Tree(moved) => room.insert(moved).as_ptr(),
-        Target::Theirs | Target::Node => path,
+        Target::Theirs | Target::Node | Target::Cm => path,
     }
 }
 
@@ -31,7 +31,7 @@ unsafe fn moved_or_node(path: *const c_char, room: &mut Option<TreePath>) -> *co
     // SAFETY: by the contract.
     match unsafe { target(path) } {
         Target::Tree(moved) => room.insert(moved).as_ptr(),
-        Target::Node => c"/dev/null".as_ptr(),
+        Target::Node | Target::Cm => c"/dev/null".as_ptr(),
         Target::Theirs => path,
     }
 }

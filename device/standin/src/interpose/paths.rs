@@ -14,6 +14,8 @@ pub enum Target {
     Theirs,
     /// The device node.
     Node,
+    /// The node of the connection manager.
+    Cm,
     /// A path in the guest's sysfs tree, complete.
     Tree(TreePath),
 }
@@ -39,6 +41,9 @@ pub unsafe fn target(path: *const c_char) -> Target {
     if path.to_bytes() == config.node.as_bytes() {
         return Target::Node;
     }
+    if path.to_bytes() == CM_NODE {
+        return Target::Cm;
+    }
     in_tree(path.to_bytes(), config.sysfs.as_bytes()).map_or(Target::Theirs, Target::Tree)
 }
 
@@ -49,6 +54,9 @@ fn is_mapped(path: *const c_char) -> bool {
     // SAFETY: the kernel judges the address, and writes one byte to `resident`.
     page != 0 && unsafe { syscall!(SYS_mincore, page, 1, &raw mut resident) } == 0
 }
+
+/// The connection manager's: a guest has one of its own, whatever the machine has.
+const CM_NODE: &[u8] = b"/dev/infiniband/rdma_cm";
 
 /// What tells machines apart, to UCX and NCCL: whether a peer can be reached by shared memory. A guest is a machine.
 const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";

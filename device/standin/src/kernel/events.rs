@@ -313,9 +313,13 @@ impl Interrupts for Events {
         if trace::enabled() {
             trace::fired(cq);
         }
-        if let Some(sink) = self.sinks().cqs.get_mut(&cq)
-            && let Some(channel) = &sink.completions
-        {
+        let mut sinks = self.sinks();
+        let Some(sink) = sinks.cqs.get_mut(&cq) else {
+            // The kernel's own, of the management QP: the side thread takes care of it.
+            drop(sinks);
+            return (self.wake)();
+        };
+        if let Some(channel) = &sink.completions {
             sink.completions_sent += u32::from(channel.send(Record::Completion { user_handle: sink.user_handle }));
         }
     }

@@ -12,7 +12,7 @@
 //! for.
 
 use crate::kernel::events::Channel;
-use crate::kernel::uverbs::File;
+use crate::kernel::{ucma, uverbs};
 use crate::support::config::{self, Hold};
 use crate::support::fresh::{self, OWN};
 use crate::support::raw::{self, file_of};
@@ -26,9 +26,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone)]
 pub enum Object {
     /// The opened device node.
-    Device(Arc<File>),
+    Device(Arc<uverbs::File>),
     /// A completion channel or async event file, and the opened device that it belongs to.
     Events(Arc<Channel>, u64),
+    /// The opened device of the connection manager.
+    Ucma(Arc<ucma::File>),
     /// Used by this library alone: the program cannot close it.
     Hidden,
 }

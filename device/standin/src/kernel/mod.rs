@@ -2,10 +2,12 @@
 
 pub mod events;
 pub mod fd;
+mod gsi;
 pub mod segv;
 pub mod site;
 mod stack;
 mod store;
 pub mod trap;
 pub mod uar;
+pub mod ucma;
 pub mod uverbs;

@@ -35,6 +35,8 @@ pub struct Own {
     pub stacks: Stacks,
     /// Held while declared sites are taken.
     pub taking: Gate,
+    /// The connection manager, once the program has used it: a `ucma::Ucma`.
+    pub ucma: AtomicPtr<c_void>,
     /// Doorbell pages.
     pub uars: [Page; MAX_PAGES],
 }
@@ -54,6 +56,7 @@ pub static OWN: Own = Own {
     },
     stacks: Stacks([const { AtomicUsize::new(0) }; 32]),
     taking: Gate::new(),
+    ucma: AtomicPtr::new(null_mut()),
     uars: [const { Page { at: AtomicUsize::new(0), ctx: AtomicU32::new(0) } }; MAX_PAGES],
 };
 

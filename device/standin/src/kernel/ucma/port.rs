@@ -1,0 +1,259 @@
+//! Ports of a guest: who has which, among all its processes.
+//!
+//! A port is a few bytes of a file that the guest's processes share, and who has it has a lock on them (fcntl(2)): one
+//! byte for each kind of local address, all of them for an address of nobody in particular. The kernel takes the locks
+//! of a process away when it ends, however it ends. A lock that others may share is that of an address to be reused.
+//!
+//! Such locks belong to a process, not to a descriptor, so this process's own ports stand in a table beside it.
+
+use crate::kernel::fd;
+use crate::kernel::ucma::address::{Address, Place};
+use crate::support::raw::{self, syscall};
+use pvrdma_ffi::uapi::rdma_user_cm::{RDMA_PS_IB, RDMA_PS_IPOIB, RDMA_PS_UDP};
+use std::ffi::{CString, c_int};
+use std::ops::Range;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+/// Bytes of a port.
+const KINDS: u64 = 4;
+/// Ports that are given to who asks for any.
+const EPHEMERAL: Range<u16> = 32768..61000;
+
+struct Taken {
+    owner: u32,
+    bytes: Range<u64>,
+    exclusive: bool,
+}
+
+/// See the module text.
+pub struct Ports {
+    file: c_int,
+    taken: Vec<Taken>,
+    next: u16,
+}
+
+/// The bytes that an address covers. `v6_only`: nobody in particular of IPv6 does not mean IPv4 too.
+fn bytes_of(ps: u16, address: &Address, v6_only: bool) -> Range<u64> {
+    let space = match ps {
+        RDMA_PS_UDP => 1,
+        RDMA_PS_IB => 2,
+        RDMA_PS_IPOIB => 3,
+        _ => 0,
+    };
+    let port = (space * 65536 + u64::from(address.port())) * KINDS;
+    let kinds = match (address.is_v4(), address.place()) {
+        (true, Place::Any) => 0..2,
+        (true, Place::Guest(_)) => 0..1,
+        (true, _) => 1..2,
+        (false, Place::Any) if v6_only => 2..4,
+        (false, Place::Any) => 0..4,
+        (false, Place::Guest(_)) => 2..3,
+        (false, _) => 3..4,
+    };
+    port + kinds.start..port + kinds.end
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Opens the file of the guest whose directory this is; made if `make`.
+fn open(directory: &Path, make: bool) -> Result<c_int, i32> {
+    let path = directory.join("ports").into_os_string().into_vec();
+    let path = CString::new(path).map_err(|_| libc::EINVAL)?;
+    let flags = if make { libc::O_RDWR | libc::O_CREAT } else { libc::O_RDONLY } | libc::O_CLOEXEC;
+    // SAFETY: a terminated string.
+    let file = unsafe { syscall!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o600) } as c_int;
+    if file < 0 { Err(raw::errno()) } else { Ok(file) }
+}
+
+/// fcntl(2) about a lock on `bytes`; returns what the kernel made of the request.
+fn lock(file: c_int, command: c_int, kind: c_int, bytes: &Range<u64>) -> Result<c_int, i32> {
+    // SAFETY: integers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_whence = libc::SEEK_SET as i16;
+    lock.l_start = bytes.start as i64;
+    lock.l_len = (bytes.end - bytes.start) as i64;
+    // SAFETY: a struct of the kernel's layout, which on x86-64 is the C library's.
+    let done = unsafe { syscall!(SYS_fcntl, file, command, &raw mut lock) };
+    if done < 0 { Err(raw::errno()) } else { Ok(c_int::from(lock.l_type)) }
+}
+
+/// Whether a process other than this one has those bytes for itself.
+fn is_held(file: c_int, bytes: &Range<u64>) -> bool {
+    // Shared ones are in nobody's way who would only share.
+    lock(file, libc::F_GETLK, libc::F_RDLCK, bytes).is_ok_and(|kind| kind != libc::F_UNLCK)
+}
+
+/// Whether a process of another guest, whose directory this is, has the port for itself.
+pub fn is_held_in(directory: &Path, ps: u16, address: &Address) -> bool {
+    let Ok(file) = open(directory, false) else { return false };
+    let held = is_held(file, &bytes_of(ps, address, false));
+    raw::close(file);
+    held
+}
+
+impl Ports {
+    /// The ports of the guest whose directory this is. `seed`: where to begin with ports for who asks for any.
+    pub fn open(directory: &Path, seed: u64) -> Result<Ports, i32> {
+        let file = fd::hide(open(directory, true)?);
+        let count = u64::from(EPHEMERAL.end - EPHEMERAL.start);
+        Ok(Ports { file, taken: Vec::new(), next: EPHEMERAL.start + (seed % count) as u16 })
+    }
+
+    /// Takes the port of `address`, or any free one if that is 0, for `owner`.
+    pub fn take(&mut self, owner: u32, ps: u16, address: Address, v6_only: bool, reuse: bool) -> Result<Address, i32> {
+        if address.port() != 0 {
+            self.take_bytes(owner, bytes_of(ps, &address, v6_only), !reuse)?;
+            return Ok(address);
+        }
+        for _ in EPHEMERAL {
+            let port = self.next;
+            self.next = if port + 1 < EPHEMERAL.end { port + 1 } else { EPHEMERAL.start };
+            let address = address.with_port(port);
+            match self.take_bytes(owner, bytes_of(ps, &address, v6_only), true) {
+                Ok(()) => return Ok(address),
+                Err(libc::EADDRINUSE) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(libc::EADDRNOTAVAIL)
+    }
+
+    fn take_bytes(&mut self, owner: u32, bytes: Range<u64>, exclusive: bool) -> Result<(), i32> {
+        let conflicts =
+            |taken: &Taken| taken.owner != owner && overlap(&taken.bytes, &bytes) && (taken.exclusive || exclusive);
+        if self.taken.iter().any(conflicts) {
+            return Err(libc::EADDRINUSE);
+        }
+        let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+        match lock(self.file, libc::F_SETLK, kind, &bytes) {
+            Ok(_) => {}
+            Err(libc::EACCES | libc::EAGAIN) => return Err(libc::EADDRINUSE),
+            Err(errno) => return Err(errno),
+        }
+        self.taken.retain(|taken| taken.owner != owner);
+        self.taken.push(Taken { owner, bytes, exclusive });
+        Ok(())
+    }
+
+    /// Takes what `owner` has for itself alone: it listens.
+    pub fn take_alone(&mut self, owner: u32) -> Result<(), i32> {
+        let Some(taken) = self.taken.iter().find(|taken| taken.owner == owner) else { return Ok(()) };
+        if taken.exclusive {
+            return Ok(());
+        }
+        let bytes = taken.bytes.clone();
+        self.take_bytes(owner, bytes, true)
+    }
+
+    /// Gives back what `owner` has.
+    pub fn release(&mut self, owner: u32) {
+        let Some(at) = self.taken.iter().position(|taken| taken.owner == owner) else { return };
+        let gone = self.taken.swap_remove(at);
+        for byte in gone.bytes {
+            let byte = byte..byte + 1;
+            if !self.taken.iter().any(|taken| overlap(&taken.bytes, &byte)) {
+                let _ = lock(self.file, libc::F_SETLK, libc::F_UNLCK, &byte);
+            }
+        }
+    }
+
+    /// Whether another process of this guest has the port for itself.
+    pub fn is_held_elsewhere(&self, ps: u16, address: &Address) -> bool {
+        is_held(self.file, &bytes_of(ps, address, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvrdma_ffi::uapi::rdma_user_cm::RDMA_PS_TCP;
+
+    fn v4(addr: [u8; 4], port: u16) -> Address {
+        Address::V4 { addr, port }
+    }
+
+    const ANY: [u8; 4] = [0; 4];
+    const OWN: [u8; 4] = [127, 0, 82, 1];
+    const MACHINE: [u8; 4] = [127, 0, 0, 1];
+
+    /// A folder that is removed at the end.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("pvrdma-ports-{}-{name}", raw::getpid()));
+            std::fs::create_dir_all(&folder).unwrap();
+            Folder(folder)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// What another process says: the number of the case that holds there.
+    fn other_process(folder: &Path, ask: impl FnOnce(&mut Ports) -> bool) -> bool {
+        // SAFETY: the child opens a file, asks about locks and exits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let yes = Ports::open(folder, 0).is_ok_and(|mut ports| ask(&mut ports));
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(yes)) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` has room.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        libc::WEXITSTATUS(status) == 1
+    }
+
+    #[test]
+    fn a_port_is_taken_once_for_each_address() {
+        let folder = Folder::new("once");
+        let mut ports = Ports::open(&folder.0, 3).unwrap();
+        let mut take = |owner, addr| ports.take(owner, RDMA_PS_TCP, v4(addr, 7), false, false).map(drop);
+        assert_eq!(take(1, OWN), Ok(()));
+        assert_eq!(take(2, OWN), Err(libc::EADDRINUSE));
+        assert_eq!(take(2, MACHINE), Ok(()));
+        assert_eq!(take(3, ANY), Err(libc::EADDRINUSE));
+        ports.release(1);
+        ports.release(2);
+        assert!(ports.take(3, RDMA_PS_TCP, v4(ANY, 7), false, false).is_ok());
+        assert!(ports.take(4, RDMA_PS_UDP, v4(ANY, 7), false, false).is_ok(), "another port space");
+        let first = ports.take(5, RDMA_PS_TCP, v4(OWN, 0), false, false).unwrap();
+        let second = ports.take(6, RDMA_PS_TCP, v4(OWN, 0), false, false).unwrap();
+        assert!(first.port() != second.port() && EPHEMERAL.contains(&first.port()));
+    }
+
+    #[test]
+    fn other_processes_are_turned_away_until_it_is_given_back() {
+        let folder = Folder::new("others");
+        let mut ports = Ports::open(&folder.0, 3).unwrap();
+        ports.take(1, RDMA_PS_TCP, v4(ANY, 9), false, false).unwrap();
+        let taken = |ports: &mut Ports| ports.take(1, RDMA_PS_TCP, v4(OWN, 9), false, false) == Err(libc::EADDRINUSE);
+        let held = |ports: &mut Ports| ports.is_held_elsewhere(RDMA_PS_TCP, &v4(MACHINE, 9));
+        assert!(other_process(&folder.0, taken) && other_process(&folder.0, held));
+        assert!(!ports.is_held_elsewhere(RDMA_PS_TCP, &v4(MACHINE, 9)), "one's own is nobody else's");
+        ports.release(1);
+        assert!(!other_process(&folder.0, taken) && !other_process(&folder.0, held));
+    }
+
+    #[test]
+    fn an_address_to_be_reused_is_shared_until_somebody_listens() {
+        let folder = Folder::new("reuse");
+        let mut ports = Ports::open(&folder.0, 3).unwrap();
+        ports.take(1, RDMA_PS_TCP, v4(OWN, 11), false, true).unwrap();
+        let shares = |ports: &mut Ports| ports.take(1, RDMA_PS_TCP, v4(OWN, 11), false, true).is_ok();
+        assert!(other_process(&folder.0, shares));
+        ports.take(2, RDMA_PS_TCP, v4(OWN, 11), false, true).unwrap();
+        assert_eq!(ports.take_alone(1), Err(libc::EADDRINUSE));
+        ports.release(2);
+        assert_eq!(ports.take_alone(1), Ok(()));
+        assert!(!other_process(&folder.0, shares));
+    }
+}

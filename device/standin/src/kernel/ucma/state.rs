@@ -1,0 +1,707 @@
+//! All ids of this process, their events, and what becomes of them when messages come and time passes.
+
+use super::address::{Address, Place};
+use super::id::{Id, Phase, QPT_UD, address_handle};
+use super::port::{self, Ports};
+use super::{Machine, Queue, Queued, Result};
+use crate::kernel::gsi::Gsi;
+use crate::support::trace;
+use pvrdma_cm::manager::{CommId, Event, Manager, Outgoing, Parameters, Path, Services, Verdict};
+use pvrdma_cm::message::{Message, Rep, Req, SidrRep, SidrReq, private_len, sidr_status};
+use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::handle::Gid;
+use pvrdma_ffi::uapi::rdma_user_cm::*;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// rdma_cm.h: `rdma_cm_event_type`.
+pub mod event {
+    pub const ADDR_RESOLVED: u32 = 0;
+    pub const ADDR_ERROR: u32 = 1;
+    pub const ROUTE_RESOLVED: u32 = 2;
+    pub const CONNECT_REQUEST: u32 = 4;
+    pub const CONNECT_RESPONSE: u32 = 5;
+    pub const UNREACHABLE: u32 = 7;
+    pub const REJECTED: u32 = 8;
+    pub const ESTABLISHED: u32 = 9;
+    pub const DISCONNECTED: u32 = 10;
+    pub const TIMEWAIT_EXIT: u32 = 15;
+}
+
+/// How often it is asked whether the processes at the other ends still run, and whether a guest is there by now.
+const TICK: Duration = Duration::from_millis(100);
+/// How long a request to a listener that has just gone is ignored and not refused, so that it comes again. perftest
+/// ends its listener after the first of two connections and makes a new one, and its client does not wait; with Linux
+/// the client's address resolution takes longer than that.
+const RENEWAL: Duration = Duration::from_millis(400);
+/// Datagrams that are taken in before others have their turn.
+const BURST: u32 = 64;
+/// Bits of a communication id below the process's number.
+const ID_BITS: u32 = 23;
+
+/// What RoCE paths are like here: MTU 4096, 100 Gb/s, ACKs within 4.096 us * 2^17.
+const PATH_MTU: u8 = 5;
+const PATH_RATE: u8 = 16;
+const HOP_LIMIT: u8 = 64;
+const ACK_TIMEOUT: u8 = 17;
+
+/// Bytes in front of the private data of requests by IP address (IBA vol. 1, annex A11.2: version, IP version, port,
+/// source, destination).
+pub const IP_HEADER: usize = 36;
+
+/// What an event says of its connection.
+pub enum Param {
+    None,
+    Connection(Box<rdma_ucm_conn_param>),
+    Datagram(Box<rdma_ucm_ud_param>),
+}
+
+/// See the module text.
+pub struct State {
+    machine: &'static dyn Machine,
+    pub node_guid: [u8; 8],
+    gsi: Gsi,
+    pub cm: Manager,
+    pub ports: Ports,
+    ids: BTreeMap<u32, Id>,
+    queues: HashMap<u64, Queue>,
+    by_comm: HashMap<CommId, u32>,
+    /// Services that somebody listened on until a moment ago, and when to forget that.
+    left: HashMap<u64, Instant>,
+    next_tick: Option<Instant>,
+    /// When the side thread believes that it is wanted next.
+    told: Option<Instant>,
+    random: u64,
+}
+
+/// The addresses in front of the private data.
+pub fn ip_header(src: &Address, dst: &Address) -> [u8; IP_HEADER] {
+    let mut header = [0; IP_HEADER];
+    header[1] = if src.is_v4() { 4 << 4 } else { 6 << 4 };
+    header[2..4].copy_from_slice(&src.port().to_be_bytes());
+    for (at, address) in [(4, src), (20, dst)] {
+        match *address {
+            Address::V4 { addr, .. } => header[at + 12..at + 16].copy_from_slice(&addr),
+            _ => header[at..at + 16].copy_from_slice(&address.to_gid()),
+        }
+    }
+    header
+}
+
+/// Source, and destination with the port of the service; `None`: there is no such header.
+fn parse_ip_header(bytes: &[u8], service_id: u64) -> Option<(Address, Address)> {
+    let header: &[u8; IP_HEADER] = bytes.first_chunk()?;
+    let sixteen = |at: usize| -> [u8; 16] { std::array::from_fn(|n| header[at + n]) };
+    let four = |at: usize| -> [u8; 4] { std::array::from_fn(|n| header[at + 12 + n]) };
+    let port = u16::from_be_bytes([header[2], header[3]]);
+    let service = service_id as u16;
+    match (header[0], header[1] >> 4) {
+        (0, 4) => Some((Address::V4 { addr: four(4), port }, Address::V4 { addr: four(20), port: service })),
+        (0, 6) => Some((
+            Address::V6 { addr: sixteen(4), port, scope: 0 },
+            Address::V6 { addr: sixteen(20), port: service, scope: 0 },
+        )),
+        _ => None,
+    }
+}
+
+/// The port space of a service id; `None`: of no port.
+fn port_space(service_id: u64) -> Option<u16> {
+    u16::try_from(service_id >> 16)
+        .ok()
+        .filter(|ps| matches!(*ps, RDMA_PS_IPOIB | RDMA_PS_IB | RDMA_PS_TCP | RDMA_PS_UDP))
+}
+
+/// Finds who listens.
+struct Lookup<'a> {
+    ids: &'a BTreeMap<u32, Id>,
+    ports: &'a Ports,
+    left: &'a HashMap<u64, Instant>,
+    now: Instant,
+}
+
+impl Services for Lookup<'_> {
+    fn find(&mut self, service_id: u64, private_data: &[u8], datagrams: bool) -> Verdict {
+        let by_ip = parse_ip_header(private_data, service_id);
+        let dst = by_ip.map(|(_, dst)| dst);
+        // The closer an address is met the better: its own, anybody's of its family, anybody's at all.
+        let rank = |id: &Id| {
+            let bound = id.src.filter(|src| id.service(src) == service_id)?;
+            match (bound.place(), dst) {
+                (_, None) if bound.is_ib() => Some(0),
+                (_, None) => None,
+                (_, Some(_)) if bound.is_ib() => Some(3),
+                (Place::Any, Some(dst)) if bound.is_v4() == dst.is_v4() => Some(1),
+                (Place::Any, Some(_)) => (!bound.is_v4() && !id.v6_only).then_some(2),
+                (_, Some(dst)) => (bound.to_gid() == dst.to_gid()).then_some(0),
+            }
+        };
+        let listening = self.ids.iter().filter(|(_, id)| id.phase == Phase::Listen && id.is_datagram() == datagrams);
+        let best = listening.filter_map(|(number, id)| Some((rank(id)?, number, id))).min_by_key(|(rank, ..)| *rank);
+        if let Some((_, number, id)) = best {
+            return if id.backlog == 0 { Verdict::NotNow } else { Verdict::Listener(u64::from(*number)) };
+        }
+        if self.left.get(&service_id).is_some_and(|until| self.now < *until) {
+            return Verdict::NotNow;
+        }
+        let elsewhere = match (port_space(service_id), dst) {
+            (Some(ps), Some(dst)) => self.ports.is_held_elsewhere(ps, &dst),
+            _ => false,
+        };
+        // The process that has the port answers; if nobody has, everybody may.
+        if elsewhere { Verdict::NotNow } else { Verdict::Nobody }
+    }
+}
+
+impl State {
+    /// Nothing yet.
+    pub fn new(machine: &'static dyn Machine) -> Result<State> {
+        let guest = machine.guest();
+        let seed = machine.seed();
+        let directory = machine.directory().join(format!("guests/{}", guest.index()));
+        let base = (machine.number() + 1) << ID_BITS;
+        Ok(State {
+            machine,
+            node_guid: guest.node_guid(),
+            gsi: Gsi::new(machine.device())?,
+            cm: Manager::new(u64::from_be_bytes(guest.node_guid()), base, ID_BITS, seed),
+            ports: Ports::open(&directory, seed)?,
+            ids: BTreeMap::new(),
+            queues: HashMap::new(),
+            by_comm: HashMap::new(),
+            left: HashMap::new(),
+            next_tick: None,
+            told: None,
+            random: seed,
+        })
+    }
+
+    /// A random number (splitmix64).
+    pub fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let bits = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ bits >> 31
+    }
+
+    // ---- opened devices and ids ----------------------------------------------------------------
+
+    pub fn add_file(&mut self, file: u64, pipe: c_int) {
+        self.queues.entry(file).or_insert_with(|| Queue { pipe, events: VecDeque::new() });
+    }
+
+    pub fn close_file(&mut self, file: u64) {
+        let of_file = |ids: &BTreeMap<u32, Id>| ids.iter().find(|(_, id)| id.file == file).map(|(number, _)| *number);
+        while let Some(number) = of_file(&self.ids) {
+            self.destroy(number);
+        }
+        self.queues.remove(&file);
+    }
+
+    /// A new id under the lowest free number: librdmacm keeps them in a table.
+    pub fn create(&mut self, file: u64, uid: u64, ps: u16, qp_type: u8) -> u32 {
+        let taken = self.ids.keys().zip(0..).take_while(|(number, expected)| **number == *expected).count();
+        let number = taken as u32;
+        let psn = self.random() as u32;
+        self.ids.insert(number, Id::new(file, uid, ps, qp_type, psn));
+        number
+    }
+
+    /// An id of an opened device.
+    pub fn id(&mut self, file: u64, number: u32) -> Result<&mut Id> {
+        match self.ids.get_mut(&number) {
+            None => Err(libc::ENOENT),
+            Some(id) if id.file != file => Err(libc::EINVAL),
+            Some(id) => Ok(id),
+        }
+    }
+
+    /// Ends an id; returns how many of its events were read.
+    pub fn destroy(&mut self, number: u32) -> u32 {
+        let Some(id) = self.ids.remove(&number) else { return 0 };
+        let now = Instant::now();
+        if let (Phase::Listen, Some(src)) = (id.phase, id.src) {
+            self.left.retain(|_, until| now < *until);
+            self.left.insert(id.service(&src), now + RENEWAL);
+        }
+        if let Some(comm) = id.comm {
+            self.by_comm.remove(&comm);
+            self.cm.release(now, comm);
+        }
+        self.ports.release(number);
+        if let Some(queue) = self.queues.get_mut(&id.file) {
+            let gone = queue.take_of(number);
+            for queued in gone {
+                // A request that nobody has looked at: it comes again, to the next listener or to be refused.
+                if let Some(brings) = queued.brings {
+                    if let Some(comm) = self.ids.get(&brings).and_then(|id| id.comm) {
+                        self.cm.forget(comm);
+                    }
+                    self.destroy(brings);
+                }
+            }
+        }
+        id.events_reported
+    }
+
+    /// Moves an id and what waits for it to another opened device.
+    pub fn migrate(&mut self, number: u32, to: u64) {
+        let Some(id) = self.ids.get_mut(&number) else { return };
+        let from = std::mem::replace(&mut id.file, to);
+        let Some(queue) = self.queues.get_mut(&from) else { return };
+        let mut moved = queue.take_of(number);
+        for brings in moved.iter().filter_map(|queued| queued.brings) {
+            if let Some(id) = self.ids.get_mut(&brings) {
+                id.file = to;
+            }
+        }
+        if let Some(queue) = self.queues.get_mut(&to) {
+            queue.events.append(&mut moved);
+            queue.sync();
+        }
+    }
+
+    /// A connection of an id.
+    pub fn connect(&mut self, number: u32, comm: CommId) {
+        if let Some(id) = self.ids.get_mut(&number) {
+            id.comm = Some(comm);
+            self.by_comm.insert(comm, number);
+        }
+    }
+
+    // ---- events --------------------------------------------------------------------------------
+
+    /// Hands the next event over; it stays if that fails. `None`: there is none.
+    pub fn take_event(
+        &mut self,
+        file: u64,
+        deliver: impl FnOnce(&rdma_ucm_event_resp) -> Result<()>,
+    ) -> Option<Result<rdma_ucm_event_resp>> {
+        let queue = self.queues.get_mut(&file)?;
+        let delivered = queue.events.front().map(|queued| deliver(&queued.event));
+        let taken = match delivered {
+            Some(Ok(())) => queue.events.pop_front().map(Ok),
+            Some(Err(errno)) => Some(Err(errno)),
+            None => None,
+        };
+        queue.sync();
+        Some(taken?.map(|queued| {
+            if let Some(id) = self.ids.get_mut(&queued.counted) {
+                id.events_reported += 1;
+                id.backlog += u32::from(queued.brings.is_some());
+            }
+            *queued.event
+        }))
+    }
+
+    /// Tells the owner of an id something. One that the program has no name for yet is not told: an accept will fail.
+    pub fn tell(&mut self, number: u32, event: u32, status: i32, param: Param) {
+        let Some(id) = self.ids.get(&number).filter(|id| id.uid != 0) else { return };
+        let told = event_of(id.uid, number, event, status, &param);
+        self.queue(id.file, Queued { counted: number, brings: None, event: told });
+    }
+
+    fn queue(&mut self, file: u64, queued: Queued) {
+        if trace::enabled() {
+            let event = &queued.event;
+            trace::line(format_args!("CM EVENT id={} {} status={}", event.id, event.event, event.status as i32));
+        }
+        if let Some(queue) = self.queues.get_mut(&file) {
+            queue.events.push_back(queued);
+            queue.sync();
+        }
+    }
+
+    // ---- addresses -----------------------------------------------------------------------------
+
+    pub fn guest(&self) -> Guest {
+        self.machine.guest()
+    }
+
+    /// Index of one of our own addresses.
+    pub fn gid_index(&self, gid: &Gid) -> u8 {
+        self.guest().gids().find(|(_, own)| own == gid).map_or(0, |(index, _)| index as u8)
+    }
+
+    fn directory_of(&self, guest: u8) -> PathBuf {
+        self.machine.directory().join(format!("guests/{guest}"))
+    }
+
+    /// The path from here to a guest, between addresses like `address`.
+    fn path(&self, guest: u8, address: &Address) -> Option<Path> {
+        let like = |place| !address.is_v4() && matches!(place, Place::Guest(_)) && address.to_gid()[0] == 0xfe;
+        let index = if like(address.place()) { 0 } else { 1 };
+        let remote = Guest::new(guest, Roce::default())?.gid(index)?;
+        Some(Path { remote_gid: remote, ..self.local_path(index)? })
+    }
+
+    fn local_path(&self, index: u32) -> Option<Path> {
+        Some(Path {
+            local_gid: self.guest().gid(index)?,
+            mtu: PATH_MTU,
+            rate: PATH_RATE,
+            hop_limit: HOP_LIMIT,
+            ack_timeout: ACK_TIMEOUT,
+            ..Default::default()
+        })
+    }
+
+    /// What an id that is bound to `address` has of a path: its own end; `Ok(None)` for nobody's in particular.
+    pub fn bound_path(&self, address: &Address) -> Result<Option<Path>> {
+        let own = self.guest().index();
+        match address.place() {
+            Place::Any => Ok(None),
+            Place::Guest(guest) if guest == own => {
+                let index = u32::from(self.gid_index(&address.to_gid()));
+                self.local_path(index).map(Some).ok_or(libc::ENODEV)
+            }
+            Place::Machine => self.local_path(1).map(Some).ok_or(libc::ENODEV),
+            Place::Guest(_) | Place::Elsewhere => Err(libc::EADDRNOTAVAIL),
+        }
+    }
+
+    /// Our own address in the family of `like`.
+    pub fn own_address(&self, like: &Address, port: u16) -> Address {
+        let gid = |index| self.guest().gid(index).unwrap_or_default();
+        match like {
+            Address::V4 { .. } => {
+                let gid = gid(1);
+                Address::V4 { addr: [gid[12], gid[13], gid[14], gid[15]], port }
+            }
+            Address::V6 { scope, .. } => Address::V6 { addr: gid(0), port, scope: *scope },
+            Address::Ib { .. } => Address::Ib { gid: gid(1), sid: 0, mask: 0 }.with_port(port),
+        }
+    }
+
+    /// The guest that an address means to this id. `None`: none, for now or for ever.
+    fn find_guest(&self, id: &Id, dst: &Address) -> Option<u8> {
+        let own = self.guest().index();
+        match dst.place() {
+            Place::Any => Some(own),
+            Place::Guest(guest) => (guest == own || self.directory_of(guest).join("lock").exists()).then_some(guest),
+            // Whoever listens there: this guest before others.
+            Place::Machine => {
+                let service = id.service(dst);
+                let listens =
+                    |one: &Id| one.phase == Phase::Listen && one.src.is_some_and(|src| one.service(&src) == service);
+                if self.ids.values().any(listens) || self.ports.is_held_elsewhere(id.ps, dst) {
+                    return Some(own);
+                }
+                let others = (0..pvrdma_device::guest::MAX_GUESTS).filter(|guest| *guest != own);
+                let found = others.into_iter().find(|guest| port::is_held_in(&self.directory_of(*guest), id.ps, dst));
+                Some(found.unwrap_or(own))
+            }
+            Place::Elsewhere => None,
+        }
+    }
+
+    /// Tries to find out where `number` wants to go, and tells it.
+    pub fn resolve(&mut self, now: Instant, number: u32) {
+        let Some(id) = self.ids.get(&number).filter(|id| id.phase == Phase::AddrQuery) else { return };
+        let Some(dst) = id.dst else { return };
+        let path = self.find_guest(id, &dst).and_then(|guest| self.path(guest, &dst));
+        let late = id.resolving.is_none_or(|until| until <= now);
+        let never = dst.place() == Place::Elsewhere;
+        let own = self.own_address(&dst, id.src.map_or(0, |src| src.port()));
+        let Some(id) = self.ids.get_mut(&number) else { return };
+        match path {
+            Some(path) => {
+                let ack_timeout = id.ack_timeout.unwrap_or(path.ack_timeout);
+                id.path = Some(Path { ack_timeout, traffic_class: id.tos, ..path });
+                if id.src.is_none_or(|src| src.place() == Place::Any) {
+                    id.src = Some(own);
+                }
+                id.phase = Phase::AddrResolved;
+                id.resolving = None;
+                self.tell(number, event::ADDR_RESOLVED, 0, Param::None);
+            }
+            None if late || never => {
+                id.phase = Phase::AddrBound;
+                id.resolving = None;
+                // As where the route leads out by an interface without an RDMA device, or to a silent host.
+                let errno = if never { libc::ENODEV } else { libc::ETIMEDOUT };
+                self.tell(number, event::ADDR_ERROR, -errno, Param::None);
+            }
+            None => {}
+        }
+    }
+
+    // ---- messages and time ---------------------------------------------------------------------
+
+    /// Takes in what came and does what is due; returns when to call again at the latest.
+    pub fn run(&mut self, now: Instant) -> Option<Instant> {
+        let mut left = BURST;
+        while left > 0
+            && let Some(datagram) = self.gsi.receive()
+        {
+            left -= 1;
+            if trace::enabled()
+                && let Some(message) = Message::parse(&datagram.bytes)
+            {
+                trace::line(format_args!("CM {} received", message.name()));
+            }
+            let mut lookup = Lookup { ids: &self.ids, ports: &self.ports, left: &self.left, now };
+            self.cm.receive(now, datagram.from, datagram.to, &datagram.bytes, &mut lookup);
+            self.carry_out(now);
+        }
+        self.cm.poll(now);
+        if self.next_tick.is_some_and(|at| at <= now) {
+            self.next_tick = None;
+            self.tick(now);
+        }
+        self.carry_out(now);
+        self.told = if left == 0 { Some(now) } else { self.deadline(now) };
+        self.told
+    }
+
+    /// After a command: sends what it made, and gets the side thread up if that has to come sooner than it thinks.
+    pub fn settle(&mut self, now: Instant) {
+        self.carry_out(now);
+        let deadline = self.deadline(now);
+        if deadline.is_some_and(|at| self.told.is_none_or(|told| at < told)) {
+            self.told = deadline;
+            self.machine.wake();
+        }
+    }
+
+    fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let watching = self.cm.has_peers() || self.ids.values().any(|id| id.resolving.is_some());
+        if !watching {
+            self.next_tick = None;
+        } else if self.next_tick.is_none() {
+            self.next_tick = Some(now + TICK);
+        }
+        [self.cm.deadline(), self.next_tick].into_iter().flatten().min()
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let machine = self.machine;
+        let mut seen: HashMap<u64, bool> = HashMap::new();
+        self.cm.watch(now, |gid, remote_id, peer| {
+            let Some(number) = (remote_id >> ID_BITS).checked_sub(1) else { return false };
+            // Nobody with that number at that address: then it is gone, for it was there.
+            let Some(process) = peer.or_else(|| machine.process(gid, number)) else { return true };
+            *peer = Some(process);
+            !*seen.entry(process).or_insert_with(|| machine.runs(process))
+        });
+        let waiting: Vec<u32> =
+            self.ids.iter().filter(|(_, id)| id.resolving.is_some()).map(|(number, _)| *number).collect();
+        for number in waiting {
+            self.resolve(now, number);
+        }
+    }
+
+    fn carry_out(&mut self, now: Instant) {
+        loop {
+            if let Some(out) = self.cm.next_out() {
+                self.send(now, &out);
+            } else if let Some(event) = self.cm.next_event() {
+                self.hear(event);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self, now: Instant, out: &Outgoing) {
+        if let Some(comm) = out.question
+            && !self.machine.has_manager(&out.to)
+        {
+            // A guest in which no process uses the connection manager: its kernel would have refused.
+            return self.cm.nobody(now, comm);
+        }
+        if trace::enabled()
+            && let Some(message) = Message::parse(&out.mad)
+        {
+            trace::line(format_args!("CM {} sent", message.name()));
+        }
+        let index = self.gid_index(&out.from);
+        self.gsi.send(index, &out.to, &out.mad);
+    }
+
+    fn hear(&mut self, event: Event) {
+        let comm = match event {
+            Event::ReqReceived { listener, comm, req } => return self.on_req(listener as u32, comm, &req),
+            Event::SidrReqReceived { listener, comm, req, from } => {
+                return self.on_sidr_req(listener as u32, comm, &req, from);
+            }
+            Event::RepReceived { comm, .. }
+            | Event::RtuReceived { comm }
+            | Event::RejReceived { comm, .. }
+            | Event::ReqError { comm }
+            | Event::RepError { comm }
+            | Event::DreqReceived { comm }
+            | Event::DrepReceived { comm }
+            | Event::DreqError { comm }
+            | Event::TimewaitExit { comm }
+            | Event::SidrRepReceived { comm, .. }
+            | Event::SidrReqError { comm } => comm,
+        };
+        let Some(&number) = self.by_comm.get(&comm) else { return };
+        match event {
+            Event::RepReceived { rep, .. } => {
+                self.tell(number, event::CONNECT_RESPONSE, 0, Param::Connection(Box::new(of_rep(&rep))));
+            }
+            Event::RtuReceived { .. } => self.tell(number, event::ESTABLISHED, 0, Param::None),
+            Event::RejReceived { reason, private_data, .. } => {
+                let param = conn_param(&private_data[..]);
+                self.tell(number, event::REJECTED, reason.into(), Param::Connection(Box::new(param)));
+            }
+            Event::ReqError { .. } | Event::RepError { .. } | Event::SidrReqError { .. } => {
+                self.tell(number, event::UNREACHABLE, -libc::ETIMEDOUT, Param::None);
+            }
+            Event::DreqReceived { .. } | Event::DrepReceived { .. } => self.disconnected(number, 0),
+            Event::DreqError { .. } => self.disconnected(number, -libc::ETIMEDOUT),
+            Event::TimewaitExit { .. } => self.tell(number, event::TIMEWAIT_EXIT, 0, Param::None),
+            Event::SidrRepReceived { rep, .. } => self.on_sidr_rep(number, &rep),
+            Event::ReqReceived { .. } | Event::SidrReqReceived { .. } => {}
+        }
+    }
+
+    /// Tells it once.
+    fn disconnected(&mut self, number: u32, status: i32) {
+        let Some(id) = self.ids.get_mut(&number).filter(|id| id.phase == Phase::Connect) else { return };
+        id.phase = Phase::Disconnect;
+        self.tell(number, event::DISCONNECTED, status, Param::None);
+    }
+
+    /// A new id for somebody who wants to connect.
+    fn new_connection(
+        &mut self,
+        listener: u32,
+        comm: CommId,
+        path: Path,
+        addresses: Option<(Address, Address)>,
+    ) -> Option<u32> {
+        let listening = self.ids.get_mut(&listener).filter(|id| id.phase == Phase::Listen && id.backlog > 0);
+        let Some(listening) = listening else {
+            self.cm.forget(comm);
+            return None;
+        };
+        listening.backlog -= 1;
+        let (file, ps, qp_type, bound) = (listening.file, listening.ps, listening.qp_type, listening.src);
+        let number = self.create(file, 0, ps, qp_type);
+        let id = self.ids.get_mut(&number)?;
+        id.phase = Phase::Connect;
+        (id.src, id.dst) = match addresses {
+            Some((from, at)) => (Some(at), Some(from)),
+            None => (bound, Some(Address::Ib { gid: path.remote_gid, sid: 0, mask: 0 })),
+        };
+        id.path = Some(path);
+        id.has_route = true;
+        self.connect(number, comm);
+        Some(number)
+    }
+
+    fn bring(&mut self, listener: u32, number: u32, param: &Param) {
+        let Some(id) = self.ids.get(&listener) else { return };
+        let event = event_of(id.uid, number, event::CONNECT_REQUEST, 0, param);
+        self.queue(id.file, Queued { counted: listener, brings: Some(number), event });
+    }
+
+    fn on_req(&mut self, listener: u32, comm: CommId, req: &Req) {
+        let Ok(attributes) = self.cm.attributes(comm, true) else { return };
+        let addresses = parse_ip_header(&req.private_data, req.service_id);
+        let by_ib = self.ids.get(&listener).and_then(|id| id.src).is_some_and(|src| src.is_ib());
+        let offset = if addresses.is_some() && !by_ib { IP_HEADER } else { 0 };
+        let Some(number) = self.new_connection(listener, comm, attributes.path, addresses) else { return };
+        let mut param = conn_param(&req.private_data[offset..]);
+        param.qp_num = req.local_qpn;
+        param.srq = req.srq;
+        // What the one who asks wants to have is what the one who answers must give.
+        param.responder_resources = req.initiator_depth;
+        param.initiator_depth = req.responder_resources;
+        param.flow_control = req.flow_control;
+        param.retry_count = req.retry_count;
+        param.rnr_retry_count = req.rnr_retry_count;
+        self.bring(listener, number, &Param::Connection(Box::new(param)));
+    }
+
+    fn on_sidr_req(&mut self, listener: u32, comm: CommId, req: &SidrReq, from: Gid) {
+        let addresses = parse_ip_header(&req.private_data, req.service_id);
+        let offset = if addresses.is_some() { IP_HEADER } else { 0 };
+        let path = self.local_path(u32::from(from[0] != 0xfe)).map(|path| Path { remote_gid: from, ..path });
+        let Some(number) = self.new_connection(listener, comm, path.unwrap_or_default(), addresses) else { return };
+        let mut param = ud_param(&req.private_data[offset..]);
+        param.qkey = 0;
+        self.bring(listener, number, &Param::Datagram(Box::new(param)));
+    }
+
+    fn on_sidr_rep(&mut self, number: u32, rep: &SidrRep) {
+        if rep.status != sidr_status::VALID {
+            return self.tell(number, event::UNREACHABLE, rep.status.into(), Param::None);
+        }
+        let Some(path) = self.ids.get(&number).and_then(|id| id.path) else { return };
+        let mut param = ud_param(&rep.private_data);
+        param.qp_num = rep.qpn;
+        param.qkey = rep.qkey;
+        param.ah_attr = address_handle(&path, self.gid_index(&path.local_gid));
+        self.tell(number, event::ESTABLISHED, 0, Param::Datagram(Box::new(param)));
+    }
+}
+
+fn conn_param(private_data: &[u8]) -> rdma_ucm_conn_param {
+    let mut param = rdma_ucm_conn_param::new_zeroed();
+    param.private_data[..private_data.len()].copy_from_slice(private_data);
+    param.private_data_len = private_data.len() as u8;
+    param
+}
+
+fn ud_param(private_data: &[u8]) -> rdma_ucm_ud_param {
+    let mut param = rdma_ucm_ud_param::new_zeroed();
+    param.private_data[..private_data.len()].copy_from_slice(private_data);
+    param.private_data_len = private_data.len() as u8;
+    param
+}
+
+fn of_rep(rep: &Rep) -> rdma_ucm_conn_param {
+    const { assert!(private_len::REP <= 255) };
+    rdma_ucm_conn_param {
+        qp_num: rep.local_qpn,
+        srq: rep.srq,
+        responder_resources: rep.initiator_depth,
+        initiator_depth: rep.responder_resources,
+        flow_control: rep.flow_control,
+        rnr_retry_count: rep.rnr_retry_count,
+        ..conn_param(&rep.private_data)
+    }
+}
+
+fn event_of(uid: u64, id: u32, event: u32, status: i32, param: &Param) -> Box<rdma_ucm_event_resp> {
+    let mut told = Box::new(rdma_ucm_event_resp::new_zeroed());
+    (told.uid, told.id, told.event, told.status) = (uid, id, event, status as u32);
+    match param {
+        Param::None => {}
+        Param::Connection(param) => told.param[..size_of_val(&**param)].copy_from_slice(param.as_bytes()),
+        Param::Datagram(param) => told.param[..size_of_val(&**param)].copy_from_slice(param.as_bytes()),
+    }
+    told
+}
+
+/// What `rdma_ucm_conn_param` says to the protocol.
+pub fn parameters(param: &rdma_ucm_conn_param, psn: u32, qkey: u32) -> Parameters {
+    Parameters {
+        qpn: param.qp_num & 0x00ff_ffff,
+        psn,
+        qkey,
+        responder_resources: param.responder_resources,
+        initiator_depth: param.initiator_depth,
+        flow_control: u8::from(param.flow_control != 0),
+        retry_count: param.retry_count,
+        rnr_retry_count: param.rnr_retry_count,
+        srq: u8::from(param.srq != 0),
+    }
+}
+
+/// The QP type of a port space; `None`: there is no such.
+pub fn qp_type_of(ps: u16, asked: u8) -> Option<u8> {
+    match ps {
+        RDMA_PS_TCP => Some(super::id::QPT_RC),
+        RDMA_PS_UDP | RDMA_PS_IPOIB => Some(QPT_UD),
+        RDMA_PS_IB => Some(asked),
+        _ => None,
+    }
+}
