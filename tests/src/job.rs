@@ -193,7 +193,7 @@ impl Running {
         while !self.stdout().contains(text) {
             self.panic_if_late(&format!("did not say {text:?}"));
             if self.has_ended() && !self.stdout().contains(text) {
-                panic!("{} ended without saying {text:?}\n{}", self.line, self.logs());
+                panic!("{} ended without saying {text:?}: {:?}\n{}", self.line, self.ended, self.logs());
             }
             pause();
         }

@@ -1,4 +1,4 @@
-//! Who looks for work and how to tell them: a count for threads in an empty poll, a futex for the side thread.
+//! Who sleeps and how to wake them: one futex for threads that wait in an empty poll, one for the side thread.
 //!
 //! A message rings the target's bell. Threads that poll find it by themselves, so the side thread, which costs a
 //! context switch and perhaps the core of a program that spins, is woken only when nobody polled of late.
@@ -9,8 +9,10 @@ use std::time::Duration;
 /// The waking part of a region.
 #[repr(C)]
 pub struct Bell {
-    /// Counts rings, for threads that look for work in an empty poll.
+    /// Counts rings; waiting pollers sleep on it.
     rings: AtomicU32,
+    /// Pollers asleep.
+    pollers: AtomicU32,
     /// Counts rings meant for the side thread, which sleeps on it.
     side_rings: AtomicU32,
     /// 1 while the side thread sleeps.
@@ -59,8 +61,11 @@ fn futex_wake(word: &AtomicU32, count: i32) {
 impl Bell {
     /// Something for this process was published.
     pub fn ring(&self) {
-        self.ring_pollers();
-        if now().saturating_sub(self.polled_at.load(Ordering::Relaxed)) > POLLING {
+        // SeqCst against `wait`: either the waiter's last look sees what was published, or we see the waiter.
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        if self.pollers.load(Ordering::SeqCst) > 0 {
+            futex_wake(&self.rings, 1);
+        } else if now().saturating_sub(self.polled_at.load(Ordering::Relaxed)) > POLLING {
             self.wake_side();
         }
     }
@@ -77,10 +82,12 @@ impl Bell {
         self.placed.load(Ordering::Relaxed)
     }
 
-    /// Something changed for threads of this process that look for work in a poll; the side thread is not needed.
+    /// Something changed for threads of this process that wait in a poll; the side thread is not needed.
     pub fn ring_pollers(&self) {
-        // Release: who sees the count sees what was published before it.
-        self.rings.fetch_add(1, Ordering::Release);
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        if self.pollers.load(Ordering::SeqCst) > 0 {
+            futex_wake(&self.rings, i32::MAX);
+        }
     }
 
     /// Gets the side thread up.
@@ -100,14 +107,21 @@ impl Bell {
         }
     }
 
-    /// The count to hand to `rang_since`; taken before the last look.
+    /// The count to hand to `wait`; taken before the last look.
     pub fn ticket(&self) -> u32 {
-        self.rings.load(Ordering::Acquire)
+        self.rings.load(Ordering::SeqCst)
     }
 
     /// Whether something was published since `ticket`.
     pub fn rang_since(&self, ticket: u32) -> bool {
         self.rings.load(Ordering::Acquire) != ticket
+    }
+
+    /// Sleeps until the bell rings after `ticket`, at most `limit`.
+    pub fn wait(&self, ticket: u32, limit: Duration) {
+        self.pollers.fetch_add(1, Ordering::SeqCst);
+        futex_wait(&self.rings, ticket, Some(limit));
+        self.pollers.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The count to hand to `wait_side`; taken before the last look.

@@ -150,7 +150,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0007;
+const LAYOUT: u64 = 0x7076_7264_6d61_0008;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]

@@ -47,6 +47,11 @@ const MAX_UAR: u32 = 1024;
 /// How long an empty poll looks for work. Not at all would be slower: the next POLL is a trap away, and a message that
 /// comes meanwhile waits for it.
 const SPIN: Duration = Duration::from_micros(10);
+/// Who gave its core away for longer than this has not met programs that spin and give it back, as it does itself, but
+/// work, or very many of them. The longer they all only give way to each other, the less gets done.
+const SHORT: Duration = Duration::from_micros(50);
+/// How long an empty poll then sleeps at most.
+const NAP: Duration = Duration::from_micros(200);
 
 /// How long a process that exits waits for its last datagrams to be taken in.
 const LINGER: Duration = Duration::from_secs(1);
@@ -181,8 +186,8 @@ impl Process {
     /// A poll found its CQ empty: take in what arrived, and if that is nothing, look for it a little longer. `news`
     /// tells of completions, for whatever CQ.
     ///
-    /// It never sleeps. A program may have more to look at than its CQs (shared memory, sockets, its memory that a peer
-    /// writes to), and what comes there rings no bell of ours.
+    /// It sleeps only where cores are short. A program may have more to look at than its CQs (shared memory, sockets),
+    /// and what comes there rings no bell of ours.
     fn empty_poll(&self, news: impl Fn() -> bool) {
         let bell = &self.transport.segment().own().bell;
         bell.polled();
@@ -204,8 +209,15 @@ impl Process {
                 bell.rang_since(ticket)
             }) {
                 // Let others run if there are any: the one we wait for may be among them.
+                let away = Instant::now();
                 // SAFETY: no preconditions.
                 unsafe { libc::sched_yield() };
+                if away.elapsed() > SHORT {
+                    bell.wait(ticket, NAP);
+                    self.pump();
+                    bell.polled();
+                    return;
+                }
             }
         }
     }
