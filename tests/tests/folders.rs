@@ -100,7 +100,7 @@ const HOUSES: &[House] = &[
             ("support", &[]),
         ],
         // A descriptor's object is what a call on it is given, as the kernel's file->private_data is.
-        circles: &[&["kernel/events", "kernel/fd", "kernel/ucma", "kernel/uverbs"]],
+        circles: &[&["kernel/events", "kernel/fd", "kernel/uverbs"]],
     },
 ];
 

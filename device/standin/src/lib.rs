@@ -35,7 +35,7 @@
 //! | `memcheck.rs` | a word to valgrind |
 //!
 //! Imports go down this list: `load`, `interpose`, `process`, `kernel`, `support`. One circle is left, and it is the
-//! kernel's own: `fd` names what stands behind a descriptor (`events`, `ucma`, `uverbs`), and these make descriptors.
+//! kernel's own: `fd` names what stands behind a descriptor (`events`, `uverbs`), and these make descriptors.
 //!
 //! `pvrdma run` sets the environment that switches the library on (`config.rs`); without it nothing is changed.
 //! The library exports the names in `exports.txt` and no others.

@@ -12,15 +12,23 @@
 //! for.
 
 use crate::kernel::events::Channel;
-use crate::kernel::{ucma, uverbs};
+use crate::kernel::uverbs;
 use crate::support::config::{self, Hold};
 use crate::support::fresh::{self, OWN};
 use crate::support::raw::{self, file_of};
 use std::collections::BTreeMap;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The opened device of the connection manager (`ucma`), as its descriptors see it.
+pub trait Commands: Send + Sync {
+    /// write(2) on the program's descriptor: one command. Returns the length written; the error is an errno.
+    fn write(&self, descriptor: c_int, from: *const c_void, len: usize) -> Result<usize, i32>;
+    /// Tells opens apart.
+    fn number(&self) -> u64;
+}
 
 /// What a descriptor of ours stands for.
 #[derive(Clone)]
@@ -30,7 +38,7 @@ pub enum Object {
     /// A completion channel or async event file, and the opened device that it belongs to.
     Events(Arc<Channel>, u64),
     /// The opened device of the connection manager.
-    Ucma(Arc<ucma::File>),
+    Ucma(Arc<dyn Commands>),
     /// Used by this library alone: the program cannot close it.
     Hidden,
 }

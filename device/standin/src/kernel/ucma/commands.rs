@@ -150,7 +150,7 @@ impl Run<'_> {
         let body: rdma_ucm_migrate_id = self.call.body()?;
         self.call.wants(size_of::<rdma_ucm_migrate_resp>())?;
         let from = match fd::get(body.fd as i32) {
-            Some(fd::Object::Ucma(file)) => file.number,
+            Some(fd::Object::Ucma(file)) => file.number(),
             // Open, but no such device; or not open.
             _ if raw::fstat(body.fd as i32).is_some() => return Err(libc::EINVAL),
             _ => return Err(libc::ENOENT),

@@ -139,12 +139,17 @@ pub fn open(probe: Probe, flags: c_int) -> c_int {
     program
 }
 
-impl File {
-    /// write(2) on the program's descriptor: one command. Returns the length written.
-    pub fn write(&self, descriptor: c_int, from: *const c_void, len: usize) -> Result<usize> {
+impl fd::Commands for File {
+    fn write(&self, descriptor: c_int, from: *const c_void, len: usize) -> Result<usize> {
         catch_unwind(AssertUnwindSafe(|| self.command(descriptor, from as u64, len))).unwrap_or(Err(libc::EIO))
     }
 
+    fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl File {
     fn command(&self, descriptor: c_int, from: u64, len: usize) -> Result<usize> {
         let call = Call::read(from, len)?;
         let ucma = ucma(self.probe)?;
