@@ -36,7 +36,12 @@ const HOUSES: &[House] = &[
         ],
         circles: &[],
     },
-    House { src: "device/cm/src", tests: &[], rooms: &[("manager", &["message"]), ("message", &[])], circles: &[] },
+    House {
+        src: "device/cm/src",
+        tests: &[],
+        rooms: &[("manager", &["connection", "message"]), ("connection", &["message"]), ("message", &[])],
+        circles: &[],
+    },
     House {
         src: "device/core/src",
         tests: &["testing"],

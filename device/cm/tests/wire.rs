@@ -1,6 +1,7 @@
 //! Two managers on a wire that the test holds: what a program hears of each step, what a bad wire cannot break, and
 //! what no bytes can.
 
+use pvrdma_cm::connection::*;
 use pvrdma_cm::manager::*;
 use pvrdma_cm::message::*;
 use std::collections::VecDeque;

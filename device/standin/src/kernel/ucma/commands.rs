@@ -7,7 +7,7 @@ use super::{Call, Result};
 use crate::kernel::fd;
 use crate::support::raw;
 use crate::support::trace::{self, Note};
-use pvrdma_cm::manager::CallError;
+use pvrdma_cm::connection::CallError;
 use pvrdma_cm::message::{private_len, reason, sidr_status};
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_INIT};
 use pvrdma_ffi::uapi::rdma_user_cm::*;

@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::address::{Address, service_id};
-use pvrdma_cm::manager::{Attributes, CommId, Path};
+use pvrdma_cm::connection::{Attributes, CommId, Path};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_ah_attr, ib_uverbs_global_route, ib_uverbs_qp_attr};
 use pvrdma_ffi::uapi::rdma_user_cm::*;
