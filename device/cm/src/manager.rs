@@ -151,9 +151,7 @@ impl Manager {
         let mut connection = Connection::new(State::ReqSent, *path, tid);
         connection.local = *local;
         connection.service_id = service_id;
-        self.connections.insert(comm, connection);
-        self.send_until_answered(now, comm, Message::Req(Box::new(req)).to_mad(tid));
-        Some(comm)
+        Some(self.ask(now, comm, connection, &Message::Req(Box::new(req))))
     }
 
     /// Asks for a datagram QP.
@@ -169,9 +167,7 @@ impl Manager {
         let req = SidrReq { request_id: comm.0, partition_key: 0xffff, service_id, private_data: *private_data };
         let mut connection = Connection::new(State::SidrReqSent, *path, tid);
         connection.service_id = service_id;
-        self.connections.insert(comm, connection);
-        self.send_until_answered(now, comm, Message::SidrReq(Box::new(req)).to_mad(tid));
-        Some(comm)
+        Some(self.ask(now, comm, connection, &Message::SidrReq(Box::new(req))))
     }
 
     /// Agrees to a connection that was asked for. `psn` is not asked of the caller: see `attributes`.
@@ -535,6 +531,14 @@ impl Manager {
     fn fresh_tid(&mut self) -> u64 {
         self.tid = self.tid.wrapping_add(1);
         self.tid
+    }
+
+    /// The first message of a connection.
+    fn ask(&mut self, now: Instant, comm: CommId, connection: Connection, question: &Message) -> CommId {
+        let mad = question.to_mad(connection.tid);
+        self.connections.insert(comm, connection);
+        self.send_until_answered(now, comm, mad);
+        comm
     }
 
     fn send(&mut self, comm: CommId, mad: Mad) {
