@@ -37,8 +37,11 @@ pub fn run(bytes: &[u8]) -> Summary {
 
 // ---- the program's memory ----------------------------------------------------------------------
 
-/// Bytes of the program's that answers may go to. Behind them is a page that is nobody's.
+/// Bytes of the program's that answers may go to.
 const LEN: usize = 8192;
+/// Bytes behind them that are nobody's: more than any answer may be long, or one that is rightly written behind a long
+/// room would land in whatever of this process is mapped next.
+const NOBODYS: usize = 1 << 22;
 const PAGE: usize = 4096;
 const MARK: u8 = 0xa5;
 
@@ -47,11 +50,11 @@ struct Memory(*mut u8);
 impl Memory {
     fn new() -> Memory {
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a fresh mapping, whose last page is then made nobody's.
+        // SAFETY: a fresh mapping, whose rest behind `LEN` is then made nobody's.
         unsafe {
-            let start = libc::mmap(std::ptr::null_mut(), LEN + PAGE, prot, flags, -1, 0);
+            let start = libc::mmap(std::ptr::null_mut(), LEN + NOBODYS, prot, flags, -1, 0);
             assert!(start != libc::MAP_FAILED, "no memory");
-            assert_eq!(libc::mprotect(start.byte_add(LEN), PAGE, libc::PROT_NONE), 0);
+            assert_eq!(libc::mprotect(start.byte_add(LEN), NOBODYS, libc::PROT_NONE), 0);
             start.cast::<u8>().write_bytes(MARK, LEN);
             Memory(start.cast())
         }
@@ -104,7 +107,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping that `new` made; no slice of it is left.
-        unsafe { libc::munmap(self.0.cast(), LEN + PAGE) };
+        unsafe { libc::munmap(self.0.cast(), LEN + NOBODYS) };
     }
 }
 
@@ -150,6 +153,8 @@ fn written(bytes: &[u8]) -> Summary {
         Form::Plain => assert!(room <= usize::from(header.out_words) * 4, "{room} of {header:?}"),
         Form::Extended => assert!(room <= usize::from(u16::MAX) * 16, "{room}"),
     }
+    // What begins in the memory ends in there or in what is nobody's.
+    assert!(PAGE + room + 512 < NOBODYS, "{room}");
     use_call(&memory, &call, form, Some((response, room)));
     Summary { taken: 1, ..Summary::default() }
 }
