@@ -3,9 +3,11 @@
  *
  * Each case must move data before and after what it does to the signal.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "rc.h"
@@ -82,6 +84,38 @@ static void blocked(void)
     CHECK(!sigprocmask(SIG_SETMASK, &set, NULL));
     move();
     close_pair();
+}
+
+/* The same by number, as runtimes do that have no C library's function for it. */
+static void blocked_by_number(void)
+{
+    uint64_t all = ~0ull, before = 1, now;
+    open_pair();
+    CHECK(!syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, 8) && !(before & 1ull << (SIGSEGV - 1)));
+    move();
+    CHECK(!syscall(SYS_rt_sigprocmask, SIG_SETMASK, NULL, &now, 8));
+    CHECK(now & 1ull << (SIGTERM - 1), "the rest of the mask is lost: %#llx", (unsigned long long)now);
+    CHECK(syscall(SYS_rt_sigprocmask, SIG_SETMASK, (void *)8, NULL, 8) == -1 && errno == EFAULT);
+    CHECK(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, 16) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_rt_sigprocmask, 77, &all, NULL, 8) == -1 && errno == EINVAL);
+    move();
+    close_pair();
+}
+
+/* A thread that is started with all blocked. */
+static void blocked_by_attribute(void)
+{
+#if __GLIBC_PREREQ(2, 32)
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t set;
+    sigfillset(&set);
+    open_pair();
+    CHECK(!pthread_attr_init(&attr) && !pthread_attr_setsigmask_np(&attr, &set));
+    CHECK(!pthread_create(&thread, &attr, move_in_thread, NULL));
+    CHECK(!pthread_join(thread, NULL));
+    close_pair();
+#endif
 }
 
 static void *move_all_blocked(void *argument)
@@ -181,6 +215,31 @@ static void signal_function(void)
     CHECK(signal(SIGSEGV, SIG_IGN) == SIG_DFL);
     move();
     CHECK(own_faults == 1);
+    close_pair();
+}
+
+/* The kernel's struct sigaction. */
+struct kernel_action {
+    void (*handler)(int);
+    unsigned long flags, restorer, mask;
+};
+
+/* The action by number: what is told is what was set, and the doorbells go on. */
+static void action_by_number(void)
+{
+    struct kernel_action action = {.handler = on_fault, .flags = SA_NODEFER, .mask = ~0ul}, old;
+    struct kernel_action none = {.handler = SIG_DFL};
+    open_pair();
+    CHECK(!syscall(SYS_rt_sigaction, SIGSEGV, &action, &old, 8) && old.handler == SIG_DFL);
+    move();
+    fault();
+    move();
+    CHECK(own_faults == 1);
+    CHECK(!syscall(SYS_rt_sigaction, SIGSEGV, &none, &old, 8) && old.handler == on_fault);
+    CHECK(syscall(SYS_rt_sigaction, SIGSEGV, (void *)8, NULL, 8) == -1 && errno == EFAULT);
+    CHECK(syscall(SYS_rt_sigaction, SIGSEGV, &action, NULL, 16) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_rt_sigaction, 65, &action, NULL, 8) == -1 && errno == EINVAL);
+    move();
     close_pair();
 }
 
@@ -291,9 +350,12 @@ static const struct test_case CASES[] = {
     {"blocked", blocked},
     {"blocked_in_thread", blocked_in_thread},
     {"blocked_before", blocked_before},
+    {"blocked_by_number", blocked_by_number},
+    {"blocked_by_attribute", blocked_by_attribute},
     {"handler_after", handler_after},
     {"handler_before", handler_before},
     {"signal_function", signal_function},
+    {"action_by_number", action_by_number},
     {"handler_with_info", handler_with_info},
     {"fault_kills", fault_kills},
     {"sent_signal", sent_signal},

@@ -30,6 +30,8 @@ fn sigsegv_blocked() {
     case("blocked");
     case("blocked_in_thread");
     case("blocked_before");
+    case("blocked_by_number");
+    case("blocked_by_attribute");
 }
 
 #[test]
@@ -38,6 +40,7 @@ fn handlers_of_the_program() {
     case("handler_after");
     case("handler_with_info");
     case("signal_function");
+    case("action_by_number");
     case("sent_signal");
 }
 

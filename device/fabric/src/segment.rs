@@ -564,7 +564,13 @@ impl Fabric {
         let mut found = self.pid_namespace.load(Ordering::SeqCst);
         while found != namespace {
             if found != 0 && owners().next().is_some() {
-                return Err(other_namespace());
+                // Or it is one of ours, who came in just now: that changed the name before there was an owner.
+                let now = self.pid_namespace.load(Ordering::SeqCst);
+                if now == found {
+                    return Err(other_namespace());
+                }
+                found = now;
+                continue;
             }
             let named = self.pid_namespace.compare_exchange(found, namespace, Ordering::SeqCst, Ordering::SeqCst);
             match named {

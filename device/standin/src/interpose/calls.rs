@@ -210,24 +210,37 @@ pub unsafe fn ioctl(descriptor: c_int, request: c_ulong, arg: *mut c_void) -> c_
     }
 }
 
-/// mmap(2) as far as it is about the doorbell page.
+/// mmap(2). What is not about the doorbell page is left to `plain`.
 ///
 /// # Safety
 /// See `open_at`.
 #[inline(always)]
-pub unsafe fn map(at: *mut c_void, len: usize, flags: c_int, descriptor: c_int, offset: c_long) -> Option<*mut c_void> {
-    if flags & libc::MAP_FIXED != 0 {
-        // Whatever is there goes.
-        uar::unmap(at, len);
+pub unsafe fn map(
+    at: *mut c_void,
+    len: usize,
+    flags: c_int,
+    descriptor: c_int,
+    offset: c_long,
+    plain: impl FnOnce() -> *mut c_void,
+) -> *mut c_void {
+    let map = || {
+        let file = (flags & libc::MAP_ANONYMOUS == 0).then(|| device(descriptor)).flatten();
+        let Some(file) = file else { return plain() };
+        // SAFETY: by the contract.
+        unsafe { file.mmap(at, len, flags, offset) }.unwrap_or_else(|Errno(errno)| {
+            fail(errno);
+            libc::MAP_FAILED
+        })
+    };
+    if flags & libc::MAP_FIXED == 0 {
+        return map();
     }
-    if flags & libc::MAP_ANONYMOUS != 0 {
-        return None;
-    }
-    let file = device(descriptor)?;
-    // SAFETY: by the contract.
-    let page = unsafe { file.mmap(at, len, flags, offset) };
-    Some(page.unwrap_or_else(|Errno(errno)| {
-        fail(errno);
-        libc::MAP_FAILED
-    }))
+    // Whatever is there goes.
+    uar::replace(at, len, map, |page| *page != libc::MAP_FAILED)
+}
+
+/// munmap(2), by way of `plain`.
+#[inline(always)]
+pub fn unmap(at: *mut c_void, len: usize, plain: impl FnOnce() -> c_int) -> c_int {
+    uar::replace(at, len, plain, |result| *result == 0)
 }

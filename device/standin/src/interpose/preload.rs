@@ -7,7 +7,6 @@
 
 use crate::interpose::calls;
 use crate::interpose::next::{call_next, interpose, next};
-use crate::kernel::uar;
 use crate::support::config;
 use crate::support::raw::{fail, syscall};
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
@@ -106,31 +105,33 @@ interpose! {
         descriptor: c_int,
         offset: c_long,
     ) -> *mut c_void {
+        let plain = || {
+            // Not the plain system call: memory hooks that have replaced the C library's function want to see the
+            // program's calls. Looked up at load, and not here: the lookup may itself map memory.
+            if let Some(mmap) = MMAP.found() {
+                // SAFETY: the C library's function of that name has this type; the arguments are the caller's.
+                return unsafe {
+                    std::mem::transmute::<*mut c_void, Mmap>(mmap)(at, len, prot, flags, descriptor, offset)
+                };
+            }
+            // SAFETY: by the contract.
+            unsafe { syscall!(SYS_mmap, at, len, prot, flags, descriptor, offset) as *mut c_void }
+        };
         // SAFETY: by the contract.
-        if let Some(page) = unsafe { calls::map(at, len, flags, descriptor, offset) } {
-            return page;
-        }
-        // Not the plain system call: memory hooks that have replaced the C library's function want to see the
-        // program's calls. Looked up at load, and not here: the lookup may itself map memory.
-        if let Some(mmap) = MMAP.found() {
-            // SAFETY: the C library's function of that name has this type; the arguments are the caller's.
-            return unsafe { std::mem::transmute::<*mut c_void, Mmap>(mmap)(at, len, prot, flags, descriptor, offset) };
-        }
-        // SAFETY: by the contract.
-        unsafe { syscall!(SYS_mmap, at, len, prot, flags, descriptor, offset) as *mut c_void }
+        unsafe { calls::map(at, len, flags, descriptor, offset, plain) }
     }
 
     /// munmap(2).
     fn munmap(at: *mut c_void, len: usize) -> c_int {
-        // Before the address is free for others.
-        uar::unmap(at, len);
-        // As in `mmap`.
-        if let Some(munmap) = MUNMAP.found() {
-            // SAFETY: as in `mmap`.
-            return unsafe { std::mem::transmute::<*mut c_void, Munmap>(munmap)(at, len) };
-        }
-        // SAFETY: by the contract.
-        unsafe { syscall!(SYS_munmap, at, len) as c_int }
+        calls::unmap(at, len, || {
+            // As in `mmap`.
+            if let Some(munmap) = MUNMAP.found() {
+                // SAFETY: as in `mmap`.
+                return unsafe { std::mem::transmute::<*mut c_void, Munmap>(munmap)(at, len) };
+            }
+            // SAFETY: by the contract.
+            unsafe { syscall!(SYS_munmap, at, len) as c_int }
+        })
     }
 }
 

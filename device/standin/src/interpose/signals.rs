@@ -3,13 +3,15 @@
 //! Its action is stored by `segv.rs` instead of the kernel. And no mask that the program sets may contain SIGSEGV: a
 //! synchronous fault while it is blocked kills the process.
 //!
-//! Programs that make system calls without the C library are not seen here; `trap::install` looks again at every open.
+//! By name here, by number through `system_call.rs`. Programs that make system calls without the C library are not seen
+//! here; `trap::install` looks again at every open.
 
 use crate::interpose::next::{call_next, next};
 use crate::kernel::segv::{is_trapped, previous, set_previous};
 use crate::support::config;
-use crate::support::raw::{KernelSigaction, signal_bit};
-use std::ffi::c_int;
+use crate::support::raw::{KernelSigaction, copy_in, copy_out, fail, signal_bit, syscall};
+use std::ffi::{c_int, c_long};
+use zerocopy::{FromBytes, IntoBytes};
 
 type Handler = libc::sighandler_t;
 
@@ -24,6 +26,7 @@ next! {
     PTHREAD_SIGMASK = c"pthread_sigmask";
     SIGBLOCK = c"sigblock";
     SIGSETMASK = c"sigsetmask";
+    PTHREAD_ATTR_SETSIGMASK_NP = c"pthread_attr_setsigmask_np";
 }
 
 /// A copy of `set` that leaves SIGSEGV open, if the library is switched on.
@@ -210,6 +213,72 @@ pub extern "C" fn sigblock(mask: c_int) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn sigsetmask(mask: c_int) -> c_int {
     call_next!(SIGSETMASK, fn(c_int) -> c_int, -1, open_mask(mask))
+}
+
+/// pthread_attr_setsigmask_np(3), of glibc 2.32 and later.
+///
+/// # Safety
+/// As in the C library.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn pthread_attr_setsigmask_np(
+    attr: *mut libc::pthread_attr_t,
+    mask: *const libc::sigset_t,
+) -> c_int {
+    // SAFETY: by the contract.
+    let copy = unsafe { open_set(mask) };
+    let mask = copy.as_ref().map_or(mask, std::ptr::from_ref);
+    let failed = libc::ENOSYS;
+    call_next!(
+        PTHREAD_ATTR_SETSIGMASK_NP,
+        fn(*mut libc::pthread_attr_t, *const libc::sigset_t) -> c_int,
+        failed,
+        attr,
+        mask
+    )
+}
+
+// ---- by number ---------------------------------------------------------------------------------
+
+/// rt_sigprocmask(2). The addresses are the program's and may lead nowhere.
+pub fn mask_by_number(how: c_int, new: usize, old: usize, size: usize) -> c_long {
+    let mut mask = 0u64;
+    let mut from = new;
+    if new != 0 && how != libc::SIG_UNBLOCK && size == size_of::<u64>() && config::get().is_some() {
+        if let Err(errno) = copy_in(new as u64, mask.as_mut_bytes()) {
+            return fail(errno).into();
+        }
+        mask &= !signal_bit(libc::SIGSEGV);
+        from = (&raw const mask) as usize;
+    }
+    // SAFETY: a mask of ours or an address that the kernel judges, as it does `old`: what it writes there is what the
+    // program has asked for.
+    unsafe { syscall!(SYS_rt_sigprocmask, how, from, old, size) }
+}
+
+/// rt_sigaction(2), as above.
+pub fn action_by_number(signal: c_int, new: usize, old: usize, size: usize) -> c_long {
+    let ours = size == size_of::<u64>() && config::get().is_some();
+    let mut action = None;
+    if ours && new != 0 {
+        let mut words = [0u64; 4];
+        if let Err(errno) = copy_in(new as u64, words.as_mut_bytes()) {
+            return fail(errno).into();
+        }
+        let mut given = KernelSigaction::read_from_bytes(words.as_bytes()).expect("of one size");
+        given.mask &= !signal_bit(libc::SIGSEGV);
+        action = Some(given);
+    }
+    if ours && signal == libc::SIGSEGV && is_trapped() {
+        let before = previous();
+        if let Some(new) = action {
+            set_previous(new);
+        }
+        let told = if old == 0 { Ok(()) } else { copy_out(old as u64, before.as_bytes()) };
+        return told.map_or_else(|errno| fail(errno).into(), |()| 0);
+    }
+    let from = action.as_ref().map_or(new, |action| std::ptr::from_ref(action) as usize);
+    // SAFETY: as in `mask_by_number`; what the action is, is the program's own business.
+    unsafe { syscall!(SYS_rt_sigaction, signal, from, old, size) }
 }
 
 #[cfg(test)]

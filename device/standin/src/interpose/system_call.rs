@@ -3,8 +3,7 @@
 //! Memory hooks (UCX, Open MPI, libfabric) go on that way where they have replaced mmap. What is none of ours is done
 //! just as the C library does it, and in no stack frame: some system calls return twice.
 
-use crate::interpose::calls;
-use crate::kernel::uar;
+use crate::interpose::{calls, signals};
 use crate::support::raw;
 use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
@@ -14,6 +13,8 @@ const LOW: u64 = bit(libc::SYS_write)
     | bit(libc::SYS_close)
     | bit(libc::SYS_mmap)
     | bit(libc::SYS_munmap)
+    | bit(libc::SYS_rt_sigaction)
+    | bit(libc::SYS_rt_sigprocmask)
     | bit(libc::SYS_ioctl)
     | bit(libc::SYS_dup)
     | bit(libc::SYS_dup2);
@@ -84,6 +85,8 @@ extern "C" fn ours(number: c_long, a: usize, b: usize, c: usize, d: usize, e: us
             libc::SYS_openat => calls::open_at(a as c_int, b as *const c_char, c as c_int, d as c_uint).into(),
             libc::SYS_close => calls::close(a as c_int).into(),
             libc::SYS_close_range => calls::close_range(a as c_uint, b as c_uint, c as c_int).into(),
+            libc::SYS_rt_sigaction => signals::action_by_number(a as c_int, b, c, d),
+            libc::SYS_rt_sigprocmask => signals::mask_by_number(a as c_int, b, c, d),
             libc::SYS_ioctl => calls::ioctl(a as c_int, b as c_ulong, c as *mut c_void).into(),
             libc::SYS_dup => calls::dup(a as c_int).into(),
             libc::SYS_dup2 => calls::dup2(a as c_int, b as c_int).into(),
@@ -92,13 +95,10 @@ extern "C" fn ours(number: c_long, a: usize, b: usize, c: usize, d: usize, e: us
                 calls::copied(a as c_int, plain() as c_int).into()
             }
             libc::SYS_mmap => {
-                let page = calls::map(a as *mut c_void, b, d as c_int, e as c_int, f as c_long);
-                page.map_or_else(plain, |page| page as c_long)
+                let plain = || plain() as *mut c_void;
+                calls::map(a as *mut c_void, b, d as c_int, e as c_int, f as c_long, plain) as c_long
             }
-            libc::SYS_munmap => {
-                uar::unmap(a as *const c_void, b);
-                plain()
-            }
+            libc::SYS_munmap => calls::unmap(a as *mut c_void, b, || plain() as c_int).into(),
             _ => plain(),
         }
     }

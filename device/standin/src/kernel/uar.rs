@@ -68,8 +68,8 @@ fn enter(ctx: CtxHandle, at: usize) -> bool {
     // SAFETY: a page of `map` or `adopt`, which a child of fork does without.
     unsafe { libc::madvise(at as *mut c_void, PAGE, libc::MADV_DONTFORK) };
     // An entry may have outlived its page: memory hooks (Open MPI, UCX, libfabric) replace munmap in memory, and then
-    // `unmap` is not told. The first with an address is what counts, so there must be but one.
-    let stale = OWN.uars.iter().find(|page| page.at.load(Ordering::Acquire) == at);
+    // `replace` is not told. The first with an address is what counts, so there must be but one.
+    let stale = OWN.uars.iter().find(|page| address(page.at.load(Ordering::Acquire)) == at);
     let free = stale.or_else(|| {
         OWN.uars.iter().find(|page| {
             let before = page.at.load(Ordering::Relaxed);
@@ -83,8 +83,16 @@ fn enter(ctx: CtxHandle, at: usize) -> bool {
     true
 }
 
-/// An odd address, which no fault compares equal to.
+/// No address at all, which no fault compares equal to.
 const RESERVED: usize = 1;
+/// Beside an address: somebody is about to unmap the page, and may yet fail.
+const LEAVING: usize = 2;
+
+/// The address in the word of a page; 0 is none.
+fn address(word: usize) -> usize {
+    word & !(PAGE - 1)
+}
+
 /// A context that no device has: its pages take doorbells, and nothing comes of them.
 const ENDED: u32 = u32::MAX;
 
@@ -97,15 +105,35 @@ pub fn end(ctx: CtxHandle) {
     }
 }
 
-/// Forgets the doorbell pages within a range that is about to be something else.
-pub fn unmap(from: *const c_void, len: usize) {
+/// Carries out `change`, after which the range is something else if `done` says so: then the doorbell pages in it are
+/// forgotten, and else they stay. Those that were made meanwhile stay too: the range was free for others before we
+/// came to forget anything.
+pub fn replace<T>(from: *const c_void, len: usize, change: impl FnOnce() -> T, done: impl FnOnce(&T) -> bool) -> T {
     let range = from as usize..(from as usize).saturating_add(len);
-    for page in &OWN.uars {
-        let at = page.at.load(Ordering::Acquire);
-        if at > RESERVED && range.contains(&at) {
-            let _ = page.at.compare_exchange(at, 0, Ordering::AcqRel, Ordering::Relaxed);
+    // `pass` looks at the words of the pages within the range and says what becomes of them.
+    let sweep = |pass: fn(usize) -> Option<usize>| {
+        let mut any = false;
+        for page in &OWN.uars {
+            let word = page.at.load(Ordering::Acquire);
+            if range.contains(&address(word))
+                && address(word) != 0
+                && let Some(new) = pass(word)
+            {
+                any |= page.at.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            }
+        }
+        any
+    };
+    let any = sweep(|word| Some(word | LEAVING));
+    let result = change();
+    if any {
+        if done(&result) {
+            sweep(|word| (word & LEAVING != 0).then_some(0));
+        } else {
+            sweep(|word| Some(word & !LEAVING));
         }
     }
+    result
 }
 
 /// A register of a doorbell page: the context it is of, and its offset.
@@ -120,7 +148,7 @@ pub fn find(at: usize) -> Option<Register> {
     if base == 0 {
         return None;
     }
-    let page = OWN.uars.iter().find(|page| page.at.load(Ordering::Acquire) == base)?;
+    let page = OWN.uars.iter().find(|page| address(page.at.load(Ordering::Acquire)) == base)?;
     Some(Register { ctx: CtxHandle(page.ctx.load(Ordering::Relaxed)), offset: at - base })
 }
 
@@ -154,5 +182,47 @@ extern "C" fn carry_out(call: *mut c_void) {
     let rung = std::panic::catch_unwind(|| ring(*ctx, doorbell));
     if rung.is_err() {
         std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: CtxHandle = CtxHandle(7);
+
+    fn unmap(at: *mut c_void, result: i32) {
+        // SAFETY: a page of the test's, which nobody uses any more.
+        let act = || if result == 0 { unsafe { libc::munmap(at, PAGE) } } else { result };
+        replace(at, PAGE, act, |result| *result == 0);
+    }
+
+    #[test]
+    fn a_page_is_forgotten_once_it_is_gone_and_no_sooner() {
+        // SAFETY: placed by the kernel.
+        let at = unsafe { map(HERE, std::ptr::null_mut(), 0) }.expect("a page");
+        assert!(find(at as usize + 8).is_some());
+        // What failed has changed nothing.
+        unmap(at, -1);
+        assert!(find(at as usize).is_some());
+        unmap(at.wrapping_byte_add(PAGE), -1);
+        unmap(at, 0);
+        assert!(find(at as usize).is_none());
+    }
+
+    #[test]
+    fn a_page_that_comes_while_another_goes_stays() {
+        // SAFETY: placed by the kernel.
+        let at = unsafe { map(HERE, std::ptr::null_mut(), 0) }.expect("a page");
+        let other = CtxHandle(8);
+        let act = || {
+            assert!(find(at as usize).is_some(), "still mapped, and it rings");
+            // SAFETY: the page of this test, and then another one in its place.
+            unsafe { map(other, at, libc::MAP_FIXED) }.expect("a page")
+        };
+        replace(at, PAGE, act, |_| true);
+        assert_eq!(find(at as usize).map(|register| register.ctx), Some(other));
+        unmap(at, 0);
+        assert!(find(at as usize).is_none());
     }
 }

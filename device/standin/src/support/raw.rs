@@ -4,6 +4,7 @@
 use crate::support::memcheck;
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// errno of this thread.
 pub fn errno() -> i32 {
@@ -181,7 +182,7 @@ pub fn write(fd: c_int, bytes: &[u8]) {
 
 /// The kernel's `struct sigaction` for rt_sigaction(2); glibc's differs.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 pub struct KernelSigaction {
     /// Handler, SIG_DFL (0) or SIG_IGN (1).
     pub handler: usize,
