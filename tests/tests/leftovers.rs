@@ -39,7 +39,9 @@ fn after_a_good_end() {
             client.ok();
             expect_clean(&stand);
         }
-        assert_eq!(ours_everywhere(), before);
+        // Others may run and end meanwhile, so what is gone says nothing.
+        let new: Vec<_> = ours_everywhere().into_iter().filter(|path| !before.contains(path)).collect();
+        assert_eq!(new, Vec::<PathBuf>::new());
     }
 }
 

@@ -694,7 +694,7 @@ mod tests {
 
     #[test]
     fn another_pid_namespace_is_told_so() {
-        let dir = std::env::temp_dir().join(format!("pvrdma-fabric-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("pvrdma-test-fabric-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let first = join(&dir).unwrap();
         assert_eq!(first.fabric.pid_namespace.swap(1, Ordering::SeqCst), pid_namespace());
@@ -714,7 +714,7 @@ mod tests {
 
     #[test]
     fn those_who_come_together_find_the_same_namespace() {
-        let dir = std::env::temp_dir().join(format!("pvrdma-together-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("pvrdma-test-together-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let segment = join(&dir).unwrap();
         let (fabric, own) = (segment.fabric, segment.own);

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     fn place(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("pvrdma-server-test-{}-{name}", std::process::id()))
+        std::env::temp_dir().join(format!("pvrdma-test-server-{}-{name}", std::process::id()))
     }
 
     fn bind(path: &Path) -> Result<Listener, Error> {

@@ -185,7 +185,7 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Folder {
-            let folder = std::env::temp_dir().join(format!("pvrdma-ports-{}-{name}", raw::getpid()));
+            let folder = std::env::temp_dir().join(format!("pvrdma-test-ports-{}-{name}", raw::getpid()));
             std::fs::create_dir_all(&folder).unwrap();
             Folder(folder)
         }
