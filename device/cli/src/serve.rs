@@ -103,13 +103,17 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
 
 /// Permission bits, in octal as for chmod(1).
 fn mode(text: &str) -> Result<u32, &'static str> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777).ok_or("not three octal digits, such as 660")
+    let digits = text.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| digits && *mode <= 0o777);
+    mode.ok_or("not octal digits, such as 660")
 }
 
 /// A group by name or number.
 fn group_number(group: &str) -> anyhow::Result<u32> {
-    if let Ok(number) = group.parse() {
-        return Ok(number);
+    if group.bytes().all(|digit| digit.is_ascii_digit()) && !group.is_empty() {
+        // The highest number is chown(2)'s "leave it as it is".
+        let number = group.parse().ok().filter(|number| *number != u32::MAX);
+        return number.with_context(|| format!("there is no group {group}"));
     }
     let found = nix::unistd::Group::from_name(group).with_context(|| format!("cannot look up group {group}"))?;
     found.map(|found| found.gid.as_raw()).with_context(|| format!("there is no group {group}"))
@@ -151,7 +155,7 @@ mod tests {
         assert!(mistake(&["--socket", "a", "--socket", "a"]).contains("twice"));
         assert!(mistake(&["--sokcet", "a"]).contains("--sokcet"));
         assert!(mistake(&["a"]).contains('a'));
-        for mode in ["", "8", "1777", "rw", "-1"] {
+        for mode in ["", "8", "1777", "rw", "-1", "+660", "0o660"] {
             assert!(mistake(&["--socket", "a", "--mode", mode]).contains("octal"), "{mode}");
         }
         assert!(mistake(&["--socket", "a", "--roce", "v3"]).contains("v3"));
@@ -162,7 +166,9 @@ mod tests {
     fn groups_have_names_and_numbers() {
         assert_eq!(group_number("0").unwrap(), 0);
         assert_eq!(group_number("root").unwrap(), 0);
-        assert!(group_number("no such group").unwrap_err().to_string().contains("no such group"));
+        for nobody in ["no such group", "4294967295", "99999999999", "+5", ""] {
+            assert!(group_number(nobody).unwrap_err().to_string().contains(&format!("no group {nobody}")), "{nobody}");
+        }
     }
 
     #[test]

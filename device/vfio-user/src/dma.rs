@@ -73,7 +73,9 @@ impl DmaMap {
         let end = address.checked_add(len).ok_or_else(|| invalid("past the end of the address space"))?;
         let mut ranges = self.write_lock();
         let inside: Vec<u64> = ranges.range(address..end).map(|(start, _)| *start).collect();
-        if inside.iter().any(|start| start + (ranges[start].len - 1) >= end) {
+        let before = ranges.range(..address).next_back();
+        let reaches_in = before.is_some_and(|(start, range)| len > 0 && start + (range.len - 1) >= address);
+        if reaches_in || inside.iter().any(|start| start + (ranges[start].len - 1) >= end) {
             return Err(invalid("part of a range"));
         }
         for start in inside {
@@ -136,7 +138,7 @@ impl DmaMap {
         while done < len {
             let place = find(&ranges, at.offset(done as u64)?, write)?;
             let piece = place.room().min(len - done);
-            place.access(|host| step(host, done, piece)).map_err(|Gone| self.lose())?;
+            place.access(&self.lost, |host| step(host, done, piece)).map_err(|Gone| self.lose())?;
             done += piece;
         }
         Ok(())
@@ -153,7 +155,7 @@ impl DmaMap {
         if self.is_lost() || place.room() < len || place.host().align_offset(len) != 0 {
             return Err(Fault);
         }
-        place.access(with).map_err(|Gone| self.lose())
+        place.access(&self.lost, with).map_err(|Gone| self.lose())
     }
 }
 
@@ -175,9 +177,9 @@ impl Place<'_> {
     }
 
     /// Has `access` touch bytes of the mapping. They may be missing.
-    fn access<T>(&self, access: impl FnOnce(*mut u8) -> T) -> Result<T, Gone> {
+    fn access<T>(&self, lost: &AtomicBool, access: impl FnOnce(*mut u8) -> T) -> Result<T, Gone> {
         let (start, len) = self.mapping.whole();
-        guard::access(start, len, || access(self.host()))
+        guard::access(start, len, lost, || access(self.host()))
     }
 }
 
@@ -421,7 +423,11 @@ pub mod tests {
         assert!(map.map(0, 0x1001, Some((&file, 0)), true).is_err(), "longer than the file");
         assert!(map.map(0, 0x1000, Some((&file, u64::MAX)), true).is_err(), "offset wraps");
         map.map(0, 0x1000, Some((&file, 0)), true).unwrap();
-        assert!(map.unmap(0, 0x800).is_err(), "part of a range");
+        assert!(map.unmap(0, 0x800).is_err(), "its first part");
+        assert!(map.unmap(0x800, 0x800).is_err(), "its last part");
+        assert!(map.unmap(0x800, 0x100).is_err(), "a part within");
+        map.unmap(0x1000, 0x1000).unwrap();
+        map.unmap(0x800, 0).unwrap();
         assert!(map.map(0xfff, 1, None, true).is_err(), "overlaps the last byte");
     }
 
@@ -463,6 +469,30 @@ pub mod tests {
             assert!(map.is_lost());
             assert_eq!(map.load(DmaAddr(0x20_0000)), Err(Fault), "nothing of it is used any more");
             map.unmap(0x10_0800, 0x2000).unwrap();
+        }
+    }
+
+    /// Threads that read what is about to go: what the others have found missing is not taken for zeroes.
+    #[test]
+    fn nobody_reads_what_took_the_place_of_memory() {
+        const LEN: usize = 1 << 20;
+        for _ in 0..30 {
+            let file = memfd(LEN as u64);
+            let map = DmaMap::default();
+            map.map(0, LEN as u64, Some((&file, 0)), true).unwrap();
+            map.write(DmaAddr(0), &[0x5a; LEN]).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        let mut bytes = vec![0; LEN];
+                        while map.read(DmaAddr(0), &mut bytes).is_ok() {
+                            assert!(bytes.iter().all(|byte| *byte == 0x5a), "zeroes that nobody wrote");
+                        }
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(2));
+                file.set_len(0).unwrap();
+            });
         }
     }
 

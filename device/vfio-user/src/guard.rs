@@ -4,12 +4,12 @@
 //! file system that has no room for a page, answers an access by SIGBUS, which would end the server and with it all
 //! other guests. Seals would only rule out the first, and a client does not have to set them. So the signal is handled:
 //! fresh pages take the place of the whole mapping, the access ends, and its caller hears that what it touched was not
-//! the guest's.
+//! the guest's. So do other threads that are just then in that mapping: before a page is replaced, a flag says so.
 
 use std::io;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// The memory was not there, or not all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,25 +19,36 @@ pub struct Gone;
 struct Now {
     start: AtomicUsize,
     len: AtomicUsize,
+    /// The flag of the guest.
+    lost: AtomicPtr<AtomicBool>,
     gone: AtomicBool,
 }
 
 thread_local! {
     // Without a destructor and known at compile time: a signal handler may look at it.
-    static NOW: Now = const { Now { start: AtomicUsize::new(0), len: AtomicUsize::new(0), gone: AtomicBool::new(false) } };
+    static NOW: Now = const {
+        Now {
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            lost: AtomicPtr::new(std::ptr::null_mut()),
+            gone: AtomicBool::new(false),
+        }
+    };
 }
 
 /// Runs `access`, which touches bytes of the mapping `[start, start + len)`: whole pages, made by mmap(2), which the
-/// caller keeps mapped meanwhile. One that is gone is all zeroes from then on, and no file's any more.
-pub fn access<T>(start: NonNull<u8>, len: usize, access: impl FnOnce() -> T) -> Result<T, Gone> {
+/// caller keeps mapped meanwhile. What is missing of it is all zeroes from then on, and no file's any more; `lost` is
+/// set before anybody can see those.
+pub fn access<T>(start: NonNull<u8>, len: usize, lost: &AtomicBool, access: impl FnOnce() -> T) -> Result<T, Gone> {
     NOW.with(|now| {
         now.start.store(start.as_ptr().expose_provenance(), Ordering::Relaxed);
+        now.lost.store(std::ptr::from_ref(lost).cast_mut(), Ordering::Relaxed);
         now.len.store(len, Ordering::Relaxed);
         std::sync::atomic::compiler_fence(Ordering::SeqCst);
         let result = access();
         std::sync::atomic::compiler_fence(Ordering::SeqCst);
         now.len.store(0, Ordering::Relaxed);
-        match now.gone.swap(false, Ordering::Relaxed) {
+        match now.gone.swap(false, Ordering::Relaxed) || lost.load(Ordering::SeqCst) {
             false => Ok(result),
             true => Err(Gone),
         }
@@ -104,25 +115,26 @@ fn replace(address: usize) -> bool {
         }
         // SAFETY: errno is this thread's, and put back: the code that was interrupted may be about to look at it.
         let errno = unsafe { *libc::__errno_location() };
-        // SAFETY: the caller of `access` keeps `[start, start + len)` mapped, as its own, while `len` is not 0; other
-        // threads that copy there meet either pages, all by raw accesses.
-        let mapped = unsafe {
-            libc::mmap(
-                std::ptr::with_exposed_provenance_mut(start),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
+        // SAFETY: the caller of `access` lends it while `len` is not 0.
+        unsafe { &*now.lost.load(Ordering::Relaxed) }.store(true, Ordering::SeqCst);
+        // Where the kernel promises no more memory than there is (vm.overcommit_memory 2), there may be none for all of
+        // it, but for the page that is missing; the rest are replaced as they are met.
+        let mapped = fresh(start, len) || fresh(address & !(PAGE - 1), PAGE);
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
-        if mapped == libc::MAP_FAILED {
-            return false;
-        }
-        now.gone.store(true, Ordering::Relaxed);
-        true
+        now.gone.store(mapped, Ordering::Relaxed);
+        mapped
     })
     .unwrap_or(false)
+}
+
+const PAGE: usize = 4096;
+
+/// Puts fresh pages there: part of what this thread accesses, see [`replace`].
+fn fresh(start: usize, len: usize) -> bool {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let start = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: the caller of `access` keeps it mapped, as its own, while `len` is not 0; other threads that copy there
+    // meet either pages, all by raw accesses.
+    unsafe { libc::mmap(start, len, prot, flags | libc::MAP_FIXED | libc::MAP_NORESERVE, -1, 0) != libc::MAP_FAILED }
 }

@@ -2,13 +2,14 @@
 //! they are ours. Used by `server.rs`.
 
 use std::ffi::CString;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::Error;
 
@@ -40,6 +41,8 @@ impl Listener {
     /// Makes the socket file. A file left by a server that is gone is replaced.
     pub fn bind(path: &Path, access: Access) -> Result<Listener, Error> {
         let failed = |error| Error::Bind(path.to_owned(), error);
+        // Two servers may find the same dead one's file.
+        let _alone = alone_in(path.parent().unwrap_or(Path::new("")));
         match std::fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => return Err(Error::NotSocket(path.to_owned())),
             Ok(_) => match is_served(path) {
@@ -91,6 +94,22 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Keeps other servers from looking at sockets in `folder`, or waiting for them, for as long as the result lives. Who
+/// has it holds it for some microseconds; one that is stopped meanwhile is not waited for, nor is it asked for a folder
+/// that may not be read.
+fn alone_in(folder: &Path) -> Option<File> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let file = File::open(folder).ok()?;
+    for _ in 0..100 {
+        // SAFETY: no memory is involved.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Some(file);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
 }
 
 /// Clients that may wait to be looked at.
@@ -215,6 +234,22 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file");
         let _listener = bind(&path).unwrap();
+    }
+
+    /// Of several servers that find it, one has the place in the end, and clients reach it.
+    #[test]
+    fn socket_of_a_dead_server_has_one_heir() {
+        let path = place("heirs");
+        for _ in 0..200 {
+            drop(UnixListener::bind(&path).unwrap());
+            let heirs: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| bind(&path))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (won, lost): (Vec<_>, Vec<_>) = heirs.into_iter().partition(Result::is_ok);
+            assert!(won.len() == 1 && lost.iter().all(|lost| matches!(lost, Err(Error::InUse(_)))), "{won:?} {lost:?}");
+            assert!(is_served(&path).unwrap());
+        }
     }
 
     #[test]
