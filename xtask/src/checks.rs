@@ -68,7 +68,7 @@ pub fn deny() -> Result<()> {
 }
 
 /// `cargo-deny` of the machine, or one built below `target/tools`.
-fn cargo_deny() -> Result<std::path::PathBuf> {
+pub fn cargo_deny() -> Result<std::path::PathBuf> {
     if Command::new("cargo-deny").arg("--version").output().is_ok() {
         return Ok("cargo-deny".into());
     }

@@ -72,6 +72,12 @@ pub fn crates() -> impl Iterator<Item = PathBuf> {
     TARGETS.iter().map(|(_, folder)| shell::workspace().join(folder))
 }
 
+/// Builds all targets.
+pub fn build_all() -> Result<()> {
+    packages::install(packages::FUZZ)?;
+    TARGETS.iter().try_for_each(|(target, folder)| build(target, folder).map(drop))
+}
+
 fn build(target: &str, folder: &str) -> Result<PathBuf> {
     let out = shell::target().join("fuzz");
     shell::run(

@@ -2,6 +2,7 @@
 //!
 //! Each subcommand is a file; `main` only picks one. Nothing here is part of what is installed.
 
+mod ahead;
 mod bench;
 mod checks;
 mod debs;

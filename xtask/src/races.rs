@@ -71,6 +71,11 @@ pub fn check() -> Result<()> {
     run(&Options { steps: None, cases: Vec::new() })
 }
 
+/// Builds the plugin for it.
+pub fn build() -> Result<()> {
+    plugin().map(drop)
+}
+
 fn run(options: &Options) -> Result<()> {
     shell::build_release()?;
     let stand = Stand::new(User::Me);

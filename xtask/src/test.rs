@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::ahead::Ahead;
 use crate::shell::{cargo, run};
 use crate::{checks, debs, fuzz, headers, loom, matrix, package, packages, races, shell, vm};
 
@@ -15,6 +16,20 @@ struct Check {
     run: fn() -> Result<()>,
 }
 
+/// What a check builds, in a target folder of its own, so that it can be built while others run (`ahead.rs`).
+struct Build {
+    check: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const AHEAD: &[Build] = &[
+    Build { check: "rust", run: checks::rust_version },
+    Build { check: "loom", run: loom::build },
+    Build { check: "races", run: races::build },
+    Build { check: "deny", run: || checks::cargo_deny().map(drop) },
+    Build { check: "fuzz", run: fuzz::build_all },
+];
+
 /// In this order: quick ones first, so that a slip is seen early.
 const CHECKS: &[Check] = &[
     Check { name: "fmt", shows: "formatting", run: fmt },
@@ -23,7 +38,6 @@ const CHECKS: &[Check] = &[
         shows: "lints, warnings are errors",
         run: || run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])),
     },
-    Check { name: "rust", shows: "compiles with the oldest Rust that is promised", run: checks::rust_version },
     Check {
         name: "doc",
         shows: "documentation builds without a warning",
@@ -52,6 +66,7 @@ const CHECKS: &[Check] = &[
     Check { name: "system", shows: "stock programs on the stand-in, tests/", run: system },
     Check { name: "debug", shows: "the core of that with Rust's own checks on", run: system_debug },
     Check { name: "matrix", shows: "stock programs in every pair of circumstances", run: || matrix::main(&[]) },
+    Check { name: "rust", shows: "compiles with the oldest Rust that is promised", run: checks::rust_version },
     Check { name: "loom", shows: "threads in the orders they can meet, by loom", run: loom::check },
     Check { name: "races", shows: "ThreadSanitizer on the provider", run: races::check },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
@@ -72,16 +87,31 @@ pub fn main(arguments: &[String]) -> Result<()> {
         }
         return Ok(());
     }
+    if let [option, name] = arguments
+        && option == "--ahead"
+        && let Some(build) = AHEAD.iter().find(|build| build.check == name)
+    {
+        return (build.run)();
+    }
     if let Some(unknown) = arguments.iter().find(|name| CHECKS.iter().all(|check| check.name != *name)) {
         bail!("no such check: {unknown} (`cargo xtask test --list`)");
     }
     let chosen = CHECKS.iter().filter(|check| arguments.is_empty() || arguments.iter().any(|name| check.name == name));
 
     packages::install(packages::TEST)?;
+    if arguments.is_empty() {
+        // Now: nothing else may install while builds go on ahead.
+        packages::install(packages::FUZZ)?;
+        packages::install(packages::VM)?;
+    }
+    let chosen: Vec<_> = chosen.collect();
+    let is_chosen = |name: &str| chosen.iter().any(|check| check.name == name);
+    let ahead = Ahead::start(AHEAD.iter().map(|build| build.check).filter(|name| is_chosen(name)).collect());
     let mut results = Vec::new();
     for check in chosen {
         println!("\n=== {}: {}", check.name, check.shows);
         let start = Instant::now();
+        ahead.wait(check.name);
         let result = (check.run)();
         if let Err(error) = &result {
             println!("=== {} FAILED: {error:#}", check.name);
