@@ -2,7 +2,7 @@
 
 use super::address::Address;
 use super::id::{Phase, QPT_RC, QPT_UD, connected_attributes};
-use super::state::{IP_HEADER, Param, State, event, ip_header, parameters, qp_type_of};
+use super::state::{IP_HEADER, Param, State, event, ip_header, parameters, port_space, qp_type_of};
 use super::{Call, Result};
 use crate::kernel::fd;
 use crate::support::raw;
@@ -248,7 +248,7 @@ impl Run<'_> {
         let (v6_only, reuse) = (id.v6_only, id.reuse);
         let ps = match address {
             // The port space is in the service id.
-            Address::Ib { sid, .. } => u16::try_from(sid >> 16).unwrap_or(id.ps),
+            Address::Ib { sid, .. } => port_space(sid).unwrap_or(id.ps),
             _ => id.ps,
         };
         let address = self.state.ports.take(number, ps, address, v6_only, reuse)?;

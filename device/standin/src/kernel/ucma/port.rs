@@ -4,24 +4,32 @@
 //! byte for each kind of local address, all of them for an address of nobody in particular. The kernel takes the locks
 //! of a process away when it ends, however it ends. A lock that others may share is that of an address to be reused.
 //!
+//! A second part of the file is of the same form: a lock there says that a process listened on the port until a moment
+//! ago and may do so again. It is in nobody's way who wants the port.
+//!
 //! Such locks belong to a process, not to a descriptor, so this process's own ports stand in a table beside it.
 
 use crate::kernel::fd;
 use crate::kernel::ucma::address::{Address, Place};
 use crate::support::raw::{self, syscall};
 use pvrdma_ffi::uapi::rdma_user_cm::{RDMA_PS_IB, RDMA_PS_IPOIB, RDMA_PS_UDP};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_int};
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::Instant;
 
 /// Bytes of a port.
 const KINDS: u64 = 4;
+/// Port spaces.
+const SPACES: u64 = 4;
+/// Where the second part of the file begins.
+const LEFT_AT: u64 = SPACES * 65536 * KINDS;
 /// Ports that are given to who asks for any.
 const EPHEMERAL: Range<u16> = 32768..61000;
 
 struct Taken {
-    owner: u32,
     bytes: Range<u64>,
     exclusive: bool,
 }
@@ -29,7 +37,12 @@ struct Taken {
 /// See the module text.
 pub struct Ports {
     file: c_int,
-    taken: Vec<Taken>,
+    /// By owner.
+    taken: HashMap<u32, Taken>,
+    /// The owners of each port, by where its bytes begin.
+    owners: HashMap<u64, Vec<u32>>,
+    /// What somebody here listened on, and until when that counts; the oldest first.
+    left: VecDeque<(Range<u64>, Instant)>,
     next: u16,
 }
 
@@ -52,6 +65,16 @@ fn bytes_of(ps: u16, address: &Address, v6_only: bool) -> Range<u64> {
         (false, _) => 3..4,
     };
     port + kinds.start..port + kinds.end
+}
+
+/// Where the bytes of the port begin that these belong to.
+fn port_of(bytes: &Range<u64>) -> u64 {
+    bytes.start - bytes.start % KINDS
+}
+
+/// The bytes that say who left a port.
+fn left_of(bytes: &Range<u64>) -> Range<u64> {
+    bytes.start + LEFT_AT..bytes.end + LEFT_AT
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -81,13 +104,16 @@ fn lock(file: c_int, command: c_int, kind: c_int, bytes: &Range<u64>) -> Result<
     if done < 0 { Err(raw::errno()) } else { Ok(c_int::from(lock.l_type)) }
 }
 
-/// Whether a process other than this one has those bytes for itself.
+/// Whether a process other than this one has those bytes for itself, or had them to listen until a moment ago.
 fn is_held(file: c_int, bytes: &Range<u64>) -> bool {
     // Shared ones are in nobody's way who would only share.
-    lock(file, libc::F_GETLK, libc::F_RDLCK, bytes).is_ok_and(|kind| kind != libc::F_UNLCK)
+    let held = || lock(file, libc::F_GETLK, libc::F_RDLCK, bytes).is_ok_and(|kind| kind != libc::F_UNLCK);
+    let left = || lock(file, libc::F_GETLK, libc::F_WRLCK, &left_of(bytes)).is_ok_and(|kind| kind != libc::F_UNLCK);
+    // Who leaves says so before the port is free, and who is back may take that back: so it is asked for once more.
+    held() || left() || held()
 }
 
-/// Whether a process of another guest, whose directory this is, has the port for itself.
+/// Whether a process of another guest, whose directory this is, has the port for itself or left it just now.
 pub fn is_held_in(directory: &Path, ps: u16, address: &Address) -> bool {
     let Ok(file) = open(directory, false) else { return false };
     let held = is_held(file, &bytes_of(ps, address, false));
@@ -100,7 +126,8 @@ impl Ports {
     pub fn open(directory: &Path, seed: u64) -> Result<Ports, i32> {
         let file = fd::hide(open(directory, true)?);
         let count = u64::from(EPHEMERAL.end - EPHEMERAL.start);
-        Ok(Ports { file, taken: Vec::new(), next: EPHEMERAL.start + (seed % count) as u16 })
+        let next = EPHEMERAL.start + (seed % count) as u16;
+        Ok(Ports { file, taken: HashMap::new(), owners: HashMap::new(), left: VecDeque::new(), next })
     }
 
     /// Takes the port of `address`, or any free one if that is 0, for `owner`.
@@ -122,10 +149,15 @@ impl Ports {
         Err(libc::EADDRNOTAVAIL)
     }
 
+    /// Those of the same port that others than `owner` have here.
+    fn others(&self, owner: u32, bytes: &Range<u64>) -> impl Iterator<Item = &Taken> {
+        let owners = self.owners.get(&port_of(bytes)).into_iter().flatten();
+        owners.filter(move |other| **other != owner).filter_map(|other| self.taken.get(other))
+    }
+
     fn take_bytes(&mut self, owner: u32, bytes: Range<u64>, exclusive: bool) -> Result<(), i32> {
-        let conflicts =
-            |taken: &Taken| taken.owner != owner && overlap(&taken.bytes, &bytes) && (taken.exclusive || exclusive);
-        if self.taken.iter().any(conflicts) {
+        let conflicts = |taken: &Taken| overlap(&taken.bytes, &bytes) && (taken.exclusive || exclusive);
+        if self.others(owner, &bytes).any(conflicts) {
             return Err(libc::EADDRINUSE);
         }
         let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -134,36 +166,84 @@ impl Ports {
             Err(libc::EACCES | libc::EAGAIN) => return Err(libc::EADDRINUSE),
             Err(errno) => return Err(errno),
         }
-        self.taken.retain(|taken| taken.owner != owner);
-        self.taken.push(Taken { owner, bytes, exclusive });
+        let owners = self.owners.entry(port_of(&bytes)).or_default();
+        owners.retain(|other| *other != owner);
+        owners.push(owner);
+        self.taken.insert(owner, Taken { bytes, exclusive });
         Ok(())
     }
 
     /// Takes what `owner` has for itself alone: it listens.
     pub fn take_alone(&mut self, owner: u32) -> Result<(), i32> {
-        let Some(taken) = self.taken.iter().find(|taken| taken.owner == owner) else { return Ok(()) };
-        if taken.exclusive {
-            return Ok(());
+        match self.taken.get(&owner) {
+            Some(taken) if !taken.exclusive => {
+                let bytes = taken.bytes.clone();
+                self.take_bytes(owner, bytes, true)
+            }
+            _ => Ok(()),
         }
-        let bytes = taken.bytes.clone();
-        self.take_bytes(owner, bytes, true)
     }
 
     /// Gives back what `owner` has.
     pub fn release(&mut self, owner: u32) {
-        let Some(at) = self.taken.iter().position(|taken| taken.owner == owner) else { return };
-        let gone = self.taken.swap_remove(at);
-        for byte in gone.bytes {
+        let Some(Taken { bytes, .. }) = self.taken.remove(&owner) else { return };
+        let port = port_of(&bytes);
+        if let Some(owners) = self.owners.get_mut(&port) {
+            owners.retain(|other| *other != owner);
+            if owners.is_empty() {
+                self.owners.remove(&port);
+            }
+        }
+        let kept: Vec<Range<u64>> = self.others(owner, &bytes).map(|taken| taken.bytes.clone()).collect();
+        self.unlock(bytes, &kept);
+    }
+
+    /// Gives back what `owner` has, and says until `until` that somebody listened there. These times come in order.
+    pub fn leave(&mut self, owner: u32, until: Instant) {
+        if let Some(taken) = self.taken.get(&owner) {
+            let bytes = left_of(&taken.bytes);
+            // Shared: others may have left it too. Nobody asks for it otherwise, so nobody can be in the way.
+            let _ = lock(self.file, libc::F_SETLK, libc::F_RDLCK, &bytes);
+            self.left.push_back((bytes, until));
+        }
+        self.release(owner);
+    }
+
+    /// Takes back what has been said long enough; returns when there is more of it.
+    pub fn forget_left(&mut self, now: Instant) -> Option<Instant> {
+        while self.left.front().is_some_and(|(_, until)| *until <= now)
+            && let Some((bytes, _)) = self.left.pop_front()
+        {
+            let kept: Vec<Range<u64>> =
+                self.left.iter().map(|(left, _)| left.clone()).filter(|left| overlap(left, &bytes)).collect();
+            self.unlock(bytes, &kept);
+        }
+        self.left.front().map(|(_, until)| *until)
+    }
+
+    /// Unlocks bytes but for those that are kept.
+    fn unlock(&self, bytes: Range<u64>, kept: &[Range<u64>]) {
+        if kept.is_empty() {
+            let _ = lock(self.file, libc::F_SETLK, libc::F_UNLCK, &bytes);
+            return;
+        }
+        for byte in bytes {
             let byte = byte..byte + 1;
-            if !self.taken.iter().any(|taken| overlap(&taken.bytes, &byte)) {
+            if !kept.iter().any(|kept| overlap(kept, &byte)) {
                 let _ = lock(self.file, libc::F_SETLK, libc::F_UNLCK, &byte);
             }
         }
     }
 
-    /// Whether another process of this guest has the port for itself.
+    /// Whether another process of this guest has the port for itself, or left it just now.
     pub fn is_held_elsewhere(&self, ps: u16, address: &Address) -> bool {
         is_held(self.file, &bytes_of(ps, address, false))
+    }
+
+    /// Whether somebody in this process left the port just now.
+    pub fn was_left(&self, ps: u16, address: &Address) -> bool {
+        let bytes = left_of(&bytes_of(ps, address, false));
+        self.left.iter().any(|(left, _)| overlap(left, &bytes))
     }
 }
 
@@ -255,5 +335,29 @@ mod tests {
         ports.release(2);
         assert_eq!(ports.take_alone(1), Ok(()));
         assert!(!other_process(&folder.0, shares));
+    }
+
+    /// For a moment, and not in the way of who wants the port: the one who comes back, or another.
+    #[test]
+    fn who_left_a_port_is_known_to_others_until_it_is_forgotten() {
+        let folder = Folder::new("left");
+        let mut ports = Ports::open(&folder.0, 3).unwrap();
+        let now = Instant::now();
+        let soon = now + std::time::Duration::from_millis(400);
+        let address = v4(MACHINE, 13);
+        let held = |ports: &mut Ports| ports.is_held_elsewhere(RDMA_PS_TCP, &v4(MACHINE, 13));
+        let takes = |ports: &mut Ports| ports.take(1, RDMA_PS_TCP, v4(ANY, 13), false, false).is_ok();
+        for owner in [1, 2] {
+            ports.take(owner, RDMA_PS_TCP, v4(ANY, 13), false, false).unwrap();
+            ports.leave(owner, soon + std::time::Duration::from_millis(owner.into()));
+        }
+        assert!(ports.was_left(RDMA_PS_TCP, &address) && !ports.was_left(RDMA_PS_UDP, &address));
+        assert!(other_process(&folder.0, held) && other_process(&folder.0, takes));
+        let last = soon + std::time::Duration::from_millis(2);
+        assert_eq!(ports.forget_left(last - std::time::Duration::from_micros(1)), Some(last));
+        assert!(other_process(&folder.0, held), "the second one");
+        assert_eq!(ports.forget_left(last), None);
+        assert!(!ports.was_left(RDMA_PS_TCP, &address));
+        assert!(!other_process(&folder.0, held));
     }
 }

@@ -34,9 +34,9 @@ pub mod event {
 
 /// How often it is asked whether the processes at the other ends still run, and whether a guest is there by now.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a request to a listener that has just gone is ignored and not refused, so that it comes again. perftest
-/// ends its listener after the first of two connections and makes a new one, and its client does not wait; with Linux
-/// the client's address resolution takes longer than that.
+/// How long a request to a listener that has just gone is ignored and not refused, so that it comes again: by its
+/// process and by all others of the guest. perftest ends its listener after the first of two connections and makes a
+/// new one, and its client does not wait; with Linux the client's address resolution takes longer than that.
 const RENEWAL: Duration = Duration::from_millis(400);
 /// Datagrams that are taken in before others have their turn.
 const BURST: u32 = 64;
@@ -70,8 +70,6 @@ pub struct State {
     ids: BTreeMap<u32, Id>,
     queues: HashMap<u64, Queue>,
     by_comm: HashMap<CommId, u32>,
-    /// Services that somebody listened on until a moment ago, and when to forget that.
-    left: HashMap<u64, Instant>,
     next_tick: Option<Instant>,
     /// When the side thread believes that it is wanted next.
     told: Option<Instant>,
@@ -110,7 +108,7 @@ fn parse_ip_header(bytes: &[u8], service_id: u64) -> Option<(Address, Address)> 
 }
 
 /// The port space of a service id; `None`: of no port.
-fn port_space(service_id: u64) -> Option<u16> {
+pub fn port_space(service_id: u64) -> Option<u16> {
     u16::try_from(service_id >> 16)
         .ok()
         .filter(|ps| matches!(*ps, RDMA_PS_IPOIB | RDMA_PS_IB | RDMA_PS_TCP | RDMA_PS_UDP))
@@ -120,8 +118,6 @@ fn port_space(service_id: u64) -> Option<u16> {
 struct Lookup<'a> {
     ids: &'a BTreeMap<u32, Id>,
     ports: &'a Ports,
-    left: &'a HashMap<u64, Instant>,
-    now: Instant,
 }
 
 impl Services for Lookup<'_> {
@@ -145,15 +141,11 @@ impl Services for Lookup<'_> {
         if let Some((_, number, id)) = best {
             return if id.backlog == 0 { Verdict::NotNow } else { Verdict::Listener(u64::from(*number)) };
         }
-        if self.left.get(&service_id).is_some_and(|until| self.now < *until) {
-            return Verdict::NotNow;
-        }
-        let elsewhere = match (port_space(service_id), dst) {
-            (Some(ps), Some(dst)) => self.ports.is_held_elsewhere(ps, &dst),
-            _ => false,
-        };
+        let ps = port_space(service_id).unwrap_or(RDMA_PS_IB);
+        let dst = dst.unwrap_or(Address::Ib { gid: [0; 16], sid: service_id, mask: 0 });
         // The process that has the port answers; if nobody has, everybody may.
-        if elsewhere { Verdict::NotNow } else { Verdict::Nobody }
+        let kept = self.ports.was_left(ps, &dst) || self.ports.is_held_elsewhere(ps, &dst);
+        if kept { Verdict::NotNow } else { Verdict::Nobody }
     }
 }
 
@@ -173,7 +165,6 @@ impl State {
             ids: BTreeMap::new(),
             queues: HashMap::new(),
             by_comm: HashMap::new(),
-            left: HashMap::new(),
             next_tick: None,
             told: None,
             random: seed,
@@ -224,15 +215,15 @@ impl State {
     pub fn destroy(&mut self, number: u32) -> u32 {
         let Some(id) = self.ids.remove(&number) else { return 0 };
         let now = Instant::now();
-        if let (Phase::Listen, Some(src)) = (id.phase, id.src) {
-            self.left.retain(|_, until| now < *until);
-            self.left.insert(id.service(&src), now + RENEWAL);
-        }
         if let Some(comm) = id.comm {
             self.by_comm.remove(&comm);
             self.cm.release(now, comm);
         }
-        self.ports.release(number);
+        if id.phase == Phase::Listen {
+            self.ports.leave(number, now + RENEWAL);
+        } else {
+            self.ports.release(number);
+        }
         if let Some(queue) = self.queues.get_mut(&id.file) {
             let gone = queue.take_of(number);
             for queued in gone {
@@ -388,7 +379,8 @@ impl State {
                 let service = id.service(dst);
                 let listens =
                     |one: &Id| one.phase == Phase::Listen && one.src.is_some_and(|src| one.service(&src) == service);
-                if self.ids.values().any(listens) || self.ports.is_held_elsewhere(id.ps, dst) {
+                let here = self.ids.values().any(listens) || self.ports.was_left(id.ps, dst);
+                if here || self.ports.is_held_elsewhere(id.ps, dst) {
                     return Some(own);
                 }
                 let others = (0..pvrdma_device::guest::MAX_GUESTS).filter(|guest| *guest != own);
@@ -444,7 +436,7 @@ impl State {
             {
                 trace::line(format_args!("CM {} received", message.name()));
             }
-            let mut lookup = Lookup { ids: &self.ids, ports: &self.ports, left: &self.left, now };
+            let mut lookup = Lookup { ids: &self.ids, ports: &self.ports };
             self.cm.receive(now, datagram.from, datagram.to, &datagram.bytes, &mut lookup);
             self.carry_out(now);
         }
@@ -475,7 +467,7 @@ impl State {
         } else if self.next_tick.is_none() {
             self.next_tick = Some(now + TICK);
         }
-        [self.cm.deadline(), self.next_tick].into_iter().flatten().min()
+        [self.cm.deadline(), self.next_tick, self.ports.forget_left(now)].into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Instant) {
