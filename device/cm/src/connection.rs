@@ -89,6 +89,17 @@ pub trait Services {
     fn find(&mut self, service_id: u64, private_data: &[u8], datagrams: bool) -> Verdict;
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// A process, by a number that no other one ever has.
+    Process(u64),
+    /// Nobody: it has ended.
+    Gone,
+    /// Somebody that the caller cannot ask about.
+    Stranger,
+}
+
 /// A datagram for the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {

@@ -14,7 +14,7 @@ mod arrivals;
 use crate::connection::*;
 use crate::message::*;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How often a message is sent again.
@@ -54,8 +54,17 @@ struct Connection {
     /// The answer, should the question come again.
     answer: Option<Mad>,
     service_id: u64,
-    /// What the caller knows of the process at the other end; see `watch`.
-    peer: Option<u64>,
+    watched: Watched,
+}
+
+/// Who is at the other end of a connection; see `watch`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    No,
+    /// The caller was not asked yet.
+    Unknown,
+    /// By the caller's number for it.
+    Process(u64),
 }
 
 /// All connections of one address. See the module text.
@@ -68,6 +77,11 @@ pub struct Manager {
     tid: u64,
     connections: HashMap<CommId, Connection>,
     by_remote: HashMap<(Gid, u32), CommId>,
+    /// The last connection with a QP, by its address and number.
+    by_qp: HashMap<(Gid, u32), CommId>,
+    /// Whose other end is not known yet, and those of each process.
+    unknown: BTreeSet<CommId>,
+    by_process: BTreeMap<u64, BTreeSet<CommId>>,
     timers: BinaryHeap<Reverse<(Instant, CommId)>>,
     out: VecDeque<Outgoing>,
     events: VecDeque<Event>,
@@ -100,6 +114,9 @@ impl Manager {
             tid: seed,
             connections: HashMap::new(),
             by_remote: HashMap::new(),
+            by_qp: HashMap::new(),
+            unknown: BTreeSet::new(),
+            by_process: BTreeMap::new(),
             timers: BinaryHeap::new(),
             out: VecDeque::new(),
             events: VecDeque::new(),
@@ -338,9 +355,8 @@ impl Manager {
 
     /// Forgets a question that came, without a word: whoever asks may ask again.
     pub fn forget(&mut self, comm: CommId) {
-        if let Some(connection) = self.connections.remove(&comm) {
-            self.by_remote.remove(&(connection.path.remote_gid, connection.remote_id));
-        }
+        self.unname(comm);
+        self.connections.remove(&comm);
     }
 
     // ---- what the owner may ask ----------------------------------------------------------------
@@ -443,17 +459,33 @@ impl Manager {
         }
     }
 
-    /// Asks of every connection whose peer is known whether the process there is gone, and does for it what its kernel
-    /// would have: a process that was killed says no word itself. `gone` gets address and name of the connection at the
-    /// peer, and a place to remember who that was.
-    pub fn watch(&mut self, now: Instant, mut gone: impl FnMut(&Gid, u32, &mut Option<u64>) -> bool) {
-        let watched = |connection: &Connection| {
-            connection.remote_id != 0 && connection.connected() && connection.state != State::TimeWait
-        };
+    /// Asks of the process at the other end of each connection whether it is gone, and does for it what its kernel would
+    /// have: a process that was killed says no word itself. `whose` is asked once for each connection, with the address
+    /// and the peer's name for it; `runs` for each process that was named.
+    pub fn watch(
+        &mut self,
+        now: Instant,
+        mut whose: impl FnMut(&Gid, u32) -> Whose,
+        mut runs: impl FnMut(u64) -> bool,
+    ) {
         let mut lost = Vec::new();
-        for (comm, connection) in self.connections.iter_mut().filter(|(_, connection)| watched(connection)) {
-            if gone(&connection.path.remote_gid, connection.remote_id, &mut connection.peer) {
-                lost.push(*comm);
+        for comm in std::mem::take(&mut self.unknown) {
+            let Some(connection) = self.connections.get_mut(&comm) else { continue };
+            connection.watched = match whose(&connection.path.remote_gid, connection.remote_id) {
+                Whose::Process(process) => {
+                    self.by_process.entry(process).or_default().insert(comm);
+                    Watched::Process(process)
+                }
+                Whose::Stranger => Watched::No,
+                Whose::Gone => {
+                    lost.push(comm);
+                    Watched::No
+                }
+            };
+        }
+        for (process, comms) in &self.by_process {
+            if !runs(*process) {
+                lost.extend(comms);
             }
         }
         for comm in lost {
@@ -463,7 +495,52 @@ impl Manager {
 
     /// Whether `watch` has anything to ask.
     pub fn has_peers(&self) -> bool {
-        self.connections.values().any(|one| one.remote_id != 0 && one.connected() && one.state != State::TimeWait)
+        !self.unknown.is_empty() || !self.by_process.is_empty()
+    }
+
+    /// The peer's name is known from here on, and so is who to ask about.
+    fn name(&mut self, comm: CommId) {
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        let gid = connection.path.remote_gid;
+        self.by_remote.insert((gid, connection.remote_id), comm);
+        if connection.connected() && connection.watched == Watched::No {
+            connection.watched = Watched::Unknown;
+            self.unknown.insert(comm);
+        }
+        if connection.remote.qpn != 0 {
+            self.by_qp.insert((gid, connection.remote.qpn), comm);
+        }
+    }
+
+    /// Nobody has to be asked about any more.
+    fn unwatch(&mut self, comm: CommId) {
+        let Some(connection) = self.connections.get_mut(&comm) else { return };
+        match std::mem::replace(&mut connection.watched, Watched::No) {
+            Watched::No => {}
+            Watched::Unknown => {
+                self.unknown.remove(&comm);
+            }
+            Watched::Process(process) => {
+                if let Some(comms) = self.by_process.get_mut(&process) {
+                    comms.remove(&comm);
+                    if comms.is_empty() {
+                        self.by_process.remove(&process);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Its names mean nothing any more.
+    fn unname(&mut self, comm: CommId) {
+        self.unwatch(comm);
+        let Some(connection) = self.connections.get(&comm) else { return };
+        let gid = connection.path.remote_gid;
+        for (names, name) in [(&mut self.by_remote, connection.remote_id), (&mut self.by_qp, connection.remote.qpn)] {
+            if names.get(&(gid, name)) == Some(&comm) {
+                names.remove(&(gid, name));
+            }
+        }
     }
 
     fn peer_gone(&mut self, now: Instant, comm: CommId) {
@@ -576,22 +653,19 @@ impl Manager {
         }
     }
 
-    /// Back to the start: its names mean nothing any more.
+    /// Back to the start.
     fn reset(&mut self, comm: CommId) {
+        self.unname(comm);
         let Some(connection) = self.connections.get_mut(&comm) else { return };
         connection.state = State::Idle;
         connection.settle();
-        let name = (connection.path.remote_gid, connection.remote_id);
-        let owned = connection.owned;
-        if self.by_remote.get(&name) == Some(&comm) {
-            self.by_remote.remove(&name);
-        }
-        if !owned {
+        if !connection.owned {
             self.connections.remove(&comm);
         }
     }
 
     fn enter_timewait(&mut self, now: Instant, comm: CommId) {
+        self.unwatch(comm);
         let Some(connection) = self.connections.get_mut(&comm) else { return };
         connection.state = State::TimeWait;
         connection.settle();
@@ -651,7 +725,7 @@ impl Connection {
             owned: true,
             answer: None,
             service_id: 0,
-            peer: None,
+            watched: Watched::No,
         }
     }
 

@@ -317,12 +317,21 @@ fn both_may_end_it_at_once() {
 fn a_process_that_is_gone_is_answered_for() {
     let (mut bench, here, there) = Bench::connected();
     let now = bench.now;
-    bench.ends[0].watch(now, |_, _, _| false);
+    assert!(bench.ends[0].has_peers());
+    bench.ends[0].watch(
+        now,
+        |at, name| {
+            assert_eq!((*at, name), (gid(1), there.0));
+            Whose::Process(7)
+        },
+        |_| true,
+    );
     bench.carry();
     assert_eq!(bench.heard[0], []);
-    bench.ends[0].watch(now, |at, name, _| *at == gid(1) && name == there.0);
+    bench.ends[0].watch(now, |_, _| panic!("it was asked"), |process| process != 7);
     bench.collect();
     assert_eq!(bench.heard[0], [Event::DreqReceived { comm: here }]);
+    assert!(!bench.ends[0].has_peers());
 
     // In the middle of a handshake: as a program that has said no.
     let mut bench = Bench::new(5);
@@ -331,7 +340,7 @@ fn a_process_that_is_gone_is_answered_for() {
     let (there, _) = bench.request();
     bench.accept(there);
     let now = bench.now;
-    bench.ends[1].watch(now, |_, _, _| true);
+    bench.ends[1].watch(now, |_, _| Whose::Gone, |_| true);
     bench.collect();
     assert!(bench.took(1, |event| matches!(event, Event::RejReceived { .. })).is_some());
 }

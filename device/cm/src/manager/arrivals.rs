@@ -43,10 +43,9 @@ impl Manager {
             Verdict::NotNow => return,
         };
         // A QP that asks for a connection has no other: what we still have for it ended without a word.
-        let stale = self.connections.iter().find(|(_, one)| {
-            one.state == State::Established && one.path.remote_gid == from && one.remote.qpn == req.local_qpn
-        });
-        if let Some((&comm, _)) = stale {
+        if let Some(&comm) = self.by_qp.get(&(from, req.local_qpn))
+            && self.state(comm) == State::Established
+        {
             self.peer_gone(now, comm);
         }
         let Some(comm) = self.fresh() else { return };
@@ -81,7 +80,7 @@ impl Manager {
         connection.responder_resources = req.initiator_depth;
         connection.initiator_depth = req.responder_resources;
         self.connections.insert(comm, connection);
-        self.by_remote.insert((from, req.local_comm_id), comm);
+        self.name(comm);
         self.events.push_back(Event::ReqReceived { listener, comm, req });
     }
 
@@ -124,7 +123,7 @@ impl Manager {
         }
         if connection.remote_id == 0 {
             connection.remote_id = mra.local_comm_id;
-            self.by_remote.insert((from, mra.local_comm_id), comm);
+            self.name(comm);
         }
         self.wait_until(comm, now + wait);
     }
@@ -183,7 +182,7 @@ impl Manager {
         };
         connection.initiator_depth = rep.responder_resources;
         connection.responder_resources = rep.initiator_depth;
-        self.by_remote.insert((from, rep.local_comm_id), comm);
+        self.name(comm);
         self.tell(comm, Event::RepReceived { comm, rep });
     }
 
@@ -263,7 +262,7 @@ impl Manager {
         connection.remote_id = req.request_id;
         connection.service_id = req.service_id;
         self.connections.insert(comm, connection);
-        self.by_remote.insert((from, req.request_id), comm);
+        self.name(comm);
         self.events.push_back(Event::SidrReqReceived { listener, comm, req, from });
     }
 

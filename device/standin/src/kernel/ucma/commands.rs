@@ -290,10 +290,7 @@ impl Run<'_> {
         if id.src.is_some_and(|src| family(&src) != family(&dst)) {
             return Err(libc::EINVAL);
         }
-        id.dst = Some(dst);
-        id.phase = Phase::AddrQuery;
-        id.resolving = Some(until);
-        self.state.resolve(self.now, number);
+        self.state.begin_to_resolve(self.now, number, dst, until);
         Ok(())
     }
 
@@ -357,9 +354,8 @@ impl Run<'_> {
             Phase::AddrBound => self.state.ports.take_alone(body.id)?,
             _ => return Err(libc::EINVAL),
         }
-        let id = self.state.id(self.file, body.id)?;
-        id.backlog = if (1..MAX_BACKLOG).contains(&body.backlog) { body.backlog } else { MAX_BACKLOG };
-        id.phase = Phase::Listen;
+        let backlog = if (1..MAX_BACKLOG).contains(&body.backlog) { body.backlog } else { MAX_BACKLOG };
+        self.state.listen(body.id, backlog);
         Ok(())
     }
 

@@ -48,6 +48,8 @@ pub struct Id {
     pub comm: Option<CommId>,
     /// Requests that may wait before it.
     pub backlog: u32,
+    /// Its events that wait to be read, and how many were.
+    pub queued: u32,
     pub events_reported: u32,
     pub reuse: bool,
     pub v6_only: bool,
@@ -72,6 +74,7 @@ impl Id {
             has_route: false,
             comm: None,
             backlog: 0,
+            queued: 0,
             events_reported: 0,
             reuse: false,
             v6_only: false,

@@ -6,13 +6,13 @@ use super::port::{self, Ports};
 use super::{Machine, Queue, Queued, Result};
 use crate::kernel::gsi::Gsi;
 use crate::support::trace;
-use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path, Services, Verdict};
+use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path, Services, Verdict, Whose};
 use pvrdma_cm::manager::Manager;
 use pvrdma_cm::message::{Message, Rep, Req, SidrRep, SidrReq, private_len, sidr_status};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::Gid;
 use pvrdma_ffi::uapi::rdma_user_cm::*;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -60,6 +60,8 @@ pub enum Param {
     Datagram(Box<rdma_ucm_ud_param>),
 }
 
+type Listeners = HashMap<u64, BTreeSet<u32>>;
+
 /// See the module text.
 pub struct State {
     machine: &'static dyn Machine,
@@ -68,6 +70,12 @@ pub struct State {
     pub cm: Manager,
     pub ports: Ports,
     ids: BTreeMap<u32, Id>,
+    /// Numbers below the highest id that are nobody's.
+    free: BTreeSet<u32>,
+    /// The ids that listen, by service id.
+    listeners: Listeners,
+    /// The ids that wait for an address.
+    resolving: BTreeSet<u32>,
     queues: HashMap<u64, Queue>,
     by_comm: HashMap<CommId, u32>,
     next_tick: Option<Instant>,
@@ -117,6 +125,7 @@ pub fn port_space(service_id: u64) -> Option<u16> {
 /// Finds who listens.
 struct Lookup<'a> {
     ids: &'a BTreeMap<u32, Id>,
+    listeners: &'a Listeners,
     ports: &'a Ports,
 }
 
@@ -126,7 +135,7 @@ impl Services for Lookup<'_> {
         let dst = by_ip.map(|(_, dst)| dst);
         // The closer an address is met the better: its own, anybody's of its family, anybody's at all.
         let rank = |id: &Id| {
-            let bound = id.src.filter(|src| id.service(src) == service_id)?;
+            let bound = id.src?;
             match (bound.place(), dst) {
                 (_, None) if bound.is_ib() => Some(0),
                 (_, None) => None,
@@ -136,7 +145,9 @@ impl Services for Lookup<'_> {
                 (_, Some(dst)) => (bound.to_gid() == dst.to_gid()).then_some(0),
             }
         };
-        let listening = self.ids.iter().filter(|(_, id)| id.phase == Phase::Listen && id.is_datagram() == datagrams);
+        let listening = self.listeners.get(&service_id).into_iter().flatten();
+        let listening = listening.filter_map(|number| Some((number, self.ids.get(number)?)));
+        let listening = listening.filter(|(_, id)| id.is_datagram() == datagrams);
         let best = listening.filter_map(|(number, id)| Some((rank(id)?, number, id))).min_by_key(|(rank, ..)| *rank);
         if let Some((_, number, id)) = best {
             return if id.backlog == 0 { Verdict::NotNow } else { Verdict::Listener(u64::from(*number)) };
@@ -163,6 +174,9 @@ impl State {
             cm: Manager::new(u64::from_be_bytes(guest.node_guid()), base, ID_BITS, seed),
             ports: Ports::open(&directory, seed)?,
             ids: BTreeMap::new(),
+            free: BTreeSet::new(),
+            listeners: HashMap::new(),
+            resolving: BTreeSet::new(),
             queues: HashMap::new(),
             by_comm: HashMap::new(),
             next_tick: None,
@@ -186,8 +200,8 @@ impl State {
     }
 
     pub fn close_file(&mut self, file: u64) {
-        let of_file = |ids: &BTreeMap<u32, Id>| ids.iter().find(|(_, id)| id.file == file).map(|(number, _)| *number);
-        while let Some(number) = of_file(&self.ids) {
+        let of_file: Vec<u32> = self.ids.iter().filter(|(_, id)| id.file == file).map(|(number, _)| *number).collect();
+        for number in of_file {
             self.destroy(number);
         }
         self.queues.remove(&file);
@@ -195,8 +209,7 @@ impl State {
 
     /// A new id under the lowest free number: librdmacm keeps them in a table.
     pub fn create(&mut self, file: u64, uid: u64, ps: u16, qp_type: u8) -> u32 {
-        let taken = self.ids.keys().zip(0..).take_while(|(number, expected)| **number == *expected).count();
-        let number = taken as u32;
+        let number = self.free.pop_first().unwrap_or(self.ids.len() as u32);
         let psn = self.random() as u32;
         self.ids.insert(number, Id::new(file, uid, ps, qp_type, psn));
         number
@@ -214,6 +227,17 @@ impl State {
     /// Ends an id; returns how many of its events were read.
     pub fn destroy(&mut self, number: u32) -> u32 {
         let Some(id) = self.ids.remove(&number) else { return 0 };
+        self.free.insert(number);
+        self.resolving.remove(&number);
+        if let (Phase::Listen, Some(src)) = (id.phase, id.src) {
+            let service = id.service(&src);
+            if let Some(listeners) = self.listeners.get_mut(&service) {
+                listeners.remove(&number);
+                if listeners.is_empty() {
+                    self.listeners.remove(&service);
+                }
+            }
+        }
         let now = Instant::now();
         if let Some(comm) = id.comm {
             self.by_comm.remove(&comm);
@@ -224,7 +248,7 @@ impl State {
         } else {
             self.ports.release(number);
         }
-        if let Some(queue) = self.queues.get_mut(&id.file) {
+        if let Some(queue) = self.queues.get_mut(&id.file).filter(|_| id.queued > 0) {
             let gone = queue.take_of(number);
             for queued in gone {
                 // A request that nobody has looked at: it comes again, to the next listener or to be refused.
@@ -256,6 +280,17 @@ impl State {
         }
     }
 
+    /// An id with an address begins to listen.
+    pub fn listen(&mut self, number: u32, backlog: u32) {
+        let Some(id) = self.ids.get_mut(&number) else { return };
+        id.backlog = backlog;
+        id.phase = Phase::Listen;
+        if let Some(src) = id.src {
+            let service = id.service(&src);
+            self.listeners.entry(service).or_default().insert(number);
+        }
+    }
+
     /// A connection of an id.
     pub fn connect(&mut self, number: u32, comm: CommId) {
         if let Some(id) = self.ids.get_mut(&number) {
@@ -283,6 +318,7 @@ impl State {
         Some(taken?.map(|queued| {
             if let Some(id) = self.ids.get_mut(&queued.counted) {
                 id.events_reported += 1;
+                id.queued -= 1;
                 id.backlog += u32::from(queued.brings.is_some());
             }
             *queued.event
@@ -301,7 +337,8 @@ impl State {
             let event = &queued.event;
             trace::line(format_args!("CM EVENT id={} {} status={}", event.id, event.event, event.status as i32));
         }
-        if let Some(queue) = self.queues.get_mut(&file) {
+        if let (Some(queue), Some(id)) = (self.queues.get_mut(&file), self.ids.get_mut(&queued.counted)) {
+            id.queued += 1;
             queue.events.push_back(queued);
             queue.sync();
         }
@@ -377,9 +414,7 @@ impl State {
             // Whoever listens there: this guest before others.
             Place::Machine => {
                 let service = id.service(dst);
-                let listens =
-                    |one: &Id| one.phase == Phase::Listen && one.src.is_some_and(|src| one.service(&src) == service);
-                let here = self.ids.values().any(listens) || self.ports.was_left(id.ps, dst);
+                let here = self.listeners.contains_key(&service) || self.ports.was_left(id.ps, dst);
                 if here || self.ports.is_held_elsewhere(id.ps, dst) {
                     return Some(own);
                 }
@@ -391,8 +426,18 @@ impl State {
         }
     }
 
+    /// An id with an address wants to go somewhere; `until`: how long that may take.
+    pub fn begin_to_resolve(&mut self, now: Instant, number: u32, dst: Address, until: Instant) {
+        let Some(id) = self.ids.get_mut(&number) else { return };
+        id.dst = Some(dst);
+        id.phase = Phase::AddrQuery;
+        id.resolving = Some(until);
+        self.resolving.insert(number);
+        self.resolve(now, number);
+    }
+
     /// Tries to find out where `number` wants to go, and tells it.
-    pub fn resolve(&mut self, now: Instant, number: u32) {
+    fn resolve(&mut self, now: Instant, number: u32) {
         let Some(id) = self.ids.get(&number).filter(|id| id.phase == Phase::AddrQuery) else { return };
         let Some(dst) = id.dst else { return };
         let path = self.find_guest(id, &dst).and_then(|guest| self.path(guest, &dst));
@@ -409,11 +454,13 @@ impl State {
                 }
                 id.phase = Phase::AddrResolved;
                 id.resolving = None;
+                self.resolving.remove(&number);
                 self.tell(number, event::ADDR_RESOLVED, 0, Param::None);
             }
             None if late || never => {
                 id.phase = Phase::AddrBound;
                 id.resolving = None;
+                self.resolving.remove(&number);
                 // As where the route leads out by an interface without an RDMA device, or to a silent host.
                 let errno = if never { libc::ENODEV } else { libc::ETIMEDOUT };
                 self.tell(number, event::ADDR_ERROR, -errno, Param::None);
@@ -436,7 +483,7 @@ impl State {
             {
                 trace::line(format_args!("CM {} received", message.name()));
             }
-            let mut lookup = Lookup { ids: &self.ids, ports: &self.ports };
+            let mut lookup = Lookup { ids: &self.ids, listeners: &self.listeners, ports: &self.ports };
             self.cm.receive(now, datagram.from, datagram.to, &datagram.bytes, &mut lookup);
             self.carry_out(now);
         }
@@ -461,7 +508,7 @@ impl State {
     }
 
     fn deadline(&mut self, now: Instant) -> Option<Instant> {
-        let watching = self.cm.has_peers() || self.ids.values().any(|id| id.resolving.is_some());
+        let watching = self.cm.has_peers() || !self.resolving.is_empty();
         if !watching {
             self.next_tick = None;
         } else if self.next_tick.is_none() {
@@ -472,17 +519,13 @@ impl State {
 
     fn tick(&mut self, now: Instant) {
         let machine = self.machine;
-        let mut seen: HashMap<u64, bool> = HashMap::new();
-        self.cm.watch(now, |gid, remote_id, peer| {
-            let Some(number) = (remote_id >> ID_BITS).checked_sub(1) else { return false };
+        let whose = |gid: &Gid, remote_id: u32| match (remote_id >> ID_BITS).checked_sub(1) {
+            None => Whose::Stranger,
             // Nobody with that number at that address: then it is gone, for it was there.
-            let Some(process) = peer.or_else(|| machine.process(gid, number)) else { return true };
-            *peer = Some(process);
-            !*seen.entry(process).or_insert_with(|| machine.runs(process))
-        });
-        let waiting: Vec<u32> =
-            self.ids.iter().filter(|(_, id)| id.resolving.is_some()).map(|(number, _)| *number).collect();
-        for number in waiting {
+            Some(number) => machine.process(gid, number).map_or(Whose::Gone, Whose::Process),
+        };
+        self.cm.watch(now, whose, |process| machine.runs(process));
+        for number in self.resolving.clone() {
             self.resolve(now, number);
         }
     }
