@@ -31,6 +31,7 @@ pub const TEST: &[&str] = &[
     "libibverbs-dev",
     "libmpich-dev",
     "libopenmpi-dev",
+    "librdmacm-dev",
     "mpich",
     "openmpi-bin",
     "perftest",

@@ -75,7 +75,8 @@ pub struct Manager {
     ids: u32,
     next: u32,
     tid: u64,
-    connections: HashMap<CommId, Connection>,
+    /// Boxed: the table keeps the room that it once needed.
+    connections: HashMap<CommId, Box<Connection>>,
     by_remote: HashMap<(Gid, u32), CommId>,
     /// The last connection with a QP, by its address and number.
     by_qp: HashMap<(Gid, u32), CommId>,
@@ -580,7 +581,7 @@ impl Manager {
     /// The connection that a message from `from` names: ours by `local`, and by `remote` if the peer's name is known.
     fn named(&mut self, from: Gid, local: u32, remote: u32) -> Option<(CommId, &mut Connection)> {
         let comm = CommId(local);
-        let connection = self.connections.get_mut(&comm)?;
+        let connection = &mut **self.connections.get_mut(&comm)?;
         let known = connection.remote_id == 0 || connection.remote_id == remote || remote == 0;
         (known && connection.connected() && connection.path.remote_gid == from).then_some((comm, connection))
     }
@@ -590,7 +591,8 @@ impl Manager {
     }
 
     fn connection(&mut self, comm: CommId, states: &[State]) -> Result<&mut Connection, CallError> {
-        self.connections.get_mut(&comm).filter(|one| states.contains(&one.state)).ok_or(CallError::State)
+        let connection = self.connections.get_mut(&comm).filter(|one| states.contains(&one.state));
+        connection.map(|one| &mut **one).ok_or(CallError::State)
     }
 
     fn fresh(&mut self) -> Option<CommId> {
@@ -613,7 +615,7 @@ impl Manager {
     /// The first message of a connection.
     fn ask(&mut self, now: Instant, comm: CommId, connection: Connection, question: &Message) -> CommId {
         let mad = question.to_mad(connection.tid);
-        self.connections.insert(comm, connection);
+        self.connections.insert(comm, Box::new(connection));
         self.send_until_answered(now, comm, mad);
         comm
     }

@@ -79,7 +79,7 @@ impl Manager {
         connection.local.psn = req.starting_psn;
         connection.responder_resources = req.initiator_depth;
         connection.initiator_depth = req.responder_resources;
-        self.connections.insert(comm, connection);
+        self.connections.insert(comm, Box::new(connection));
         self.name(comm);
         self.events.push_back(Event::ReqReceived { listener, comm, req });
     }
@@ -261,14 +261,14 @@ impl Manager {
         let mut connection = Connection::new(State::SidrReqRcvd, path, tid);
         connection.remote_id = req.request_id;
         connection.service_id = req.service_id;
-        self.connections.insert(comm, connection);
+        self.connections.insert(comm, Box::new(connection));
         self.name(comm);
         self.events.push_back(Event::SidrReqReceived { listener, comm, req, from });
     }
 
     fn on_sidr_rep(&mut self, from: Gid, rep: Box<SidrRep>) {
         let comm = CommId(rep.request_id);
-        let asked = |one: &&Connection| one.state == State::SidrReqSent && one.path.remote_gid == from;
+        let asked = |one: &&Box<Connection>| one.state == State::SidrReqSent && one.path.remote_gid == from;
         if self.connections.get(&comm).filter(asked).is_some() {
             self.reset(comm);
             self.tell(comm, Event::SidrRepReceived { comm, rep });
