@@ -9,6 +9,7 @@
 //! | [`uapi::ib_user_ioctl`] | user space and `ib_uverbs.ko`, ioctl() form | `rdma/rdma_user_ioctl_cmds.h`, `rdma/ib_user_ioctl_*.h` |
 //! | [`dev_api`] | `vmw_pvrdma.ko` and the PCI function | the driver's `pvrdma_dev_api.h`, `pvrdma_verbs.h` |
 //! | [`verbs`] | application and provider | `infiniband/verbs.h` |
+//! | [`pvrdmadv`] | application and provider, direct verbs | here; `infiniband/pvrdmadv.h` is made of it |
 //! | [`pabi`] | libibverbs and provider | `infiniband/driver.h` of each rdma-core release |
 //!
 //! Names are the C names, so a snake_case type is a C layout. Every struct that crosses a shared
@@ -22,6 +23,7 @@ compile_error!("PVRDMA exists on x86-64 only; the private layouts of libibverbs 
 
 pub mod dev_api;
 pub mod pabi;
+pub mod pvrdmadv;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod rng;
 pub mod uapi;

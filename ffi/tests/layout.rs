@@ -118,6 +118,36 @@ fn pvrdma_h() {
     assert!(!accepted && complaints.contains("include one of the two"), "{complaints}");
 }
 
+/// Direct verbs: in any C, without a warning, alone and beside the header of libibverbs in any order; and as long as
+/// they are here.
+#[test]
+fn pvrdmadv_h() {
+    let header = concat!(env!("CARGO_MANIFEST_DIR"), "/../include/infiniband/pvrdmadv.h");
+    let (direct, verbs) = (format!("#include \"{header}\"\n"), "#include <infiniband/verbs.h>\n");
+    let warnings = ["-Wall", "-Wextra", "-pedantic", "-Wsign-conversion", "-Werror"];
+    for language in [["-xc", "-std=c89"], ["-xc", "-std=c99"], ["-xc", "-std=c2x"], ["-xc++", "-std=c++98"]] {
+        // C++ of 1998 has no long long, of which stdint.h's types are made for some.
+        let (accepted, complaints) = compiler(&direct, &[&language[..], &warnings].concat());
+        assert!(accepted, "{language:?}: {complaints}");
+    }
+    for language in [["-xc", "-std=c99"], ["-xc++", "-std=c++11"], ["-xc++", "-std=c++20"]] {
+        for source in [format!("{direct}{verbs}"), format!("{verbs}{direct}")] {
+            let (accepted, complaints) = compiler(&source, &[&language[..], &["-Wall", "-Wextra", "-Werror"]].concat());
+            assert!(accepted, "{language:?}: {complaints}");
+        }
+    }
+    use pvrdma_ffi::pvrdmadv::*;
+    let layouts = layouts![
+        pvrdmadv_wq { buf, prod_tail, cons_head, doorbell, doorbell_value, num_entries, entry_size, max_sge }
+        pvrdmadv_context { comp_mask, uar, uar_size, qp_offset, cq_offset, srq_offset }
+        pvrdmadv_qp { comp_mask, sq, rq, qp_handle, flags }
+        pvrdmadv_cq { comp_mask, buf, prod_tail, cons_head, doorbell, poll_value, arm_value, arm_solicited_value, num_entries, entry_size, cq_handle }
+        pvrdmadv_srq { comp_mask, wq, srq_handle, reserved }
+        pvrdmadv_ah { comp_mask, av }
+    ];
+    check(&[header], &layouts);
+}
+
 #[test]
 fn vmw_pvrdma_abi_h() {
     let layouts = layouts![

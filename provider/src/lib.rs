@@ -7,6 +7,7 @@
 //! | folder | what is there | may use |
 //! |---|---|---|
 //! | [`ops`], [`register`], [`boundary`] | the way in: the table of verbs, the constructor, the panic wall | all |
+//! | [`direct`] | what programs link to that post and poll by themselves: `pvrdmadv.h` | [`verbs`], [`ring`], [`support`] |
 //! | [`fast`] | the hot verbs: post, poll, `ibv_wr_*`, `ibv_start_poll` | [`verbs`], [`ring`], [`support`] |
 //! | [`verbs`] | the objects and their slow verbs | [`ring`], [`support`] |
 //! | [`ring`] | what the device sees: counters, slots, completions, doorbells | [`support`] |
@@ -21,6 +22,7 @@
 #![warn(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod boundary;
+pub mod direct;
 pub mod fast;
 pub mod ops;
 pub mod register;

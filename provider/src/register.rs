@@ -6,6 +6,8 @@
 
 use crate::boundary;
 use crate::ops::OPS;
+use crate::support::devices;
+use crate::support::error::Errno;
 use crate::support::loaded::Loaded;
 use crate::support::threads::Threads;
 use crate::verbs::context;
@@ -95,11 +97,19 @@ fn device_ops(layout: &Layout) -> *const c_void {
 }
 
 unsafe extern "C" fn alloc_device(_sysfs: *mut verbs_sysfs_dev) -> *mut verbs_device {
-    // SAFETY: no preconditions. libibverbs wants zeroed memory and fills it; NULL means failure.
-    unsafe { libc::calloc(1, size_of::<verbs_device>()).cast() }
+    boundary::pointer(|| {
+        // SAFETY: no preconditions. libibverbs wants zeroed memory and fills it; NULL means failure.
+        let device: *mut verbs_device = unsafe { libc::calloc(1, size_of::<verbs_device>()).cast() };
+        if device.is_null() {
+            return Err(Errno::ENOMEM);
+        }
+        devices::enter(device.cast());
+        Ok(device)
+    })
 }
 
 unsafe extern "C" fn uninit_device(device: *mut verbs_device) {
+    boundary::nothing(|| devices::leave(device.cast()));
     // SAFETY: `device` came from `alloc_device` and is not used any more.
     unsafe { libc::free(device.cast()) };
 }

@@ -2,6 +2,7 @@
 //! Nothing here knows a verb.
 
 pub mod buf;
+pub mod devices;
 #[cfg(not(all(loom, test)))]
 pub mod doorbell;
 pub mod error;

@@ -28,6 +28,7 @@ const HOUSES: &[House] = &[
         rooms: &[
             ("register", &["boundary", "ops", "support", "verbs"]),
             ("ops", &["boundary", "fast", "verbs"]),
+            ("direct", &["boundary", "support", "verbs"]),
             ("boundary", &["support"]),
             ("fast", &["boundary", "ring", "support", "verbs"]),
             ("verbs", &["ring", "support"]),

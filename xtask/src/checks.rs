@@ -1,5 +1,6 @@
 //! Checks of what the build made that are no tests: exported names, licences, where dependencies come from.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -7,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{fuzz, shell};
 
-/// The provider exports nothing and asks libibverbs for nothing at link time; the stand-in exports libc names, and
-/// its hooks for tests.
+/// The provider exports its direct verbs, with their version, and asks libibverbs for nothing at link time; the stand-in
+/// exports libc names, and its hooks for tests.
 ///
 /// A name too many in the provider could shadow one of the application. A libibverbs symbol the provider needs at
 /// load would tie the file to one release of rdma-core.
@@ -19,8 +20,17 @@ pub fn exports() -> Result<()> {
 /// The same of the files in a folder.
 pub fn exports_of(built: &Path) -> Result<()> {
     let provider = built.join("libvmw_pvrdma.so");
-    let exported = names(Command::new("nm").args(["-D", "--defined-only"]).arg(&provider))?;
-    ensure!(exported.is_empty(), "the provider exports {}", exported.join(" "));
+    let exported =
+        shell::output(Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(&provider))?;
+    let exported: BTreeSet<&str> = exported.lines().collect();
+    let direct = direct_verbs()?;
+    let direct: BTreeSet<&str> = direct.iter().map(String::as_str).collect();
+    ensure!(
+        exported == direct,
+        "the provider exports {exported:?} and not the names of {MAP} (linked by an lld, see provider/build.rs)"
+    );
+    let soname = shell::output(Command::new("readelf").arg("-dW").arg(&provider))?;
+    ensure!(soname.contains("soname: [libpvrdmadv.so.1]"), "the provider has another soname");
     let needed = names(Command::new("nm").args(["-D", "--undefined-only"]).arg(&provider))?;
     let of_verbs: Vec<_> = needed.iter().filter(|name| name.contains("ibv") || name.contains("verbs")).collect();
     ensure!(of_verbs.is_empty(), "the provider links to {of_verbs:?}");
@@ -33,8 +43,26 @@ pub fn exports_of(built: &Path) -> Result<()> {
         extra.is_empty() && missing.is_empty(),
         "the stand-in's exports differ from device/standin/exports.txt: {extra:?} are not listed, {missing:?} are missing"
     );
-    println!("provider: 0 names exported, stand-in: {} names", standin.len());
+    println!("provider: {} names exported, stand-in: {} names", exported.len(), standin.len());
     Ok(())
+}
+
+/// The versions of the provider's names, as the linker is told.
+const MAP: &str = "provider/pvrdmadv.map";
+
+/// The names of the header, with the version that the map gives them.
+fn direct_verbs() -> Result<Vec<String>> {
+    let map = std::fs::read_to_string(shell::workspace().join(MAP))?;
+    let mut version = "";
+    let mut names = Vec::new();
+    for line in map.lines().map(str::trim) {
+        if let Some(name) = line.strip_suffix(" {") {
+            version = name;
+        } else if let Some(name) = line.strip_suffix(';').filter(|name| name.starts_with("pvrdmadv_")) {
+            names.push(format!("{name}@@{version}"));
+        }
+    }
+    Ok(names)
 }
 
 /// The libc functions the stand-in takes the place of, and its hooks, one in each line.

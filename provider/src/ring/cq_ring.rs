@@ -264,6 +264,29 @@ impl CqRing {
         (self.walk.next, self.walk.limit) = (ptr::null(), ptr::null());
     }
 
+    /// Go on where the shared counter is: the application may have polled past us. Not in a walk, whose entries are
+    /// not given back yet.
+    #[cold]
+    pub fn catch_up(&mut self) -> Result<(), BadCounter> {
+        if !self.walk.next.is_null() {
+            return Ok(());
+        }
+        // Relaxed: whoever moved it is the caller, or has told the caller so.
+        let head = self.words.cons_head().load(Ordering::Relaxed);
+        let tail = look(self.words);
+        if self.size.wrap(head) != head {
+            return Err(BadCounter);
+        }
+        self.size.used(tail, head, tail)?;
+        (self.head, self.seen) = (head, head);
+        Ok(())
+    }
+
+    /// The first entry's place.
+    pub fn base(&self) -> NonNull<pvrdma_cqe> {
+        self.entries
+    }
+
     /// Take out the entries that are `gone`, keeping the order of the others. The device's counter must not be
     /// impossible.
     pub fn remove(&mut self, gone: impl Fn(Cqe) -> bool) -> Result<(), BadCounter> {

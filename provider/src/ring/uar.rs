@@ -62,6 +62,11 @@ impl Uar {
         Self(page)
     }
 
+    /// Where it is.
+    pub fn at(self) -> *mut u32 {
+        self.0.as_ptr()
+    }
+
     /// One of the registers.
     fn register(self, offset: usize) -> Register {
         // SAFETY: `offset` is one of the three register offsets, inside the mapped page.
@@ -89,6 +94,11 @@ impl Uar {
 pub struct Register(NonNull<u32>);
 
 impl Register {
+    /// Where it is.
+    pub fn at(self) -> *mut u32 {
+        self.0.as_ptr()
+    }
+
     /// Ring: `bell` is one of the values below.
     #[inline(always)]
     pub fn ring(self, bell: u32) {

@@ -14,6 +14,7 @@ use crate::ring::uar::Register;
 use crate::support::error::Errno;
 use crate::support::sync::Ordering;
 use core::ptr::NonNull;
+use pvrdma_ffi::pvrdmadv::pvrdmadv_wq;
 
 /// How requests of a send queue are filled. Known before its lock is taken, so that the other kinds
 /// cost a plain RC queue one comparison.
@@ -157,6 +158,37 @@ impl WorkQueue {
         self.words.prod_tail().store(tail, Ordering::Release);
         to_device();
         self.register.ring(self.bell);
+    }
+
+    /// Go on where the shared counter is: the application may have posted past us. EIO: the counters cannot be.
+    #[cold]
+    pub fn catch_up(&mut self) -> Result<(), Errno> {
+        // Relaxed: whoever moved it is the caller, or has told the caller so.
+        let tail = self.words.prod_tail().load(Ordering::Relaxed);
+        let head = self.words.cons_head().load(Ordering::Acquire);
+        let size = self.size;
+        if size.wrap(head) != head {
+            return Err(Errno::EIO);
+        }
+        size.used(tail, head, tail).map_err(|_| Errno::EIO)?;
+        self.tail = tail;
+        // The next post asks `refill`, which begins at `tail`.
+        self.limit = self.next;
+        Ok(())
+    }
+
+    /// What a program that posts by itself has to know.
+    pub fn describe(&self) -> pvrdmadv_wq {
+        pvrdmadv_wq {
+            buf: self.base.as_ptr().cast(),
+            prod_tail: self.words.prod_tail().as_ptr(),
+            cons_head: self.words.cons_head().as_ptr(),
+            doorbell: self.register.at(),
+            doorbell_value: self.bell,
+            num_entries: self.size.get(),
+            entry_size: self.stride as u32,
+            max_sge: self.max_sge,
+        }
     }
 
     /// What was filled and not published is forgotten: the next post begins where the device's view ends.
@@ -316,5 +348,26 @@ mod tests {
         parts.queue.next = parts.queue.after(parts.queue.next);
         parts.queue.rewind();
         assert_eq!(parts.post(), Ok(1));
+    }
+
+    #[test]
+    fn the_queue_goes_on_behind_what_others_have_posted() {
+        let mut parts = Parts::new(4);
+        parts.queue.set_open(true);
+        assert_eq!(parts.post(), Ok(0));
+        // Two by somebody who knows the ring; the device takes one.
+        Parts::word(&mut parts.words.prod_tail).store(3, Ordering::Release);
+        parts.set_head(1);
+        assert_eq!(parts.queue.catch_up(), Ok(()));
+        assert_eq!((parts.post(), parts.tail()), (Ok(3), 4));
+        assert_eq!((parts.post(), parts.post()), (Ok(0), Err(Errno::ENOMEM)));
+        // What cannot be changes nothing.
+        for (tail, head) in [(6, 1), (8, 1), (u32::MAX, 1), (5, 8), (5, u32::MAX)] {
+            Parts::word(&mut parts.words.prod_tail).store(tail, Ordering::Release);
+            parts.set_head(head);
+            assert_eq!(parts.queue.catch_up(), Err(Errno::EIO), "{tail} after {head}");
+        }
+        parts.set_head(2);
+        assert_eq!((parts.post(), parts.tail()), (Ok(1), 6));
     }
 }

@@ -20,6 +20,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use pvrdma_ffi::pabi::{Cmd, Resp, VERBS_CQ_ROOM};
+use pvrdma_ffi::pvrdmadv::pvrdmadv_cq;
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
@@ -39,6 +40,8 @@ pub struct Cq {
     pub poll_bell: u32,
     /// Was POLL not rung since the CQ was armed? Then it is time to.
     armed: AtomicBool,
+    /// Was the application told where the ring is? Then it may poll past us.
+    is_shown: AtomicBool,
     /// Of the send queues with inline data that complete here, in the order of their handles. Apart from the
     /// ring, so that making a QP needs no lock that a poller takes each time.
     logs: SpinLock<Vec<(CqeHandle, Arc<SendLog>)>>,
@@ -77,6 +80,7 @@ impl Cq {
             register: uar.cq(),
             poll_bell: 0,
             armed: AtomicBool::new(false),
+            is_shown: AtomicBool::new(false),
             logs,
             qp_nums,
             _buf: buf,
@@ -162,8 +166,36 @@ impl Cq {
     /// Remove all completions of a QP, keeping the order of the others: the QP is gone or starts
     /// over, and its handle may soon name another one.
     pub fn remove_completions_of(&self, handle: CqeHandle) {
+        let mut ring = self.ring.lock();
+        // Relaxed: who shows the ring to the application comes before what that does with it.
+        if self.is_shown.load(Ordering::Relaxed) && ring.catch_up().is_err() {
+            return;
+        }
         // A broken ring has nothing to remove; the next poll reports it.
-        let _ = self.ring.lock().remove(|entry| entry.handle() == handle);
+        let _ = ring.remove(|entry| entry.handle() == handle);
+    }
+
+    /// What a program that polls by itself has to know. What it has polled so is done with from here on. EIO: the
+    /// counters of the ring cannot be.
+    pub fn show(&self) -> Result<pvrdmadv_cq, Errno> {
+        let mut ring = self.ring.lock();
+        self.is_shown.store(true, Ordering::Relaxed);
+        ring.catch_up().map_err(|_| Errno::EIO)?;
+        let words = ring.words();
+        let cqn = self.poll_bell & PVRDMA_UAR_HANDLE_MASK;
+        Ok(pvrdmadv_cq {
+            comp_mask: 0,
+            buf: ring.base().as_ptr().cast(),
+            prod_tail: words.prod_tail().as_ptr(),
+            cons_head: words.cons_head().as_ptr(),
+            doorbell: self.register.at(),
+            poll_value: self.poll_bell,
+            arm_value: arm_bell(cqn, Arm::Any),
+            arm_solicited_value: arm_bell(cqn, Arm::Solicited),
+            num_entries: ring.size().get(),
+            entry_size: size_of::<pvrdma_cqe>() as u32,
+            cq_handle: cqn,
+        })
     }
 }
 
@@ -304,7 +336,7 @@ pub fn req_notify_cq(cq: &Cq, solicited_only: bool) {
 mod tests {
     use super::*;
     use crate::testing::mock::poll_cq;
-    use crate::testing::mock::{Mock, send_cqe};
+    use crate::testing::mock::{Mock, Ring, send_cqe};
 
     fn poll_all(mock: &Mock) -> Vec<(u32, u64)> {
         let mut wc = [ibv_wc::default(); 16];
@@ -350,5 +382,44 @@ mod tests {
         assert_eq!(poll_all(&mock), []);
         mock.set_cq_tail(100);
         mock.cq.remove_completions_of(Mock::HANDLE);
+    }
+
+    /// Takes `count` entries past the provider, as a program does that knows the ring.
+    fn take(mock: &Mock, count: u32) {
+        let head = mock.cq_ring.cons_head;
+        let before = Ring::load(head);
+        Ring::store(head, (before + count) % (2 * mock.cq_ring.entries));
+    }
+
+    #[test]
+    fn a_cq_that_was_shown_goes_on_where_the_application_is() {
+        const OTHER: u16 = 7;
+        let mock = Mock::new(4, 1, 8);
+        mock.cq.qp_nums.set(OTHER, 70);
+        assert_eq!(mock.cq.show().map(|shown| (shown.num_entries, shown.cq_handle)), Ok((8, Mock::CQN)));
+        for round in 0..9 {
+            (0..5).for_each(|i| mock.put(send_cqe(i)));
+            take(&mock, 5);
+            for (handle, wr_id) in [(7, 0), (0x203, 1), (7, 2), (0x203, 3)] {
+                mock.put(pvrdma_cqe { qp: handle, ..send_cqe(wr_id) });
+            }
+            mock.cq.remove_completions_of(Mock::HANDLE);
+            let left = Ring::load(mock.cq_ring.prod_tail).wrapping_sub(Ring::load(mock.cq_ring.cons_head)) % 16;
+            assert_eq!(left, 2, "round {round}");
+            // By verbs, once it was shown again.
+            assert!(mock.cq.show().is_ok());
+            assert_eq!(poll_all(&mock), [(70, 0), (70, 2)]);
+        }
+    }
+
+    #[test]
+    fn counters_that_the_application_spoils_are_told() {
+        let mock = Mock::new(4, 1, 8);
+        for head in [1, 7, 16, u32::MAX] {
+            Ring::store(mock.cq_ring.cons_head, head);
+            assert_eq!(mock.cq.show().err(), Some(Errno::EIO), "{head}");
+            mock.cq.remove_completions_of(Mock::HANDLE);
+            assert_eq!(Ring::load(mock.cq_ring.cons_head), head);
+        }
     }
 }

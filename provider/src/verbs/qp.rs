@@ -23,6 +23,7 @@ use core::ffi::c_int;
 use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use pvrdma_ffi::pabi::{Cmd, Functions, Resp, VERBS_QP_ROOM};
+use pvrdma_ffi::pvrdmadv::{PVRDMADV_QP_OWN_WR_ID, PVRDMADV_QP_SIG_ALL, pvrdmadv_qp, pvrdmadv_wq};
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
@@ -309,6 +310,26 @@ impl Qp {
     pub fn set_state(&self, state: u32) {
         self.sq.lock().set_open(state >= IBV_QPS_RTS);
         self.rq.lock().set_open(state != IBV_QPS_RESET && !self.has_srq);
+    }
+
+    /// What a program that posts by itself has to know. From here on the provider goes on behind what was posted so.
+    /// EIO: the counters of a ring cannot be.
+    pub fn show(&self) -> Result<pvrdmadv_qp, Errno> {
+        let queue = |queue: &SpinLock<WorkQueue>| {
+            let mut queue = queue.lock();
+            queue.catch_up()?;
+            Ok(queue.describe())
+        };
+        let sig_all = if self.sq_sig_all { PVRDMADV_QP_SIG_ALL } else { 0 };
+        let own_wr_id = if self.extras.inline.is_some() { PVRDMADV_QP_OWN_WR_ID } else { 0 };
+        let sq = queue(&self.sq)?;
+        Ok(pvrdmadv_qp {
+            comp_mask: 0,
+            sq,
+            rq: if self.has_srq { pvrdmadv_wq::NONE } else { queue(&self.rq)? },
+            qp_handle: sq.doorbell_value & PVRDMA_UAR_HANDLE_MASK,
+            flags: sig_all | own_wr_id,
+        })
     }
 
     /// The device has forgotten all about the QP: so do the rings and the CQs.

@@ -15,6 +15,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use pvrdma_ffi::pabi::{Cmd, Resp, VERBS_SRQ_ROOM};
+use pvrdma_ffi::pvrdmadv::pvrdmadv_srq;
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
@@ -69,6 +70,16 @@ impl Srq {
     pub unsafe fn of<'a>(srq: *mut ibv_srq) -> &'a Self {
         // SAFETY: the ibv_srq is at the front of the Srq.
         unsafe { &*srq.cast() }
+    }
+
+    /// What a program that posts by itself has to know. From here on the provider goes on behind what was posted so.
+    /// EIO: the counters of the ring cannot be.
+    pub fn show(&self) -> Result<pvrdmadv_srq, Errno> {
+        let mut queue = self.queue.lock();
+        queue.catch_up()?;
+        let wq = queue.describe();
+        let srq_handle = wq.doorbell_value & PVRDMA_UAR_HANDLE_MASK;
+        Ok(pvrdmadv_srq { comp_mask: 0, wq, srq_handle, reserved: 0 })
     }
 }
 
