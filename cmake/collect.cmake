@@ -1,13 +1,16 @@
-# Copies libvmw_pvrdma.so from where cargo put it below ${cargo} to ${built}: release/, or TARGET/release/.
-file(GLOB found "${cargo}/release/libvmw_pvrdma.so" "${cargo}/*/release/libvmw_pvrdma.so")
-set(newest "")
-foreach(file IN LISTS found)
-  # A tree that was built for another target before has both: the one that cargo just said is up to date is wanted.
-  if(newest STREQUAL "" OR "${file}" IS_NEWER_THAN "${newest}")
-    set(newest "${file}")
+# Copies ${files} from where cargo put them below ${cargo} to ${built}: release/, or TARGET/release/.
+file(REMOVE_RECURSE "${built}")
+foreach(name IN LISTS files)
+  file(GLOB found "${cargo}/release/${name}" "${cargo}/*/release/${name}")
+  set(newest "")
+  foreach(file IN LISTS found)
+    # A tree that was built for another target before has both: the one that cargo just said is up to date is wanted.
+    if(newest STREQUAL "" OR "${file}" IS_NEWER_THAN "${newest}")
+      set(newest "${file}")
+    endif()
+  endforeach()
+  if(newest STREQUAL "")
+    message(FATAL_ERROR "cargo built no ${name} below ${cargo}")
   endif()
+  file(COPY "${newest}" DESTINATION "${built}")
 endforeach()
-if(newest STREQUAL "")
-  message(FATAL_ERROR "cargo built no libvmw_pvrdma.so below ${cargo}")
-endif()
-file(COPY "${newest}" DESTINATION "${built}")

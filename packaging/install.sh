@@ -7,6 +7,8 @@
 #     PREFIX/lib/pvrdma/libvmw_pvrdma-rdmav<N>.so        links to it: libibverbs appends the number of its private ABI
 #     PREFIX/lib/pvrdma/libpvrdma_standin.so             for `pvrdma run`
 #     PREFIX/bin/pvrdma
+#     PREFIX/share/...                                   its manual pages and its completion, which it prints itself
+#     PREFIX/lib/systemd/system/pvrdma-serve.service     starts nothing until it is configured
 #     SYSCONFDIR/libibverbs.d/vmw_pvrdma.driver          one line: driver PREFIX/lib/pvrdma/libvmw_pvrdma
 #
 # The last one is rdma-core's file for this device. Its line is replaced, not joined by another: of two lines libibverbs
@@ -24,6 +26,8 @@ usage: install.sh [OPTIONS]
   --from DIR         the folder with the built files; found by itself in a release and in a source tree
   --provider-only    leave out `pvrdma`
   --line-only        the driver line only: the files are there, by a package
+  --files-only       all but the driver line
+  --pages-only       manual pages and completion of `pvrdma` only
 END
 }
 
@@ -38,6 +42,8 @@ while [ $# -gt 0 ]; do
     --undo) undo=1 ;;
     --provider-only) what=provider ;;
     --line-only) what=line ;;
+    --files-only) what=files ;;
+    --pages-only) what=pages ;;
     --prefix | --sysconfdir | --root | --from)
         [ $# -gt 1 ] || { echo "install.sh: $1 wants a folder" >&2; exit 2; }
         case $1 in
@@ -75,12 +81,36 @@ is_ours() {
     [ -f "$config" ] && grep -qxF "$line" "$config"
 }
 
-# A file is put in place by renaming: a program that uses the old one keeps it.
-put() { # MODE FROM TO
-    mkdir -p "$(dirname "$3")"
-    cp "$2" "$3.new"
-    chmod "$1" "$3.new"
-    mv -f "$3.new" "$3"
+# What `pvrdma` prints for other programs: where they look for it below PREFIX, and the words it is asked by.
+pages() {
+    cat <<'END'
+share/man/man1/pvrdma-run.1 man run
+share/man/man1/pvrdma-serve.1 man serve
+share/man/man1/pvrdma-doctor.1 man doctor
+share/bash-completion/completions/pvrdma completion bash
+share/zsh/site-functions/_pvrdma completion zsh
+share/fish/vendor_completions.d/pvrdma.fish completion fish
+END
+}
+unit=lib/systemd/system/pvrdma-serve.service
+
+# Standard input becomes a file. It is put in place by renaming: a program that uses the old one keeps it.
+put() { # MODE TO
+    mkdir -p "$(dirname "$2")"
+    cat >"$2.new"
+    chmod "$1" "$2.new"
+    mv -f "$2.new" "$2"
+}
+
+put_pages() { # PROGRAM
+    if ! "$1" --version >/dev/null 2>&1; then
+        echo "install.sh: $1 does not run on this machine: no manual pages, no completion" >&2
+        return
+    fi
+    pages | while read -r file words; do
+        # shellcheck disable=SC2086 # two words
+        "$1" $words | put 644 "$root$prefix/$file"
+    done
 }
 
 line_on() {
@@ -89,7 +119,7 @@ line_on() {
     if [ -e "$config.rpmnew" ]; then
         mv -f "$config.rpmnew" "$before"
     elif [ -e "$config" ] && ! is_ours; then
-        put 644 "$config" "$before"
+        put 644 "$before" <"$config"
     fi
     printf '%s\n' "$line" >"$new"
     mv -f "$new" "$config"
@@ -107,9 +137,10 @@ line_off() {
     rm -f "$before"
 }
 
+here=$(cd "$(dirname "$0")" && pwd)
+
 # Where the built files are: a release has two folders for them, a build has one.
 find_file() { # NAME
-    here=$(cd "$(dirname "$0")" && pwd)
     for folder in ${from:+"$from"} ${from:-"$here/lib/pvrdma" "$here/bin" "$here/../target/release"}; do
         if [ -f "$folder/$1" ]; then
             printf '%s\n' "$folder/$1"
@@ -120,9 +151,13 @@ find_file() { # NAME
 }
 
 if [ -n "$undo" ]; then
-    line_off
+    [ "$what" = files ] || line_off
     if [ "$what" != line ]; then
-        rm -f "$root$lib/libvmw_pvrdma.so" "$root$lib/libpvrdma_standin.so" "$root$prefix/bin/pvrdma"
+        rm -f "$root$lib/libvmw_pvrdma.so" "$root$lib/libpvrdma_standin.so" "$root$prefix/bin/pvrdma" \
+            "$root$prefix/$unit"
+        pages | while read -r file _; do
+            rm -f "$root$prefix/$file"
+        done
         for abi in $abis; do
             rm -f "$root$lib/libvmw_pvrdma-rdmav$abi.so"
         done
@@ -133,18 +168,31 @@ if [ -n "$undo" ]; then
     exit
 fi
 
-if [ "$what" != line ]; then
+if [ "$what" != line ] && [ "$what" != pages ]; then
     provider=$(find_file libvmw_pvrdma.so) || {
         echo "install.sh: no libvmw_pvrdma.so: build it with \`cargo build --release\`, or name its folder (--from)" >&2
         exit 1
     }
-    put 644 "$provider" "$root$lib/libvmw_pvrdma.so"
+    put 644 "$root$lib/libvmw_pvrdma.so" <"$provider"
     for abi in $abis; do
         ln -sfn libvmw_pvrdma.so "$root$lib/libvmw_pvrdma-rdmav$abi.so"
     done
-    if [ "$what" = all ] && program=$(find_file pvrdma) && standin=$(find_file libpvrdma_standin.so); then
-        put 644 "$standin" "$root$lib/libpvrdma_standin.so"
-        put 755 "$program" "$root$prefix/bin/pvrdma"
+    if [ "$what" != provider ] && program=$(find_file pvrdma) && standin=$(find_file libpvrdma_standin.so); then
+        put 644 "$root$lib/libpvrdma_standin.so" <"$standin"
+        put 755 "$root$prefix/bin/pvrdma" <"$program"
+        put_pages "$program"
+        # A source tree has it beside this script.
+        for file in "$here/$unit" "$here/pvrdma-serve.service"; do
+            if [ -f "$file" ]; then
+                sed "s|/usr/bin/|$prefix/bin/|" "$file" | put 644 "$root$prefix/$unit"
+            fi
+        done
     fi
 fi
-line_on
+case $what in
+pages)
+    program=$(find_file pvrdma) || { echo "install.sh: no pvrdma" >&2; exit 1; }
+    put_pages "$program" ;;
+files) ;;
+*) line_on ;;
+esac

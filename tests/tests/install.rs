@@ -115,6 +115,73 @@ fn undoing_leaves_what_was_there() {
     }
 }
 
+/// Manual pages, completion and the systemd unit lie where their readers look, and the readers take them.
+#[test]
+fn man_the_shells_and_systemd_find_their_files() {
+    let stand = Stand::new(User::Me);
+    let prefix = stand.run_folder().join("prefix");
+    let etc = stand.run_folder().join("etc");
+    installed(&install(&stand, &prefix, &["--sysconfdir", etc.to_str().expect("a plain path")]));
+    let share = prefix.join("share");
+    let share = share.to_str().expect("a plain path");
+    let unit = prefix.join("lib/systemd/system/pvrdma-serve.service");
+    let unit_text = fs::read_to_string(&unit).expect("the unit");
+    assert!(unit_text.contains(&format!("\nExecStart={}/bin/pvrdma serve $", prefix.display())), "{unit_text}");
+
+    // Each asks one reader, by a shell script that gets `share`, the unit and `bin`, and says what it must answer.
+    let readers = [
+        (
+            "man",
+            "for page in run serve doctor; do man -M \"$1/man\" -w pvrdma-$page | sed 's,.*/,,'; done",
+            "pvrdma-run.1\npvrdma-serve.1\npvrdma-doctor.1\n",
+        ),
+        // groff's warnings are about the page.
+        (
+            "man",
+            "for page in \"$1\"/man/man1/*; do LC_ALL=C.UTF-8 man --warnings -l \"$page\" 2>&1 >/dev/null; done",
+            "",
+        ),
+        (
+            "bash",
+            "bash --norc -ec '. \"$0\"/bash-completion/completions/pvrdma; complete -p pvrdma' \"$1\"",
+            "complete -F _pvrdma pvrdma\n",
+        ),
+        (
+            "zsh",
+            "zsh -fc 'fpath=($0/zsh/site-functions $fpath); autoload -Uz compinit; compinit -uD; \
+            echo $_comps[pvrdma]; autoload +X _pvrdma' \"$1\"",
+            "_pvrdma\n",
+        ),
+        (
+            "fish",
+            "XDG_DATA_DIRS=$1 PATH=$3:$PATH fish --no-config -c '\
+            source $argv[1]/fish/vendor_completions.d/pvrdma.fish; complete -C \"pvrdma run --gu\"' \"$1\" | cut -f 1",
+            "--guest\n",
+        ),
+        ("systemd-analyze", "systemd-analyze --man=no verify \"$2\" 2>&1", ""),
+    ];
+    let bin = prefix.join("bin");
+    for (reader, script, answer) in readers {
+        if Command::new("sh")
+            .args(["-c", "command -v \"$0\"", reader])
+            .output()
+            .is_ok_and(|found| !found.status.success())
+        {
+            cannot_run("man_the_shells_and_systemd_find_their_files", &format!("no {reader}"));
+            continue;
+        }
+        let output = Command::new("sh")
+            .args(["-c", script, "sh", share])
+            .args([&unit, &bin])
+            .env("HOME", stand.run_folder())
+            .output()
+            .expect("sh starts");
+        let said = String::from_utf8(output.stdout).expect("text");
+        let complaints = String::from_utf8(output.stderr).expect("text");
+        assert_eq!((said.as_str(), complaints.as_str()), (answer, ""), "{reader}: {script}");
+    }
+}
+
 /// rdma-core's package was removed, or somebody chose another provider: that stays.
 #[test]
 fn undoing_touches_no_line_of_others() {
@@ -162,7 +229,7 @@ fn folders_that_no_driver_line_can_name_are_refused() {
     }
 }
 
-/// A configured tree of CMake's, with a `cargo` that copies the library that is there already.
+/// A configured tree of CMake's, with a `cargo` that copies what is there already.
 struct CMake<'a> {
     stand: &'a Stand,
     tree: PathBuf,
@@ -176,8 +243,8 @@ impl<'a> CMake<'a> {
             "#!/bin/sh\n\
              while [ $# -gt 1 ]; do [ \"$1\" = --target-dir ] && folder=$2; shift; done\n\
              folder=$folder/${{CARGO_BUILD_TARGET:-}}/release\n\
-             mkdir -p \"$folder\" && cp '{}' \"$folder\"\n",
-            stand.path("libvmw_pvrdma.so").display()
+             mkdir -p \"$folder\" && cp '{0}/libvmw_pvrdma.so' '{0}/libpvrdma_standin.so' '{0}/pvrdma' \"$folder\"\n",
+            stand.path("").display()
         );
         fs::write(&cargo, script).expect("a file");
         assert!(Command::new("chmod").arg("+x").arg(&cargo).status().expect("chmod starts").success());
@@ -232,13 +299,20 @@ fn cmake_does_what_the_script_does() {
     assert_eq!(line(), "driver /usr/local/lib/pvrdma/libvmw_pvrdma\n");
     let all = files(&cmake.dest);
     cmake.uninstall();
-    installed(&install(
-        &stand,
-        Path::new("/usr/local"),
-        &["--provider-only", "--root", cmake.dest.to_str().expect("a plain path")],
-    ));
-    assert_eq!(files(&cmake.dest), all);
-    fs::remove_dir_all(&cmake.dest).expect("it is there");
+    let by_script = |arguments: &[&str]| {
+        let root = ["--root", cmake.dest.to_str().expect("a plain path")];
+        installed(&install(&stand, Path::new("/usr/local"), &[arguments, &root].concat()));
+        let all = files(&cmake.dest);
+        fs::remove_dir_all(&cmake.dest).expect("it is there");
+        all
+    };
+    assert_eq!(all, by_script(&[]));
+    cmake.configure(&["-DPVRDMA_COMMAND=OFF"]);
+    cmake.install("");
+    let all = files(&cmake.dest);
+    cmake.uninstall();
+    assert_eq!(all, by_script(&["--provider-only"]));
+    cmake.configure(&["-DPVRDMA_COMMAND=ON"]);
 
     // Settings of a configured tree change, as does the target that cargo builds for.
     cmake.configure(&["-DCMAKE_INSTALL_PREFIX=/usr"]);

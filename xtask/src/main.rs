@@ -40,7 +40,7 @@ usage: cargo xtask COMMAND
   bench     the figures of perftest/README.md
   package   source and binary tarballs, .deb and .rpm (`cargo xtask package --help`)
   headers   write include/ from ffi/ (`--check`: compare only)
-  man       manual pages and shell completion of pvrdma, below target/man and target/completions
+  man       manual pages and shell completion of pvrdma, below target/pages/share
   debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `bullseye`)
 ";
 

@@ -18,11 +18,13 @@ pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "ucx-utils", "valgrind"];
 
 /// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
-/// the programs of librdmacm, libfabric, Open MPI and MPICH are applications.
+/// the programs of librdmacm, libfabric, Open MPI and MPICH are applications; man, the shells, systemd and libvirt's
+/// schema read what is made for them.
 pub const TEST: &[&str] = &[
     "binutils",
     "cmake",
     "default-jdk-headless",
+    "fish",
     "gcc",
     "ibverbs-providers",
     "ibverbs-utils",
@@ -32,13 +34,18 @@ pub const TEST: &[&str] = &[
     "libmpich-dev",
     "libopenmpi-dev",
     "librdmacm-dev",
+    "libvirt0",
+    "libxml2-utils",
+    "man-db",
     "mpich",
     "openmpi-bin",
     "perftest",
     "python3-pyverbs",
     "rdmacm-utils",
+    "systemd",
     "ucx-utils",
     "valgrind",
+    "zsh",
 ];
 
 /// To make packages, and to try them in root folders of Debian releases.

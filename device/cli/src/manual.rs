@@ -1,7 +1,7 @@
 //! Manual pages and shell completion, made from the help texts, so that there is one description of each option.
 //!
-//! `pvrdma man COMMAND` and `pvrdma completion SHELL` print them; `cargo xtask man` writes them below `target` for
-//! packages.
+//! `pvrdma man COMMAND` and `pvrdma completion SHELL` print them; `packaging/install.sh`, by which packages are made
+//! too, puts them where man(1) and the shells look.
 
 use std::fmt::Write;
 

@@ -8,15 +8,11 @@ use std::path::{Path, PathBuf};
 /// Slot of the function and of the vmxnet3 beside it.
 const SLOT: u32 = 0x10;
 
-/// A QEMU line for each socket, and what libvirt wants for the first.
+/// A QEMU line for each socket, and then a domain of libvirt's for each.
 pub fn text(sockets: &[PathBuf]) -> std::io::Result<String> {
     let mut text = String::new();
     for (index, socket) in sockets.iter().enumerate() {
-        // QEMU may be started elsewhere.
-        let device = device(&std::path::absolute(socket)?);
-        // GIDs follow from the MAC, so no two guests may have the same.
-        let mac = format!("00:50:56:00:00:{:02x}", index + 1);
-        let guest = index + 1;
+        let (guest, mac) = (index + 1, mac(index));
         write!(
             text,
             "\
@@ -28,35 +24,56 @@ qemu-system-x86_64 -machine pc,accel=kvm:tcg,memory-backend=ram0 -cpu max -smp 2
     -device {}
 
 ",
-            shell(&device),
+            shell(&device(socket)?),
             socket = socket.display(),
         )
         .expect("a string grows");
     }
-    if let Some(socket) = sockets.first() {
-        text.push_str(&libvirt(&device(&std::path::absolute(socket)?)));
+    for (index, socket) in sockets.iter().enumerate() {
+        text.push_str(&libvirt(index, &device(socket)?));
     }
     Ok(text)
 }
 
-/// The value of `-device`. QEMU takes a socket in JSON only.
-fn device(socket: &Path) -> String {
-    let path = socket.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    format!(
-        r#"{{"driver":"vfio-user-pci","addr":"{SLOT:x}.1","x-no-posted-writes":true,"socket":{{"type":"unix","path":"{path}"}}}}"#
-    )
+/// GIDs follow from the MAC, so no two guests may have the same.
+fn mac(index: usize) -> String {
+    let number = index + 1;
+    format!("00:50:56:00:{:02x}:{:02x}", number >> 8 & 0xff, number & 0xff)
 }
 
-fn libvirt(device: &str) -> String {
+/// The value of `-device`. QEMU takes a socket in JSON only.
+fn device(socket: &Path) -> std::io::Result<String> {
+    // QEMU may be started elsewhere.
+    let path = std::path::absolute(socket)?;
+    let path = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    Ok(format!(
+        r#"{{"driver":"vfio-user-pci","addr":"{SLOT:x}.1","x-no-posted-writes":true,"socket":{{"type":"unix","path":"{path}"}}}}"#
+    ))
+}
+
+/// A whole domain, as `virsh define` takes it. There is no element for vfio-user, so the device is given as to QEMU.
+fn libvirt(index: usize, device: &str) -> String {
+    let (guest, mac) = (index + 1, mac(index));
     format!(
         "\
-# The same for libvirt, in the domain's XML; it has no element for vfio-user.
+# Guest {guest} for libvirt. Of a domain that exists already it takes memoryBacking, the interface and qemu:commandline.
 <domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>guest{guest}</name>
+  <memory unit='GiB'>1</memory>
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <features><acpi/></features>
+  <cpu mode='host-passthrough'/>
   <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='/var/lib/libvirt/images/guest{guest}.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
     <interface type='network'>
       <source network='default'/>
-      <mac address='00:50:56:00:00:01'/>
+      <mac address='{mac}'/>
       <model type='vmxnet3'/>
       <address type='pci' domain='0x0000' bus='0x00' slot='{SLOT:#x}' function='0x0' multifunction='on'/>
     </interface>
@@ -66,6 +83,7 @@ fn libvirt(device: &str) -> String {
     <qemu:arg value='{}'/>
   </qemu:commandline>
 </domain>
+
 ",
         xml(device)
     )
@@ -89,7 +107,7 @@ mod tests {
     #[test]
     fn the_shell_gives_qemu_what_was_meant() {
         let text = text(&["/tmp/a b's.sock".into(), "/tmp/c\\\"d".into()]).unwrap();
-        let (lines, _) = text.split_once("# The same").unwrap();
+        let (lines, _) = text.split_once("# Guest 1 for libvirt").unwrap();
         // Each word of the lines on a line of its own.
         let lines = lines.replace("qemu-system-x86_64", "words");
         let script = format!("words() {{ printf '%s\\n' \"$@\"; }}\n{lines}");

@@ -14,6 +14,8 @@ pub struct Built {
     /// The unpacked source.
     pub source: PathBuf,
     pub files: Vec<File>,
+    /// What `packaging/install.sh` makes of it, with the prefix /usr; no driver line.
+    pub installed: PathBuf,
 }
 
 /// A program or library of a release.
@@ -74,11 +76,20 @@ pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
     let stripped = release.scratch("stripped")?;
     let files: Result<Vec<File>> =
         FILES.iter().map(|&(name, is_program)| strip(&made.join(name), &stripped, name, is_program)).collect();
-    let built = Built { source, files: files? };
-    for file in &built.files {
+    let files = files?;
+    for file in &files {
         check(&file.stripped)?;
     }
     checks::exports_of(&stripped)?;
+    let installed = release.scratch("installed")?;
+    shell::output(
+        Command::new(source.join("packaging/install.sh"))
+            .args(["--files-only", "--prefix", "/usr", "--from"])
+            .arg(&stripped)
+            .arg("--root")
+            .arg(&installed),
+    )?;
+    let built = Built { source, files, installed };
     // A gigabyte that nobody reads again.
     fs::remove_dir_all(target)?;
     Ok(built)

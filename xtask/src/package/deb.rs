@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::build::Built;
-use super::{Release, put};
+use super::{Release, desk, put};
 use crate::shell;
 
 pub struct Package {
@@ -57,6 +57,12 @@ impl Package {
             let file = built.file(name)?;
             let place = if file.is_program { "usr/bin" } else { "usr/lib/pvrdma" };
             put(&file.stripped, &tree.join(place).join(name), file.mode())?;
+        }
+        if !self.diverts {
+            desk(built, &tree)?;
+            // Where Debian's zsh looks.
+            let zsh = tree.join("usr/share/zsh");
+            fs::rename(zsh.join("site-functions"), zsh.join("vendor-completions"))?;
         }
         let doc = tree.join("usr/share/doc").join(self.name);
         put(&built.source.join("LICENSE-MIT"), &doc.join("copyright"), 0o644)?;

@@ -17,6 +17,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -60,14 +61,15 @@ pub fn main(arguments: &[String]) -> Result<()> {
     let place = shell::target().join("package");
     let commit = source::commit()?;
     let release = Release::new(&commit, place.join("out"), place.join("work"))?;
-    let source = source::tarball(&release)?;
-    let built = build::from_source(&release, &source)?;
-    write_all(&release, &built)?;
+    let source = timed("source tarball", || source::tarball(&release))?;
+    let built = timed("build", || build::from_source(&release, &source))?;
+    timed("packages", || write_all(&release, &built))?;
     if twice {
-        build::with_the_oldest_rust(&release, &source)?;
+        timed("oldest Rust", || build::with_the_oldest_rust(&release, &source))?;
         let second = Release::new(&commit, place.join("second/out"), place.join("another/folder/for/work"))?;
-        let again = build::from_source(&second, &source::tarball(&second)?)?;
-        write_all(&second, &again)?;
+        let source = timed("source tarball again", || source::tarball(&second))?;
+        let again = timed("build again", || build::from_source(&second, &source))?;
+        timed("packages again", || write_all(&second, &again))?;
         same(&release.out, &second.out)?;
         fs::remove_dir_all(&second.work)?;
         fs::remove_dir_all(&second.out)?;
@@ -85,6 +87,14 @@ pub fn main(arguments: &[String]) -> Result<()> {
 /// The check of that name of `cargo xtask test`.
 pub fn check() -> Result<()> {
     main(&["--check".to_owned()])
+}
+
+/// Says how long a step took: of all checks this one has the most that is no test.
+fn timed<T>(step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let result = run();
+    println!("# {step}: {} s", start.elapsed().as_secs());
+    result
 }
 
 fn write_all(release: &Release, built: &Built) -> Result<()> {
@@ -118,11 +128,28 @@ fn binary_tarball(release: &Release, built: &Built) -> Result<()> {
         put(&file.stripped, &tree.join(place).join(file.name), file.mode())?;
     }
     put(&built.source.join("packaging/install.sh"), &tree.join("install.sh"), 0o755)?;
+    put(&built.installed.join("usr").join(UNIT), &tree.join(UNIT), 0o644)?;
     for name in ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
         put(&built.source.join(name), &tree.join(name), 0o644)?;
     }
     put(&built.source.join("include/pvrdma.h"), &tree.join("include/pvrdma.h"), 0o644)?;
     tar(release, &folder, &name, &release.out.join(format!("{name}.tar.xz")))
+}
+
+/// The systemd unit, below a prefix.
+const UNIT: &str = "lib/systemd/system/pvrdma-serve.service";
+
+/// What belongs to the command `pvrdma` beside its files: manual pages, which packages compress, completion, the unit.
+fn desk(built: &Built, tree: &Path) -> Result<()> {
+    let (from, to) = (built.installed.join("usr"), tree.join("usr"));
+    put(&from.join(UNIT), &to.join(UNIT), 0o644)?;
+    shell::output(Command::new("cp").arg("-r").arg(from.join("share")).arg(&to))?;
+    let pages = to.join("share/man/man1");
+    for page in names(&pages)? {
+        // No name and no date in it.
+        shell::output(Command::new("gzip").args(["-9", "-n"]).arg(pages.join(page)))?;
+    }
+    Ok(())
 }
 
 /// What was stripped: gdb finds it by the build id below /usr/lib/debug.

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::build::Built;
-use super::{Release, deb, put};
+use super::{Release, deb, desk, put};
 use crate::shell;
 
 /// Writes them under a version, which is the release's except in a trial.
@@ -19,6 +19,7 @@ pub fn write(release: &Release, built: &Built, version: &str, out: &Path) -> Res
         // rpmbuild looks for dependencies in files that can be run.
         put(&file.stripped, &stage.join(place).join(file.name), 0o755)?;
     }
+    desk(built, &stage)?;
     let lib = stage.join("usr/lib/pvrdma");
     for abi in super::abis(&built.source)? {
         symlink("libvmw_pvrdma.so", lib.join(format!("libvmw_pvrdma-rdmav{abi}.so")))?;

@@ -26,7 +26,11 @@ pub fn tarball(release: &Release) -> Result<PathBuf> {
 pub fn commit() -> Result<String> {
     let stash = shell::output(Command::new("git").args(["stash", "create"]).current_dir(shell::workspace()))?;
     match stash.trim() {
-        "" => Ok("HEAD".to_owned()),
+        // A name that stays the same when somebody commits meanwhile.
+        "" => {
+            let head = shell::output(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(shell::workspace()))?;
+            Ok(head.trim().to_owned())
+        }
         changed => {
             println!("# the tree has changes that are not committed; they go into the package");
             Ok(changed.to_owned())

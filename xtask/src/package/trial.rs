@@ -33,7 +33,7 @@ enum Who {
 }
 
 pub fn all(release: &Release, built: &Built) -> Result<()> {
-    stories(built)?;
+    super::timed("stories", || stories(built))?;
     // SAFETY: geteuid has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
         ensure!(std::env::var_os("CI").is_none(), "packages are tried in root folders, for which it takes root");
@@ -47,13 +47,13 @@ pub fn all(release: &Release, built: &Built) -> Result<()> {
     rpm::write(release, built, OLDER, &older)?;
     let mirror = Mirror::of_this_machine()?;
     for suite in SUITES {
-        let root = Root::new(release, &mirror, suite)?;
+        let root = super::timed(suite, || Root::new(release, &mirror, suite))?;
         root.bring(release, &older)?;
         root.is_served_by(Who::Theirs, "as it came")?;
-        deb(&root, release)?;
+        super::timed("deb", || deb(&root, release))?;
         if *suite == ONE {
-            tarball(&root, release)?;
-            rpms(&root, release, &older)?;
+            super::timed("tarball", || tarball(&root, release))?;
+            super::timed("rpms", || rpms(&root, release, &older))?;
         }
         root.remove()?;
         println!("{suite}: ok");
@@ -80,6 +80,7 @@ fn deb(root: &Root, release: &Release) -> Result<()> {
     dpkg(&release.version)?;
     root.is_served_by(Who::Ours, "dpkg -i of a newer version")?;
     root.run("pvrdma run -- ibv_devinfo | grep -q PORT_ACTIVE")?;
+    root.has_a_desk("/usr")?;
     every_tool(root)?;
     root.run("dpkg -i /trial/ibverbs-providers_*.deb")?;
     root.is_served_by(Who::Ours, "dpkg -i of ibverbs-providers again")?;
@@ -91,6 +92,7 @@ fn deb(root: &Root, release: &Release) -> Result<()> {
     root.is_served_by(Who::Theirs, "dpkg -P")?;
     // Without a trace.
     root.run("test -z \"$(dpkg-divert --list '*pvrdma*')\" && test ! -e /usr/lib/pvrdma && dpkg --audit")?;
+    root.run("test -z \"$(find /usr -name '*pvrdma*' ! -path '*/libibverbs/*')\"")?;
     root.run("dpkg --verify ibverbs-providers")
 }
 
@@ -102,6 +104,7 @@ fn tarball(root: &Root, release: &Release) -> Result<()> {
         root.is_served_by(Who::Ours, step)?;
     }
     root.run("/usr/local/bin/pvrdma run -- ibv_devinfo | grep -q PORT_ACTIVE")?;
+    root.has_a_desk("/usr/local")?;
     root.run(&format!("{unpacked}/install.sh --undo"))?;
     root.is_served_by(Who::Theirs, "install.sh --undo")?;
     ensure!(root.run_for_output("cat /etc/libibverbs.d/vmw_pvrdma.driver")? == before, "install.sh leaves a line");
@@ -128,6 +131,7 @@ fn rpms(root: &Root, release: &Release, older: &Path) -> Result<()> {
     rpm(&["--nodeps", "-U"], &release.out, &release.version)?;
     root.is_served_by(Who::Ours, "rpm -U")?;
     root.run("pvrdma run -- ibv_devinfo | grep -q PORT_ACTIVE")?;
+    root.has_a_desk("/usr")?;
     rpm(&["-e"], older, "")?;
     root.is_served_by(Who::Theirs, "rpm -e")?;
     root.run("test ! -e /usr/lib/pvrdma && test ! -e /usr/bin/pvrdma")?;
@@ -229,6 +233,18 @@ impl Root {
 
     fn run(&self, script: &str) -> Result<()> {
         self.run_for_output(script).map(drop)
+    }
+
+    /// `pvrdma` has its manual pages, its completion, which bash takes, and its unit, each where it is looked for.
+    fn has_a_desk(&self, prefix: &str) -> Result<()> {
+        self.run(&format!(
+            "cd {prefix}\n\
+             for page in run serve doctor; do zcat -f share/man/man1/pvrdma-$page.1* | grep -q '^.SH SYNOPSIS'; done\n\
+             bash --norc -ec '. share/bash-completion/completions/pvrdma; complete -p pvrdma'\n\
+             grep -q '^#compdef pvrdma' share/zsh/*/_pvrdma\n\
+             grep -q 'complete -c pvrdma' share/fish/vendor_completions.d/pvrdma.fish\n\
+             grep -q '^ExecStart={prefix}/bin/pvrdma serve ' lib/systemd/system/pvrdma-serve.service"
+        ))
     }
 
     /// libibverbs, left to itself, loads one provider for the device, this one, and prints nothing; and it works.
