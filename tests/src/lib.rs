@@ -8,6 +8,7 @@
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
 //! - [`Forky`] runs programs of another Debian release, with a newer libibverbs.
 //! - [`pyverbs`] judges a run of rdma-core's own test suite.
+//! - [`readme`] has the lines that README.md tells its readers to type.
 //!
 //! A test that cannot run here says so through [`cannot_run`], never by returning quietly.
 
@@ -17,6 +18,7 @@ mod job;
 mod pair;
 mod perftest;
 pub mod pyverbs;
+pub mod readme;
 mod stress;
 mod world;
 
