@@ -54,8 +54,13 @@ impl Psn {
 
     /// Whether `self` lies in the half of the circle after `other` (IBA vol. 1, 9.7.2: PSN comparison).
     pub const fn ahead_of(self, other: Psn) -> bool {
-        let distance = self.0.wrapping_sub(other.0) & 0x00ff_ffff;
+        let distance = self.since(other);
         distance != 0 && distance < 0x0080_0000
+    }
+
+    /// Packets from `other` on up to `self`.
+    pub const fn since(self, other: Psn) -> u32 {
+        self.0.wrapping_sub(other.0) & 0x00ff_ffff
     }
 }
 
@@ -73,5 +78,6 @@ mod tests {
         assert!(last.advance(3).ahead_of(last));
         assert!(!last.ahead_of(last.advance(3)));
         assert!(!last.ahead_of(last));
+        assert_eq!(last.advance(3).since(last), 3);
     }
 }

@@ -69,6 +69,27 @@ pub trait Memory: Send + Sync {
     }
 }
 
+/// Bytes `[from, from + len)` of what `spans` hold, or as many of them as there are.
+pub fn part_of(spans: &[Span], from: u64, len: u64) -> Vec<Span> {
+    let (mut skip, mut left) = (from, len);
+    let mut part = Vec::new();
+    for span in spans {
+        let lead = skip.min(span.len);
+        skip -= lead;
+        let here = left.min(span.len - lead);
+        left -= here;
+        if here > 0 {
+            part.push(Span { addr: DmaAddr(span.addr.0.wrapping_add(lead)), len: here });
+        }
+    }
+    part
+}
+
+/// Bytes that `spans` hold.
+pub fn total(spans: &[Span]) -> u64 {
+    spans.iter().fold(0, |sum, span| sum.saturating_add(span.len))
+}
+
 /// Where the pages of an object are, as a command names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Buffer {
@@ -216,4 +237,23 @@ fn walk(pdir: DmaAddr, nchunks: u32, memory: &dyn Memory) -> Result<Box<[DmaAddr
         }
     }
     Ok(pages.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_begins_and_ends_where_it_says() {
+        let spans = [(100, 10), (200, 0), (300, 5)].map(|(addr, len)| Span { addr: DmaAddr(addr), len });
+        let part =
+            |from, len| part_of(&spans, from, len).into_iter().map(|span| (span.addr.0, span.len)).collect::<Vec<_>>();
+        assert_eq!(total(&spans), 15);
+        assert_eq!(part(0, 15), [(100, 10), (300, 5)]);
+        assert_eq!(part(3, 4), [(103, 4)]);
+        assert_eq!(part(9, 3), [(109, 1), (300, 2)]);
+        assert_eq!(part(10, 100), [(300, 5)]);
+        assert_eq!(part(15, 1), []);
+        assert_eq!(part(u64::MAX, u64::MAX), []);
+    }
 }

@@ -3,6 +3,7 @@
 
 use pvrdma_device::command::Command;
 use pvrdma_device::interrupt::AsyncEvent;
+use pvrdma_device::testing::cut::Cut;
 use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, LAYOUTS, Layout, Region};
 use pvrdma_device::testing::end::{End, Path, connect, pump};
 use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
@@ -214,7 +215,10 @@ fn a_message_longer_than_its_receive_fails_on_both_sides() {
         bench.both_fail(bad, PVRDMA_WC_REM_INV_REQ_ERR, &receives, &[]);
         // `both_fail` writes 8 bytes before the message that does not fit.
         assert_eq!(bench.remote.get(0, 8), [1; 8]);
-        assert_eq!(bench.remote.get(8, 8184), [2; 8184], "no byte of the message moved");
+        // Nobody knows how long a message in pieces is before its last one: those that fit have moved.
+        let may_move = if Cut::from_env() == Cut::Whole { 8 } else { u64::from(receive).max(8) };
+        let rest = bench.remote.get(may_move, (8192 - may_move) as usize);
+        assert!(rest.iter().all(|byte| *byte == 2), "no byte of the message moved");
     }
 }
 

@@ -179,8 +179,7 @@ fn a_network_that_loses_answers_is_mended_by_retries() {
             let port = Port::new(&fabric);
             let faults = Faults { drop_ack: 0.05, seed, ..Faults::default() };
             let lossy = Driver::on(0, Layout::Pdir, 16 << 20, Faulty::new(port.clone(), faults));
-            port.attach(&lossy.device);
-            lossy.bind();
+            lossy.plug(&port);
             let [a, b] = [lossy, Driver::new(&fabric, 1, Layout::Pdir)]
                 .map(|driver| End::new(&Arc::new(driver), QpSize::wr(64)));
             connect(&a, &b, &Path { timeout: 8, retry_cnt: 7, max_rd_atomic: max, ..Path::default() });
@@ -212,6 +211,10 @@ struct Found(Mutex<Vec<u64>>);
 
 impl Far for Found {
     fn pull(&self, _memory: &dyn Memory, _into: &[Span]) -> Result<(), CopyFault> {
+        Ok(())
+    }
+
+    fn pull_from(&self, _skip: u64, _memory: &dyn Memory, _into: &[Span]) -> Result<(), CopyFault> {
         Ok(())
     }
 

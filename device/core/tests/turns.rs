@@ -89,8 +89,7 @@ fn doorbell_does_not_wait_for_a_thread_that_runs_its_qp() {
     let (open, leave) = mpsc::channel();
     let gate = Arc::new(Gate { port: port.clone(), shut: AtomicBool::new(false), waiting, leave: Mutex::new(leave) });
     let driver = Arc::new(Driver::on(1, Layout::Ranges, 64 << 20, gate.clone()));
-    port.attach(&driver.device);
-    driver.bind();
+    driver.plug(&port);
     let [a, b] = two(&driver, &driver);
     let (from, to) = (a.region(64), b.region(64));
     let wr = |wr_id| SendWr::write(wr_id, &[sge(&from, 0, 64)], &to, 0);

@@ -8,7 +8,7 @@ use crate::say::say;
 use crate::section;
 use crate::segment::SLOT_SPANS;
 use crate::sync::own;
-use pvrdma_device::memory::{DmaAddr, Memory, Span};
+use pvrdma_device::memory::{DmaAddr, Memory, Span, part_of, total};
 use pvrdma_device::transport::{CopyFault, Far};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -176,19 +176,28 @@ fn reachable(pid: libc::pid_t, spans: &[Span]) -> bool {
 
 impl RemoteFar<'_> {
     /// `Ok(false)`: the requester does not want it any more.
-    fn copy(&self, direction: Direction, here: &[Span]) -> Result<bool, ()> {
+    fn copy(&self, direction: Direction, here: &[Span], there: &[Span]) -> Result<bool, ()> {
         loop {
             let hazard = match self.leave.map(|leave| leave()) {
                 None => None,
                 Some(Ok(hazard)) => Some(hazard),
                 Some(Err(Gone)) => return Ok(false),
             };
-            match copy_under(hazard.as_ref(), self.pid, direction, here, self.spans) {
+            match copy_under(hazard.as_ref(), self.pid, direction, here, there) {
                 Copied::All => return Ok(true),
                 Copied::Fault => return Err(()),
                 // Perhaps for the sake of an earlier request: ask again.
                 Copied::Revoked => {}
             }
+        }
+    }
+
+    fn fetch(&self, into: &[Span], there: &[Span]) -> Result<(), CopyFault> {
+        match self.copy(Direction::Read, into, there) {
+            Ok(true) => Ok(()),
+            // Not done, then, and nobody waits for this answer.
+            Ok(false) => Err(CopyFault::Far),
+            Err(()) => Err(self.blame()),
         }
     }
 
@@ -199,17 +208,16 @@ impl RemoteFar<'_> {
 
 impl Far for RemoteFar<'_> {
     fn pull(&self, _memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        match self.copy(Direction::Read, into) {
-            Ok(true) => Ok(()),
-            // Not done, then, and nobody waits for this answer.
-            Ok(false) => Err(CopyFault::Far),
-            Err(()) => Err(self.blame()),
-        }
+        self.fetch(into, self.spans)
+    }
+
+    fn pull_from(&self, skip: u64, _memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.fetch(into, &part_of(self.spans, skip, total(into)))
     }
 
     fn push(&self, _memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
         // Where nobody wants it any more, it is as if the answer was lost.
-        self.copy(Direction::Write, from).map(|_| ()).map_err(|()| {
+        self.copy(Direction::Write, from, self.spans).map(|_| ()).map_err(|()| {
             // Our own side only had to be read: if it can be, the fault is at the other end.
             // Not the process's number: its first thread may have ended.
             // SAFETY: gettid has no preconditions.
@@ -219,6 +227,6 @@ impl Far for RemoteFar<'_> {
     }
 
     fn put(&self, bytes: &[u8]) -> Result<(), CopyFault> {
-        self.copy(Direction::Write, &[span_of(bytes)]).map(|_| ()).map_err(|()| CopyFault::Far)
+        self.copy(Direction::Write, &[span_of(bytes)], self.spans).map(|_| ()).map_err(|()| CopyFault::Far)
     }
 }

@@ -575,6 +575,10 @@ impl Far for Served<'_> {
         self.memory.pull(memory, into)
     }
 
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.memory.pull_from(skip, memory, into)
+    }
+
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
         self.memory.push(memory, from)
     }

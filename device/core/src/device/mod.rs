@@ -1,7 +1,7 @@
 //! The device: owns the objects, takes commands (`commands`) and doorbells (`doorbells`), has the engine run.
 //!
-//! Fronts call `command`, `doorbell` and `poll`; transports call `receive` and `answered`. All of them may be called
-//! from any thread.
+//! Fronts call `command`, `doorbell` and `poll`; transports call `receive` and `answered`, and their like for payload
+//! that is carried in pieces. All of them may be called from any thread.
 
 mod commands;
 mod doorbells;
@@ -16,6 +16,7 @@ use crate::objects::recv_queue::MAX_RD_ATOMIC;
 use crate::objects::srq::Srq;
 use crate::objects::table::Table;
 use crate::rings::wqe::MAX_SGE;
+use crate::transport::segment::Segment;
 use crate::transport::{Answer, Far, Request, Responder, Token, Transport};
 use commands::KeyCounts;
 use pvrdma_ffi::dev_api::*;
@@ -173,6 +174,31 @@ impl Device {
     /// Carries out `request` on a QP of this device. Called by transports, from any thread.
     pub fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
         self.engine.receive(request, far)
+    }
+
+    /// The same for a piece of a message that a transport carries in several, in their order. Its payload is exactly as
+    /// long as the segment says. The message is answered with what its last piece is answered with, or the first that
+    /// is not answered with ACK.
+    pub fn receive_segment(&self, segment: &Segment, far: &dyn Far) -> Answer {
+        self.engine.receive_segment(segment, far)
+    }
+
+    /// Copies a part of the payload of a pending request into `into`: from its byte `offset` on. False: nobody waits for
+    /// its answer any more. Called by transports that carry payload by value, from any thread, but under no lock that
+    /// `submit` or `cancel` takes.
+    pub fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool {
+        self.engine.payload(token, offset, into)
+    }
+
+    /// Takes in a part of the data that a READ or an atomic operation asked for, before its answer. False, and where it
+    /// may be called, as for `payload`.
+    pub fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool {
+        self.engine.arrived(token, offset, bytes)
+    }
+
+    /// There is room at a transport that has answered `Full`. Called by it, from any thread.
+    pub fn room(&self) {
+        self.engine.room();
     }
 
     /// An answer that came later than `Transport::submit` returned. Called by transports, from any thread.

@@ -2,25 +2,27 @@
 //! of memory regions (`fast_reg`) and who runs them when (`schedule`). The state of both halves is the QP's
 //! (`objects/send_queue.rs`, `objects/recv_queue.rs`).
 //!
-//! `device` calls `run_qp` and `run_ready`, a transport `receive` and `answered`, from any thread.
+//! `device` calls `run_qp` and `run_ready`, a transport `receive`, `answered` and their like, from any thread.
 //!
 //! Lock order: `sq` of a QP, then `rq` of a QP, then a CQ. A responder that fails its QP never takes a send
 //! queue lock; it schedules the flush.
 
+pub mod by_value;
 pub mod fast_reg;
 pub mod requester;
 pub mod responder;
 pub mod schedule;
 
 use crate::budget::Budget;
-use crate::handle::{CqHandle, Gid, QpHandle, Qpn};
+use crate::handle::{CqHandle, Gid, PdHandle, QpHandle, Qpn};
 use crate::interrupt::Interrupts;
 use crate::memory::{Memory, Span};
 use crate::objects::mr::Mr;
 use crate::objects::qp::Qp;
 use crate::objects::send_queue::SendQueue;
 use crate::objects::table::Table;
-use crate::transport::Transport;
+use crate::rings::wqe::SgList;
+use crate::transport::{Transport, Use};
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
 use schedule::Schedule;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -157,6 +159,25 @@ impl Engine {
         self.interrupts.wake();
     }
 
+    /// A transport that was `Full` has room.
+    pub fn room(&self) {
+        if self.schedule.room() {
+            self.interrupts.wake();
+        }
+    }
+
+    /// How often the transport has said that it has room.
+    pub(crate) fn rooms(&self) -> u64 {
+        self.schedule.rooms()
+    }
+
+    /// `qp` waits for room, and had seen it come `rooms` times before it found none.
+    pub(crate) fn wait_for_room(&self, qp: QpHandle, rooms: u64) {
+        if self.schedule.wait_for_room(qp, rooms) {
+            self.interrupts.wake();
+        }
+    }
+
     /// `qp` waits for `when`.
     pub(crate) fn run_at(&self, qp: QpHandle, when: Instant) {
         if self.schedule.run_at(qp, when) {
@@ -223,6 +244,35 @@ impl Engine {
 
     pub(crate) fn mr_by_key(&self, key: u32) -> Option<Arc<Mr>> {
         self.mrs.get(key >> 8).filter(|mr| mr.key == key)
+    }
+
+    /// Appends the places of bytes `[from, from + len)` of an SGE list to `spans`. False: a key, a range, a right or a
+    /// PD is wrong, or the list is shorter. What `spans` holds then is of no use.
+    pub(crate) fn resolve_sges(
+        &self,
+        pd: PdHandle,
+        sg_list: &SgList,
+        (from, len): (u64, u64),
+        purpose: Use,
+        spans: &mut Vec<Span>,
+    ) -> bool {
+        let (mut skip, mut left) = (from, len);
+        for sge in sg_list.as_slice() {
+            let lead = skip.min(u64::from(sge.len));
+            skip -= lead;
+            let here = left.min(u64::from(sge.len) - lead);
+            if here == 0 {
+                continue;
+            }
+            let resolved = sge.addr.checked_add(lead).is_some_and(|addr| {
+                self.mr_by_key(sge.lkey.0).is_some_and(|mr| mr.resolve(pd, addr, here, purpose, spans))
+            });
+            if !resolved {
+                return false;
+            }
+            left -= here;
+        }
+        left == 0
     }
 
     /// The GID at `index`.

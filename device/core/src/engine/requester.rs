@@ -3,6 +3,7 @@
 //! Called by `Engine::run_qp`, and by the transport with answers that come later. Up to `WINDOW` requests are on their
 //! way at once; they end in the order they were posted, each through `settle`.
 
+use crate::engine::by_value::pending;
 use crate::engine::{Engine, MAX_MSG_SZ, ack_timeout, give_back_scratch, rnr_time};
 use crate::handle::KERNEL;
 use crate::interrupt::AsyncEvent;
@@ -34,6 +35,9 @@ const PSN_WINDOW: u64 = 1 << 23;
 
 /// How soon to look again at a transport that had no room.
 const BUSY_RETRY: Duration = Duration::from_micros(50);
+
+/// The same for one that says when it has room: in case it does not.
+const FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// How long a datagram waits for room before it is dropped, as a switch would: its target may have been stopped.
 const DATAGRAM_PATIENCE: Duration = Duration::from_millis(100);
@@ -138,10 +142,12 @@ impl Engine {
 
     /// Submits what is ready, in order, stopping at the first that must wait.
     fn submit_ready(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, turn: &mut u64) {
-        if sq.hold.is_some_and(|hold| Instant::now() < hold) {
+        let came = sq.full_since.is_some_and(|rooms| rooms != self.rooms());
+        if !came && sq.hold.is_some_and(|hold| Instant::now() < hold) {
             return;
         }
         sq.hold = None;
+        sq.full_since = None;
         // Both windows count from the oldest unacknowledged request on, with those behind it that are answered already:
         // if it has to be sent again, the responder must know its PSN for an old one and remember what it answered.
         let (mut reads, mut packets) = (0, 0);
@@ -182,9 +188,10 @@ impl Engine {
                 sq.deadline = None;
             }
             let datagram = matches!(owed.wr.operation, Ok(Operation::Datagram { .. }));
+            let rooms = self.rooms();
             let mut submitted = self.submit(qp, sq, attrs, index, alone);
             match submitted {
-                Submitted::Busy => {
+                Submitted::Busy | Submitted::Full => {
                     let since = *sq.busy_since.get_or_insert_with(Instant::now);
                     if datagram && since.elapsed() > DATAGRAM_PATIENCE {
                         submitted = Submitted::Answered(Answer::Silence);
@@ -215,6 +222,12 @@ impl Engine {
                     sq.hold = Some(Instant::now() + BUSY_RETRY);
                     return;
                 }
+                Submitted::Full => {
+                    sq.hold = Some(Instant::now() + FULL_RETRY);
+                    sq.full_since = Some(rooms);
+                    self.wait_for_room(qp.handle, rooms);
+                    return;
+                }
             }
             // Answered at once, and not well: nothing behind it may be carried out.
             if !matches!(sq.owed[index].stage, Stage::Pending | Stage::Done(abi::PVRDMA_WC_SUCCESS)) {
@@ -235,15 +248,11 @@ impl Engine {
         };
         let purpose = if operation.reads() { Use::LocalWrite } else { Use::LocalRead };
         sq.spans.clear();
-        for sge in owed.wr.sg_list.as_slice().iter().filter(|sge| sge.len > 0) {
-            let resolved = self
-                .mr_by_key(sge.lkey.0)
-                .is_some_and(|mr| mr.resolve(qp.pd, sge.addr, u64::from(sge.len), purpose, &mut sq.spans));
-            if !resolved {
-                // As below: what came before the bad one may be a gigabyte in pages.
-                give_back_scratch(&mut sq.spans);
-                return Submitted::Answered(Answer::RequesterFault);
-            }
+        let len = owed.wr.sg_list.total();
+        if !self.resolve_sges(qp.pd, &owed.wr.sg_list, (0, len), purpose, &mut sq.spans) {
+            // As below: what came before the bad one may be a gigabyte in pages.
+            give_back_scratch(&mut sq.spans);
+            return Submitted::Answered(Answer::RequesterFault);
         }
         let (mut source, mut dest) = (attrs.local, attrs.peer());
         let op = match operation {
@@ -268,7 +277,7 @@ impl Engine {
             psn: owed.psn,
             packets: owed.packets,
             op,
-            len: owed.wr.sg_list.total(),
+            len,
             solicited: owed.wr.solicited,
             alone,
         };
@@ -298,16 +307,14 @@ impl Engine {
         {
             let mut sq = qp.lock_sq();
             let attrs = qp.attrs();
-            let asked = |owed: &Owed| owed.psn == token.psn && owed.submission == token.epoch;
-            let found = sq.owed.iter().position(|owed| asked(owed) && owed.stage == Stage::Pending);
-            let Some(index) = found else { return };
+            let Some(index) = pending(&sq, token) else { return };
             self.apply(&qp, &mut sq, &attrs, index, answer);
         }
         self.run_qp(&qp);
     }
 
     /// Takes an answer to request `index` into account.
-    fn apply(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, index: usize, answer: Answer) {
+    pub(crate) fn apply(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, index: usize, answer: Answer) {
         sq.owed[index].syndrome = match answer {
             Answer::RnrNak(code) => SYNDROME_RNR | code & 31,
             Answer::Nak(Nak::SequenceError) => SYNDROME_NAK,
@@ -457,6 +464,7 @@ impl Engine {
         }
         self.recall(qp, sq, 0);
         sq.hold = None;
+        sq.full_since = None;
         sq.deadline = None;
         let succeeded = |owed: &Owed| owed.stage == Stage::Done(abi::PVRDMA_WC_SUCCESS);
         let first = sq.owed.iter().position(|owed| !succeeded(owed)).unwrap_or(sq.owed.len());

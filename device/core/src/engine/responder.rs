@@ -1,26 +1,138 @@
-//! The responder half of a QP: checks a request, moves its bytes, answers.
+//! The responder half of a QP: checks what arrives, moves its bytes, answers.
+//!
+//! A message comes as a whole or in pieces. Both are judged by the same code: a whole one is the case ONLY.
 
-use crate::engine::{Engine, give_back_scratch};
-use crate::handle::{Psn, Rkey};
+use crate::engine::{Engine, MAX_MSG_SZ, give_back_scratch};
+use crate::handle::{Psn, Qpn, Rkey};
 use crate::interrupt::AsyncEvent;
-use crate::memory::Span;
+use crate::memory::{Memory, Span};
 use crate::objects::qp::Qp;
-use crate::objects::recv_queue::RecvQueue;
+use crate::objects::recv_queue::{Partial, RecvQueue, Reth, What};
 use crate::rings::cqe::{Completion, Sender};
 use crate::rings::grh::{self, GRH_LEN};
 use crate::rings::ring::BrokenRing;
-use crate::rings::wqe::{AtomicOp, Ext, QpKind, Receive, SgList};
-use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Far, Nak, Op, Request, Use};
+use crate::rings::wqe::{AtomicOp, Ext, QpKind, Receive};
+use crate::transport::segment::{Part, Segment, ends_in, full_packets};
+use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Endpoint, Far, Nak, Op, Request, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
 /// What the receive WQE of a message says.
 struct Received {
     wr_id: u64,
     opcode: u32,
     ext: Ext,
+    byte_len: u64,
+}
+
+/// A message or a piece of one, as it meets its QP.
+struct Arrival {
+    psn: Psn,
+    packets: u32,
+    /// Bytes that come with it, or go back.
+    len: u64,
+    asked: Asked,
+    solicited: bool,
+}
+
+/// What an [`Arrival`] asks for.
+#[derive(Clone, Copy)]
+enum Asked {
+    Send {
+        place: Place,
+        ext: Ext,
+    },
+    Write {
+        place: Place,
+        /// Known at its beginning.
+        reth: Option<Reth>,
+        imm: Option<u32>,
+    },
+    Read {
+        remote_addr: u64,
+        rkey: Rkey,
+        /// Bytes to the end of the whole READ.
+        rest: u64,
+    },
+    Atomic {
+        remote_addr: u64,
+        rkey: Rkey,
+        op: AtomicOp,
+    },
+}
+
+/// Which part of a message it is (IBA vol. 1, table 38: the last word of an opcode).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    First,
+    Middle,
+    Last,
+    Only,
+}
+
+impl Place {
+    fn begins(self) -> bool {
+        matches!(self, Place::First | Place::Only)
+    }
+
+    fn ends(self) -> bool {
+        matches!(self, Place::Last | Place::Only)
+    }
+}
+
+impl Arrival {
+    /// `None`: a datagram, which has no PSN.
+    fn of_request(request: &Request) -> Option<Arrival> {
+        let asked = match request.op {
+            Op::Send { ext } => Asked::Send { place: Place::Only, ext },
+            Op::Write { remote_addr, rkey, imm } => {
+                let reth = Reth { remote_addr, rkey, total: request.len };
+                Asked::Write { place: Place::Only, reth: Some(reth), imm }
+            }
+            Op::Read { remote_addr, rkey } => Asked::Read { remote_addr, rkey, rest: request.len },
+            Op::Atomic { remote_addr, rkey, op } => Asked::Atomic { remote_addr, rkey, op },
+            Op::Datagram { .. } => return None,
+        };
+        let Request { psn, packets, len, solicited, .. } = *request;
+        Some(Arrival { psn, packets, len, asked, solicited })
+    }
+
+    fn of_segment(segment: &Segment) -> Arrival {
+        let send = |place, ext| Asked::Send { place, ext };
+        let (asked, solicited) = match segment.part {
+            Part::SendFirst => (send(Place::First, Ext::None), false),
+            Part::SendMiddle => (send(Place::Middle, Ext::None), false),
+            Part::SendLast { ext, solicited } => (send(Place::Last, ext), solicited),
+            Part::WriteFirst { remote_addr, rkey, total } => {
+                let reth = Some(Reth { remote_addr, rkey, total });
+                (Asked::Write { place: Place::First, reth, imm: None }, false)
+            }
+            Part::WriteMiddle => (Asked::Write { place: Place::Middle, reth: None, imm: None }, false),
+            Part::WriteLast { imm, solicited } => (Asked::Write { place: Place::Last, reth: None, imm }, solicited),
+            Part::Read { remote_addr, rkey, rest } => (Asked::Read { remote_addr, rkey, rest }, false),
+        };
+        Arrival { psn: segment.psn, packets: segment.packets, len: segment.len, asked, solicited }
+    }
+
+    fn end(&self) -> Psn {
+        self.psn.advance(self.packets)
+    }
+}
+
+/// The bytes of a SEND or WRITE that an [`Arrival`] adds to what has come before.
+struct Stretch {
+    what: What,
+    first: Psn,
+    mtu: u64,
+    /// Bytes of the message before it.
+    from: u64,
+    /// Bytes of the arrival that had come before: it was sent again in another cut.
+    skip: u64,
+    len: u64,
+    /// The message ends with it.
+    ends: bool,
 }
 
 /// How a request ended that does not end well for the responder's QP.
@@ -63,16 +175,31 @@ impl From<Failure> for Stop {
 impl Engine {
     /// Carries out `request` on a QP of this device. Called by transports, from any thread.
     pub fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        let Some(qp) = self.qp_by_number(request.dest.qpn) else { return Answer::Silence };
-        if !self.port_is_up() {
-            return Answer::Silence;
-        }
-        if let Op::Datagram { .. } = request.op {
-            if qp.kind != QpKind::Rc {
+        let Some(qp) = self.responder(request.dest.qpn) else { return Answer::Silence };
+        match Arrival::of_request(request) {
+            Some(arrival) => self.take_in(&qp, (&request.source, &request.dest), &arrival, far),
+            None if qp.kind != QpKind::Rc => {
                 self.receive_datagram(&qp, request, far);
+                Answer::Ack
             }
-            return Answer::Ack;
+            None => Answer::Ack,
         }
+    }
+
+    /// The same for a piece of a message. What is answered to the last piece, or first to one not with ACK, is what the
+    /// message is answered with.
+    pub fn receive_segment(&self, segment: &Segment, far: &dyn Far) -> Answer {
+        let Some(qp) = self.responder(segment.dest.qpn) else { return Answer::Silence };
+        self.take_in(&qp, (&segment.source, &segment.dest), &Arrival::of_segment(segment), far)
+    }
+
+    /// The QP with this number, if the port lets anything through to it.
+    fn responder(&self, qpn: Qpn) -> Option<Arc<Qp>> {
+        self.qp_by_number(qpn).filter(|_| self.port_is_up())
+    }
+
+    /// Judges what arrives at a connected QP, and carries it out.
+    fn take_in(&self, qp: &Qp, (source, dest): (&Endpoint, &Endpoint), arrival: &Arrival, far: &dyn Far) -> Answer {
         if qp.kind != QpKind::Rc {
             return Answer::Silence;
         }
@@ -84,89 +211,98 @@ impl Engine {
             return Answer::Silence;
         }
         let attrs = qp.attrs();
-        if request.source != attrs.peer() || request.dest != attrs.local {
+        if *source != attrs.peer() || *dest != attrs.local {
             return Answer::Silence;
         }
         let expected = Psn::new(qp.expected_psn().load(Ordering::Acquire));
-        let duplicate = expected.ahead_of(request.psn);
-        if !duplicate && request.psn != expected {
+        let resent = expected.ahead_of(arrival.psn);
+        if !resent && arrival.psn != expected {
             return Answer::Nak(Nak::SequenceError);
         }
-        match request.op {
+        // In another cut than before, some of it may be new.
+        let done_before = resent && !arrival.end().ahead_of(expected);
+        match arrival.asked {
             // Done before; the answer was lost (IBA vol. 1, 9.7.5.1.2). What was read is read anew, what an atomic
             // found is remembered.
-            Op::Atomic { .. } if duplicate => return repeat_reply(&rq, request.psn, far),
-            Op::Read { .. } => {}
-            _ if duplicate => return Answer::Ack,
+            Asked::Atomic { .. } if resent => return repeat_reply(&rq, arrival.psn, far),
+            Asked::Read { .. } => {}
+            _ if done_before => return Answer::Ack,
             _ => {}
         }
         if state == PVRDMA_QPS_RTR && qp.establish() {
             self.transport().qp_changed(&qp.view());
             self.interrupts().async_event(AsyncEvent::CommEst(qp.handle));
         }
-        let executed = if request.op.reads() && attrs.raw.max_dest_rd_atomic == 0 {
-            Err(Failure::invalid(&qp).into())
+        let reads = matches!(arrival.asked, Asked::Read { .. } | Asked::Atomic { .. });
+        let executed = if reads && attrs.raw.max_dest_rd_atomic == 0 {
+            Err(Failure::invalid(qp).into())
         } else {
-            self.execute(&qp, &mut rq, request, far)
+            self.execute(qp, &mut rq, arrival, expected, far)
         };
         give_back_scratch(&mut rq.spans);
         drop(copying);
         let executed = executed.and_then(|received| match received {
-            Some(received) => self.finish_receive(&qp, &mut rq, request, received, far),
+            Some(received) => self.finish_receive(qp, &mut rq, &received, arrival.solicited, far),
             None => Ok(()),
         });
         match executed {
             Ok(()) => {
-                if !duplicate {
+                if !done_before {
                     // Not a store: if this thread was off its core for long, the requester may have taken this back,
                     // sent it again by the transport's shorter way, and be past it.
-                    let (from, to) = (expected.get(), expected.advance(request.packets).get());
+                    let (from, to) = (expected.get(), arrival.end().get());
                     let _ = qp.expected_psn().compare_exchange(from, to, Ordering::Release, Ordering::Relaxed);
                 }
                 Answer::Ack
             }
             Err(Stop::Answer(answer)) => answer,
-            Err(Stop::Fail(failure)) => self.fail_responder(&qp, rq, failure),
+            Err(Stop::Fail(failure)) => self.fail_responder(qp, rq, failure),
         }
     }
 
-    /// Moves the bytes of `request`. Returns what a receive WQE is to say of it.
-    fn execute(&self, qp: &Qp, rq: &mut RecvQueue, request: &Request, far: &dyn Far) -> Result<Option<Received>, Stop> {
-        match request.op {
-            Op::Send { ext } => self.execute_send(qp, rq, request, ext, far).map(Some),
-            Op::Write { remote_addr, rkey, imm } => {
-                if request.len > 0 {
-                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey, Use::RemoteWrite)?;
+    /// Moves the bytes of an arrival. Returns what a receive WQE is to say of the message that ends with it.
+    fn execute(
+        &self,
+        qp: &Qp,
+        rq: &mut RecvQueue,
+        arrival: &Arrival,
+        expected: Psn,
+        far: &dyn Far,
+    ) -> Result<Option<Received>, Stop> {
+        match arrival.asked {
+            Asked::Send { place, ext } => {
+                let stretch = stretch(qp, rq, arrival, expected, place, Some(What::Send))?;
+                let received = self.execute_send(qp, rq, &stretch, ext, far)?;
+                if stretch.ends {
+                    rq.partial = None;
+                    return Ok(Some(received));
                 }
-                // With immediate data a receive WQE must be there before any byte moves.
-                let received = match imm {
-                    Some(imm) => Some(Received {
-                        wr_id: self.next_receive(qp, rq)?.wr_id,
-                        opcode: abi::PVRDMA_WC_RECV_RDMA_WITH_IMM,
-                        ext: Ext::Imm(imm),
-                    }),
-                    None => None,
-                };
-                if request.len > 0 {
-                    let pulled = far.pull(self.memory(), &rq.spans);
-                    pulled.map_err(|fault| copy_failed(qp, fault, None))?;
-                }
+                rq.partial = Some(stretch.partial(arrival.end()));
+                Ok(None)
+            }
+            Asked::Write { place, reth, imm } => {
+                let stretch = stretch(qp, rq, arrival, expected, place, reth.map(What::Write))?;
+                let What::Write(reth) = stretch.what else { return Err(Failure::invalid(qp).into()) };
+                let received = self.execute_write(qp, rq, &stretch, &reth, imm, far)?;
+                rq.partial = (!stretch.ends).then(|| stretch.partial(arrival.end()));
                 Ok(received)
             }
-            Op::Read { remote_addr, rkey } => {
-                if request.len > 0 {
-                    self.resolve_remote(qp, rq, remote_addr, request.len, rkey, Use::RemoteRead)?;
+            Asked::Read { remote_addr, rkey, rest } => {
+                if arrival.psn == expected {
+                    rq.partial = None;
+                }
+                if arrival.len > 0 {
+                    self.resolve_remote(qp, rq, remote_addr, (arrival.len, rest), rkey, Use::RemoteRead)?;
                     let pushed = far.push(self.memory(), &rq.spans);
                     pushed.map_err(|fault| copy_failed(qp, fault, None))?;
                 }
                 Ok(None)
             }
-            Op::Atomic { remote_addr, rkey, op } => {
-                self.execute_atomic(qp, rq, request, (remote_addr, rkey), op, far)?;
+            Asked::Atomic { remote_addr, rkey, op } => {
+                rq.partial = None;
+                self.execute_atomic(qp, rq, arrival, (remote_addr, rkey), op, far)?;
                 Ok(None)
             }
-            // Never of a connected QP: `receive` has turned them elsewhere.
-            Op::Datagram { .. } => Err(Failure::invalid(qp).into()),
         }
     }
 
@@ -174,17 +310,20 @@ impl Engine {
         &self,
         qp: &Qp,
         rq: &mut RecvQueue,
-        request: &Request,
+        stretch: &Stretch,
         ext: Ext,
         far: &dyn Far,
     ) -> Result<Received, Stop> {
         let receive = self.next_receive(qp, rq)?;
         let failed = |nak, status| Failure { nak, receive: Some((receive.wr_id, status)), event: None };
         let sg_list = receive.sg_list.map_err(|status| failed(Nak::RemoteOperational, status))?;
-        if request.len > sg_list.total() {
+        let byte_len = stretch.from.saturating_add(stretch.len);
+        if byte_len > sg_list.total().min(u64::from(MAX_MSG_SZ)) {
             return Err(failed(Nak::InvalidRequest, abi::PVRDMA_WC_LOC_LEN_ERR).into());
         }
-        if !self.resolve_receive(qp, &sg_list, request.len, &mut rq.spans) {
+        let range = (stretch.from, stretch.len);
+        rq.spans.clear();
+        if !self.resolve_sges(qp.pd, &sg_list, range, Use::LocalWrite, &mut rq.spans) {
             return Err(failed(Nak::RemoteOperational, abi::PVRDMA_WC_LOC_PROT_ERR).into());
         }
         if let Ext::Invalidate(rkey) = ext
@@ -192,27 +331,67 @@ impl Engine {
         {
             return Err(Failure::access(qp).into());
         }
-        if request.len > 0 {
-            let pulled = far.pull(self.memory(), &rq.spans);
+        if stretch.len > 0 {
+            let pulled = stretch.pull(far, self.memory(), &rq.spans);
             pulled.map_err(|fault| copy_failed(qp, fault, Some(receive.wr_id)))?;
         }
-        Ok(Received { wr_id: receive.wr_id, opcode: abi::PVRDMA_WC_RECV, ext })
+        if !stretch.ends {
+            // What it says was read once and counts to the end of the message.
+            rq.held = Some(receive);
+        }
+        Ok(Received { wr_id: receive.wr_id, opcode: abi::PVRDMA_WC_RECV, ext, byte_len })
+    }
+
+    fn execute_write(
+        &self,
+        qp: &Qp,
+        rq: &mut RecvQueue,
+        stretch: &Stretch,
+        reth: &Reth,
+        imm: Option<u32>,
+        far: &dyn Far,
+    ) -> Result<Option<Received>, Stop> {
+        // It is as long as its first packet said, and ends where it ends.
+        let rest = reth.total.checked_sub(stretch.from).ok_or_else(|| Failure::invalid(qp))?;
+        if stretch.len > rest || stretch.ends != (stretch.len == rest) {
+            return Err(Failure::invalid(qp).into());
+        }
+        if stretch.len > 0 {
+            // With the first piece the whole range was judged, so this does not leave the address space.
+            let at = reth.remote_addr.wrapping_add(stretch.from);
+            self.resolve_remote(qp, rq, at, (stretch.len, rest), reth.rkey, Use::RemoteWrite)?;
+        }
+        // With immediate data a receive WQE must be there before any byte (of the last piece) moves.
+        let received = match imm {
+            Some(imm) => Some(Received {
+                wr_id: self.next_receive(qp, rq)?.wr_id,
+                opcode: abi::PVRDMA_WC_RECV_RDMA_WITH_IMM,
+                ext: Ext::Imm(imm),
+                byte_len: reth.total,
+            }),
+            None => None,
+        };
+        if stretch.len > 0 {
+            let pulled = stretch.pull(far, self.memory(), &rq.spans);
+            pulled.map_err(|fault| copy_failed(qp, fault, None))?;
+        }
+        Ok(received)
     }
 
     fn execute_atomic(
         &self,
         qp: &Qp,
         rq: &mut RecvQueue,
-        request: &Request,
+        arrival: &Arrival,
         (addr, rkey): (u64, Rkey),
         op: AtomicOp,
         far: &dyn Far,
     ) -> Result<(), Stop> {
         // IBA vol. 1, 9.4.5: the address is a multiple of 8.
-        if !addr.is_multiple_of(8) || request.len != 8 {
+        if !addr.is_multiple_of(8) || arrival.len != 8 {
             return Err(Failure::invalid(qp).into());
         }
-        self.resolve_remote(qp, rq, addr, 8, rkey, Use::RemoteAtomic)?;
+        self.resolve_remote(qp, rq, addr, (8, 8), rkey, Use::RemoteAtomic)?;
         // Eight aligned bytes of a region whose address and offset agree in a page are in one piece; if a region
         // was made otherwise, it is no place for atomics.
         let place = match rq.spans.as_slice() {
@@ -220,7 +399,7 @@ impl Engine {
             _ => return Err(Failure::invalid(qp).into()),
         };
         let old = self.memory().update(place, &mut |old| op.apply(old)).map_err(|_| Failure::access(qp))?;
-        rq.remember_reply(request.psn, old);
+        rq.remember_reply(arrival.psn, old);
         far.put(&old.to_ne_bytes()).map_err(|fault| copy_failed(qp, fault, None))
     }
 
@@ -238,7 +417,7 @@ impl Engine {
     fn execute_datagram(&self, qp: &Qp, rq: &mut RecvQueue, request: &Request, far: &dyn Far) -> Result<(), Stop> {
         const DROPPED: Stop = Stop::Answer(Answer::Silence);
         let Op::Datagram { qkey, imm, grh } = request.op else { return Err(DROPPED) };
-        // Held over check and copy, as in `receive`.
+        // Held over check and copy, as in `take_in`.
         let _copying = self.responding();
         let receives = matches!(qp.state(), PVRDMA_QPS_RTR | PVRDMA_QPS_RTS | PVRDMA_QPS_SQD | PVRDMA_QPS_SQE);
         if !receives || !self.has_gid(&request.dest.gid) {
@@ -256,7 +435,8 @@ impl Engine {
         if len > sg_list.total() || request.len > DATAGRAM_MAX {
             return Err(DROPPED);
         }
-        if !self.resolve_receive(qp, &sg_list, len, &mut rq.spans) {
+        rq.spans.clear();
+        if !self.resolve_sges(qp.pd, &sg_list, (0, len), Use::LocalWrite, &mut rq.spans) {
             return Err(failed(abi::PVRDMA_WC_LOC_PROT_ERR).into());
         }
         let payload = split_off(&mut rq.spans, GRH_LEN as u64);
@@ -280,37 +460,23 @@ impl Engine {
         self.complete_receive(qp, rq, &completion)
     }
 
-    /// Resolves the first `len` bytes of a receive WQE.
-    fn resolve_receive(&self, qp: &Qp, sg_list: &SgList, len: u64, spans: &mut Vec<Span>) -> bool {
-        spans.clear();
-        let mut left = len;
-        for sge in sg_list.as_slice() {
-            let len = left.min(u64::from(sge.len));
-            if len == 0 {
-                continue;
-            }
-            let mr = self.mr_by_key(sge.lkey.0);
-            if !mr.is_some_and(|mr| mr.resolve(qp.pd, sge.addr, len, Use::LocalWrite, spans)) {
-                return false;
-            }
-            left -= len;
-        }
-        left == 0
-    }
-
+    /// The places of `len` bytes from `addr` on, if all bytes up to the end of the message, `rest` of them, may be used.
     fn resolve_remote(
         &self,
         qp: &Qp,
         rq: &mut RecvQueue,
         addr: u64,
-        len: u64,
+        (len, rest): (u64, u64),
         key: Rkey,
         purpose: Use,
     ) -> Result<(), Failure> {
         rq.spans.clear();
         let allowed = qp.attrs().raw.qp_access_flags & purpose.needs() != 0;
-        let found =
-            allowed && self.mr_by_key(key.0).is_some_and(|mr| mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans));
+        let found = allowed
+            && self.mr_by_key(key.0).is_some_and(|mr| {
+                (rest <= len || mr.bounds().check(qp.pd, addr, rest, purpose).is_some())
+                    && mr.resolve(qp.pd, addr, len, purpose, &mut rq.spans)
+            });
         if found { Ok(()) } else { Err(Failure::access(qp)) }
     }
 
@@ -318,10 +484,9 @@ impl Engine {
     fn next_receive(&self, qp: &Qp, rq: &mut RecvQueue) -> Result<Receive, Stop> {
         let broken = |_: BrokenRing| Failure::broken_ring(qp);
         let receive = match &qp.srq {
+            _ if rq.held.is_some() => rq.held,
             Some(srq) => {
-                if rq.held.is_none() {
-                    rq.held = srq.take(self.memory(), self.interrupts()).map_err(broken)?;
-                }
+                rq.held = srq.take(self.memory(), self.interrupts()).map_err(broken)?;
                 rq.held
             }
             None => self.peek_receive(qp, rq).map_err(broken)?,
@@ -337,8 +502,8 @@ impl Engine {
 
     /// The WQE that was shown last has ended.
     fn spend_receive(&self, qp: &Qp, rq: &mut RecvQueue) -> Result<(), BrokenRing> {
+        rq.held = None;
         if qp.srq.is_some() {
-            rq.held = None;
             return Ok(());
         }
         rq.ring.take();
@@ -350,8 +515,8 @@ impl Engine {
         &self,
         qp: &Qp,
         rq: &mut RecvQueue,
-        request: &Request,
-        received: Received,
+        received: &Received,
+        solicited: bool,
         far: &dyn Far,
     ) -> Result<(), Stop> {
         if let Ext::Invalidate(rkey) = received.ext {
@@ -362,9 +527,9 @@ impl Engine {
             wr_id: received.wr_id,
             qp: qp.handle,
             opcode: received.opcode,
-            byte_len: request.len as u32,
+            byte_len: received.byte_len as u32,
             ext: received.ext,
-            solicited: request.solicited,
+            solicited,
             ..Default::default()
         };
         self.complete_receive(qp, rq, &completion)
@@ -409,6 +574,7 @@ impl Engine {
         if qp.state() != PVRDMA_QPS_ERR {
             return;
         }
+        rq.partial = None;
         if qp.srq.is_some() {
             if let Some(held) = rq.held {
                 self.end_receive(qp, &mut rq, held.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
@@ -418,12 +584,69 @@ impl Engine {
             }
             return;
         }
+        // It is the first in the ring.
+        rq.held = None;
         while let Ok(Some(receive)) = self.peek_receive(qp, &rq)
             && qp.spend_recv()
         {
             self.end_receive(qp, &mut rq, receive.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
         }
     }
+}
+
+impl Stretch {
+    /// What is to be kept of the message when this has come; `next` is the packet behind it.
+    fn partial(&self, next: Psn) -> Partial {
+        Partial { what: self.what, first: self.first, next, mtu: self.mtu, done: self.from + self.len }
+    }
+
+    /// Copies its bytes.
+    fn pull(&self, far: &dyn Far, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        if self.skip == 0 { far.pull(memory, into) } else { far.pull_from(self.skip, memory, into) }
+    }
+}
+
+/// Which bytes an arrival adds to which message. `what`: what it says of itself; a WRITE that goes on does not say where
+/// to.
+///
+/// Whoever begins a message has given up the one before, if that is not at its end.
+fn stretch(
+    qp: &Qp,
+    rq: &mut RecvQueue,
+    arrival: &Arrival,
+    expected: Psn,
+    place: Place,
+    what: Option<What>,
+) -> Result<Stretch, Failure> {
+    let invalid = || Failure::invalid(qp);
+    let Arrival { psn, packets, len, .. } = *arrival;
+    let ends = place.ends();
+    if place.begins() && psn == expected {
+        rq.partial = None;
+        let what = what.ok_or_else(invalid)?;
+        let mtu = if ends { 0 } else { full_packets(len, packets).ok_or_else(invalid)? };
+        return Ok(Stretch { what, first: psn, mtu, from: 0, skip: 0, len, ends });
+    }
+    let partial = rq.partial.ok_or_else(invalid)?;
+    let same = match (what, partial.what) {
+        (Some(what), of) => what == of,
+        (None, of) => of != What::Send,
+    };
+    let cut_well =
+        if ends { ends_in(len, packets, partial.mtu) } else { full_packets(len, packets) == Some(partial.mtu) };
+    let skip = u64::from(expected.since(psn)) * partial.mtu;
+    if !same || !cut_well || partial.next != expected || place.begins() && partial.first != psn || skip >= len {
+        return Err(invalid());
+    }
+    Ok(Stretch {
+        what: partial.what,
+        first: partial.first,
+        mtu: partial.mtu,
+        from: partial.done,
+        skip,
+        len: len - skip,
+        ends,
+    })
 }
 
 /// Answers an atomic operation again.

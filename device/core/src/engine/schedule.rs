@@ -3,6 +3,7 @@
 use crate::handle::QpHandle;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,11 +11,15 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct Schedule {
     inner: Mutex<Inner>,
+    /// How often there was room for those who wait for it.
+    rooms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     runnable: BTreeSet<QpHandle>,
+    /// Found no room at the transport.
+    waiting: BTreeSet<QpHandle>,
     /// Ran last; the next one comes after it, so that a QP which always has work does not keep the others from theirs.
     last: QpHandle,
     /// In order of time; one for each QP in `due`.
@@ -31,6 +36,35 @@ impl Schedule {
     /// `qp` has work that its present stack cannot do.
     pub fn run_soon(&self, qp: QpHandle) {
         self.lock().runnable.insert(qp);
+    }
+
+    /// How often `room` was called.
+    pub fn rooms(&self) -> u64 {
+        self.rooms.load(Ordering::Acquire)
+    }
+
+    /// `qp` found no room after there had been some `rooms` times; it is runnable when there is. Returns whether that is
+    /// now, since `room` may have been called in between.
+    pub fn wait_for_room(&self, qp: QpHandle, rooms: u64) -> bool {
+        let mut inner = self.lock();
+        let came = self.rooms() != rooms;
+        if came {
+            inner.runnable.insert(qp)
+        } else {
+            inner.waiting.insert(qp)
+        };
+        came
+    }
+
+    /// There is room: those who wait for it are runnable. Returns whether there is any.
+    pub fn room(&self) -> bool {
+        let mut inner = self.lock();
+        // With the lock held, so that nobody begins to wait in between. Release: whoever sees it finds the room.
+        self.rooms.fetch_add(1, Ordering::Release);
+        let mut waiting = std::mem::take(&mut inner.waiting);
+        let any = !waiting.is_empty();
+        inner.runnable.append(&mut waiting);
+        any
     }
 
     /// `qp` is to run at `when` or before. Returns whether that is earlier than all timers before it.
@@ -103,6 +137,23 @@ mod tests {
         assert_eq!(schedule.next(at(60)), Some(QpHandle(3)));
         assert_eq!(timers(&schedule), (0, 0));
         assert_eq!(schedule.deadline(), None);
+    }
+
+    #[test]
+    fn who_waits_for_room_runs_when_it_comes_and_not_before() {
+        let schedule = Schedule::default();
+        let now = Instant::now();
+        let before = schedule.rooms();
+        assert!(!schedule.wait_for_room(QpHandle(2), before));
+        assert!(!schedule.wait_for_room(QpHandle(3), before));
+        assert_eq!(schedule.next(now), None);
+        assert!(schedule.room());
+        assert_eq!((schedule.next(now), schedule.next(now)), (Some(QpHandle(2)), Some(QpHandle(3))));
+        assert!(!schedule.room(), "once");
+        assert_eq!(schedule.next(now), None);
+        // It came between the look that found none and the wait.
+        assert!(schedule.wait_for_room(QpHandle(4), before));
+        assert_eq!(schedule.next(now), Some(QpHandle(4)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What the responder half of a QP keeps: its ring or what it holds from an SRQ, and what it answered to atomics.
+//! What the responder half of a QP keeps: its ring, the receive it holds, how far a message in pieces has come, and what
+//! it answered to atomics.
 //!
 //! `engine/responder.rs` moves it.
 
-use crate::handle::Psn;
+use crate::handle::{Psn, Rkey};
 use crate::memory::Span;
 use crate::objects::srq::Srq;
 use crate::rings::ring::Consumer;
@@ -17,8 +18,11 @@ pub const MAX_RD_ATOMIC: u8 = 16;
 #[derive(Debug)]
 pub struct RecvQueue {
     pub(crate) ring: Consumer,
-    /// A WQE of the SRQ that was taken for a message which then did not come: the next one gets it.
+    /// A receive WQE in use: that of a SEND of which some is still to come, or one that was taken out of the SRQ for a
+    /// message which then did not come. The next one gets it. (One of the QP's own ring stays there all the while.)
     pub(crate) held: Option<Receive>,
+    /// The message of which some has come.
+    pub(crate) partial: Option<Partial>,
     /// What the last atomic operations answered, oldest first: one whose answer was lost must not be done twice
     /// (IBA vol. 1, 9.4.5).
     replies: VecDeque<(Psn, u64)>,
@@ -28,14 +32,54 @@ pub struct RecvQueue {
     pub(crate) spans: Vec<Span>,
 }
 
+/// A message of which the first packets have come. Those to come continue it if they begin at `next`.
+#[derive(Clone, Copy, Debug)]
+pub struct Partial {
+    pub(crate) what: What,
+    /// Its first packet.
+    pub(crate) first: Psn,
+    /// The first packet that has not come.
+    pub(crate) next: Psn,
+    /// Bytes of a full packet.
+    pub(crate) mtu: u64,
+    /// Bytes that have come.
+    pub(crate) done: u64,
+}
+
+/// What a message in pieces is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// How long it is nobody knows before its last packet.
+    Send,
+    /// Its first packet says where it goes.
+    Write(Reth),
+}
+
+/// Where a WRITE goes (IBA vol. 1, 9.3.3: RETH).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reth {
+    pub(crate) remote_addr: u64,
+    pub(crate) rkey: Rkey,
+    /// Bytes of the whole message.
+    pub(crate) total: u64,
+}
+
 impl RecvQueue {
     pub(crate) fn new(ring: Consumer) -> RecvQueue {
-        RecvQueue { ring, held: None, replies: VecDeque::new(), last_wqe_reported: false, spans: Vec::new() }
+        RecvQueue {
+            ring,
+            held: None,
+            partial: None,
+            replies: VecDeque::new(),
+            last_wqe_reported: false,
+            spans: Vec::new(),
+        }
     }
 
     pub(crate) fn reset(&mut self, srq: Option<&Srq>) {
         self.ring.reset();
-        if let (Some(srq), Some(held)) = (srq, self.held.take()) {
+        self.partial = None;
+        if let (Some(held), Some(srq)) = (self.held.take(), srq) {
             srq.put_back(held);
         }
         self.replies.clear();

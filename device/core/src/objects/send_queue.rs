@@ -23,6 +23,8 @@ pub struct SendQueue {
     pub(crate) psn: Psn,
     /// Nothing is submitted before this: RNR wait, or a transport without room.
     pub(crate) hold: Option<Instant>,
+    /// The transport had no room and says when it has: how often it had said so before.
+    pub(crate) full_since: Option<u64>,
     /// Since when the transport has had no room.
     pub(crate) busy_since: Option<Instant>,
     /// When the oldest request counts as unanswered.
@@ -80,6 +82,7 @@ impl SendQueue {
             owed: VecDeque::new(),
             psn: Psn::default(),
             hold: None,
+            full_since: None,
             busy_since: None,
             deadline: None,
             retries: 0,
@@ -99,6 +102,7 @@ impl SendQueue {
         self.owed.clear();
         self.ring.reset();
         self.hold = None;
+        self.full_since = None;
         self.busy_since = None;
         self.deadline = None;
         self.drain_event = false;

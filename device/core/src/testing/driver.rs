@@ -1,5 +1,6 @@
 //! A guest's kernel driver: hands out memory, builds page directories, makes objects by command.
 
+use super::cut::{Cut, Cutting, Scissors};
 use super::queue::{CqRing, QpRings, QpSize, SrqRing};
 use super::{Bell, Ram};
 use crate::budget::DEFAULT_MEMORY_LIMIT;
@@ -57,6 +58,8 @@ pub struct Driver {
     /// How it describes buffers.
     pub layout: Layout,
     next: AtomicU64,
+    /// The device as messages meet it: in the cut that `PVRDMA_CUT` asks for.
+    cutting: Arc<Cutting>,
 }
 
 /// Memory that a driver gave to an object, page by page.
@@ -155,9 +158,19 @@ impl Driver {
     pub fn limited(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, memory_limit: u64) -> Driver {
         let port = Port::new(fabric);
         let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit);
-        port.attach(&driver.device);
-        driver.bind();
+        driver.plug(&port);
         driver
+    }
+
+    /// Puts it on the fabric that `port` belongs to, and binds its GID.
+    pub fn plug(&self, port: &Port) {
+        port.attach(&self.cutting);
+        self.bind();
+    }
+
+    /// From now on messages meet it in this cut, whatever `PVRDMA_CUT` says. Before `plug`.
+    pub fn cut_by(&mut self, scissors: &Arc<Scissors>) {
+        self.cutting = Cutting::new(&self.device, scissors);
     }
 
     /// A guest on any transport, with `ram_len` bytes of memory and no GID yet: see `bind`.
@@ -179,7 +192,8 @@ impl Driver {
         gid[..2].copy_from_slice(&[0xfe, 0x80]);
         gid[15] = index + 1;
         // Page 0 stays unused: an address of 0 is a mistake.
-        Driver { ram, bell, device, gid, layout, next: AtomicU64::new(PAGE) }
+        let cutting = Cutting::new(&device, &Scissors::new(Cut::from_env()));
+        Driver { ram, bell, device, gid, layout, next: AtomicU64::new(PAGE), cutting }
     }
 
     /// Binds its GID to index 0.

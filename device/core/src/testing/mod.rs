@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a mistake of a test ends the test")]
 
+pub mod cut;
 pub mod driver;
 pub mod end;
 pub mod queue;

@@ -1,23 +1,41 @@
 //! A transport that a test holds in its hands: requests lie on the wire until the test delivers, loses or answers
 //! them. What a transport over a network does by accident, this one does on purpose.
+//!
+//! Where it cuts messages (`cut.rs`) it carries them by value: it has a place in nobody's memory, and asks the devices
+//! for each piece.
 
 use super::Ram;
+use super::cut::{ByValue, Cut, Scissors};
 use super::driver::{Driver, Layout};
 use crate::device::Device;
 use crate::handle::{Gid, Psn, QpHandle};
-use crate::memory::{DmaAddr, Memory, Span};
+use crate::memory::{DmaAddr, Memory, Span, part_of, total};
+use crate::transport::segment::{Carried, Cutter, Part};
 use crate::transport::{Answer, CopyFault, Far, Op, QpView, Request, Submitted, Token, Transport};
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Devices on wires, by GID.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Net {
     devices: Arc<Mutex<HashMap<Gid, Weak<Device>>>>,
+    scissors: Arc<Scissors>,
+}
+
+impl Default for Net {
+    /// One that cuts as `PVRDMA_CUT` asks for.
+    fn default() -> Net {
+        Net::cutting(Cut::from_env())
+    }
 }
 
 impl Net {
+    /// One that cuts messages so.
+    pub fn cutting(cut: Cut) -> Net {
+        Net { devices: Arc::default(), scissors: Scissors::new(cut) }
+    }
+
     fn device(&self, gid: &Gid) -> Option<Arc<Device>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(gid).and_then(Weak::upgrade)
     }
@@ -48,6 +66,8 @@ struct State {
     flights: VecDeque<Flight>,
     /// So many submissions meet a wire without room.
     busy: u32,
+    /// All of them do, until the device hears of room.
+    full: bool,
     /// Takes one request of a QP at a time.
     one_by_one: bool,
     /// Of each QP the requests from the oldest that is not acknowledged on, in the order of their PSNs.
@@ -140,6 +160,24 @@ impl Wire {
         self.lock().busy = count;
     }
 
+    /// From now on submissions find no room.
+    pub fn fill(&self) {
+        self.lock().full = true;
+    }
+
+    /// There is room again, and nobody is told.
+    pub fn empty(&self) {
+        self.lock().full = false;
+    }
+
+    /// There is room again, and the device is told.
+    pub fn make_room(&self) {
+        self.empty();
+        if let Some(device) = self.device.get().and_then(Weak::upgrade) {
+            device.room();
+        }
+    }
+
     /// Whether a request that is not alone is told to wait until it is.
     pub fn set_one_by_one(&self, on: bool) {
         self.lock().one_by_one = on;
@@ -147,9 +185,18 @@ impl Wire {
 
     /// Has request `index` carried out at the other end. The answer stays on the wire.
     ///
-    /// The wire's lock is held, so that `cancel` waits for the end of the copy.
+    /// The wire's lock is held, so that `cancel` waits for the end of the copy, unless payload goes by value.
     pub fn deliver(&self, index: usize) -> Answer {
-        self.deliver_in(&mut self.lock(), index)
+        if !self.net.scissors.cut_anything() {
+            return self.deliver_in(&mut self.lock(), index);
+        }
+        let request = self.lock().flights[index].request;
+        let answer = self.deliver_by_value(&request);
+        let mut state = self.lock();
+        if let Some(flight) = state.flights.iter_mut().find(|flight| flight.request.token == request.token) {
+            flight.answer = Some(answer);
+        }
+        answer
     }
 
     /// The same in one step with `take`, for threads that race for requests. `None`: there is no such request.
@@ -157,6 +204,11 @@ impl Wire {
         let mut state = self.lock();
         if index >= state.flights.len() {
             return None;
+        }
+        if self.net.scissors.cut_anything() {
+            let flight = state.flights.remove(index)?;
+            drop(state);
+            return Some((flight.request.token, self.deliver_by_value(&flight.request)));
         }
         let answer = self.deliver_in(&mut state, index);
         let flight = state.flights.remove(index)?;
@@ -170,6 +222,40 @@ impl Wire {
         let answer = peer.map_or(Answer::Silence, |device| device.receive(&flight.request, &far));
         flight.answer = Some(answer);
         answer
+    }
+
+    /// Carries a request to the other end piece by piece, and what it brings back.
+    fn deliver_by_value(&self, request: &Request) -> Answer {
+        // Nobody waits any more, whatever is answered.
+        const TAKEN_BACK: Answer = Answer::Silence;
+        let token = request.token;
+        let Some(own) = self.device.get().and_then(Weak::upgrade) else { return TAKEN_BACK };
+        let mut cutter = Cutter::new(request);
+        while let Some((offset, carried)) = self.net.scissors.next(&mut cutter) {
+            let Some(peer) = self.net.device(&request.dest.gid) else { return Answer::Silence };
+            let len = match carried {
+                Carried::Segment(segment) if !matches!(segment.part, Part::Read { .. }) => segment.len,
+                Carried::Whole(request) if !request.op.reads() => request.len,
+                _ => 0,
+            };
+            let mut bytes = vec![0; len as usize];
+            if len > 0 && !own.payload(token, offset, &mut bytes) {
+                return TAKEN_BACK;
+            }
+            let far = ByValue { bytes, back: Default::default() };
+            let answer = match carried {
+                Carried::Whole(request) => peer.receive(&request, &far),
+                Carried::Segment(segment) => peer.receive_segment(&segment, &far),
+            };
+            if answer != Answer::Ack {
+                return answer;
+            }
+            let back = far.back.into_inner();
+            if !back.is_empty() && !own.arrived(token, offset, &back) {
+                return TAKEN_BACK;
+            }
+        }
+        Answer::Ack
     }
 
     /// Answers request `index` with what the other end said, or with `Silence` if it was not delivered.
@@ -226,12 +312,18 @@ impl Wire {
 impl Transport for Wire {
     fn submit(&self, request: &Request, _memory: &dyn Memory, local: &[Span]) -> Submitted {
         if let Op::Datagram { .. } = request.op {
+            if self.lock().full {
+                return Submitted::Full;
+            }
             // There is no answer to wait for.
             let peer = self.net.device(&request.dest.gid);
             let far = WireFar { ram: self.ram.get().expect("a guest"), spans: local };
             return Submitted::Answered(peer.map_or(Answer::Silence, |device| device.receive(request, &far)));
         }
         let mut state = self.lock();
+        if state.full {
+            return Submitted::Full;
+        }
         if state.busy > 0 {
             state.busy -= 1;
             return Submitted::Busy;
@@ -310,6 +402,11 @@ fn scatter(memory: &dyn Memory, spans: &[Span], bytes: &[u8], fault: CopyFault) 
 impl Far for WireFar<'_> {
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         let bytes = gather(self.ram, self.spans, CopyFault::Far)?;
+        scatter(memory, into, &bytes, CopyFault::Near)
+    }
+
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        let bytes = gather(self.ram, &part_of(self.spans, skip, total(into)), CopyFault::Far)?;
         scatter(memory, into, &bytes, CopyFault::Near)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Answer, CopyFault, Far, Request, Responder, Submitted, Token, Transport};
 use crate::handle::Gid;
-use crate::memory::{DmaAddr, Memory, Span};
+use crate::memory::{DmaAddr, Memory, Span, part_of, total};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
@@ -88,6 +88,11 @@ const BOUNCE: usize = 16 * 1024;
 impl Far for InProcess<'_> {
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         copy((self.memory, self.spans, CopyFault::Far), (memory, into, CopyFault::Near))
+    }
+
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        let rest = part_of(self.spans, skip, total(into));
+        copy((self.memory, &rest, CopyFault::Far), (memory, into, CopyFault::Near))
     }
 
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {

@@ -269,7 +269,7 @@ impl Transport for Faulty {
             }
         };
         if let Some((held, spans)) = overtaken {
-            if submitted == Submitted::Busy {
+            if matches!(submitted, Submitted::Busy | Submitted::Full) {
                 self.lock().held.insert(qp, (held, spans));
             } else if self.inner.submit(&held, memory, &spans) == Submitted::Pending {
                 // Its answer comes by itself.

@@ -3,9 +3,14 @@
 //! The engine hands a [`Request`] and the requester's memory to [`Transport::submit`]. A transport may answer at
 //! once (both ends in reach of this thread), later (`Device::answered`), or find nobody there. At the other end
 //! it calls `Device::receive` with a [`Far`], through which the responder pulls or pushes the payload in one copy.
+//!
+//! A transport whose ends are not within each other's reach carries payload by value and in pieces (`segment`): it
+//! asks the requester's device for a part of it (`Device::payload`), hands it to the responder's
+//! (`Device::receive_segment`), and what comes back to the requester's again (`Device::arrived`).
 
 pub mod fabric;
 pub mod fault;
+pub mod segment;
 
 use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use crate::memory::{Memory, Span};
@@ -141,6 +146,8 @@ pub enum Submitted {
     Pending,
     /// No room right now; submit again when the device is polled next.
     Busy,
+    /// No room right now, and `Device::room` will be called when there is.
+    Full,
     /// Submit again when nothing else of the QP is on its way (never said to a request that is `alone`): the transport
     /// has a shorter way then.
     WhenAlone,
@@ -159,6 +166,8 @@ pub enum CopyFault {
 pub trait Far {
     /// Copies the payload into the responder's memory.
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
+    /// The same without the first `skip` bytes, which were carried before, and as far as `into` has room.
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
     /// Copies from the responder's memory to the requester.
     fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault>;
     /// Writes `bytes`, as many as the spans hold, to the requester: the former value of an atomic operation.
@@ -172,12 +181,17 @@ pub trait Far {
 /// Longest payload of a datagram: one packet of the port's MTU.
 pub const DATAGRAM_MAX: u64 = 4096;
 
-/// A datagram that a transport carried by value: its payload.
+/// What a transport carried by value: the payload of a datagram, or of a piece of a message.
 pub struct Payload<'a>(pub &'a [u8]);
 
 impl Far for Payload<'_> {
     fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         memory.scatter(into, self.0).map_err(|_| CopyFault::Near)
+    }
+
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        let rest = usize::try_from(skip).ok().and_then(|skip| self.0.get(skip..)).ok_or(CopyFault::Far)?;
+        memory.scatter(into, rest).map_err(|_| CopyFault::Near)
     }
 
     fn push(&self, _memory: &dyn Memory, _from: &[Span]) -> Result<(), CopyFault> {
