@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vmw_pvrdma", &["pvrdma-ffi"]),
     ("pvrdma-cm", &[]),
     ("pvrdma-device", &["pvrdma-ffi"]),
+    ("pvrdma-net", &[]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),

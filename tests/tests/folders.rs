@@ -95,6 +95,7 @@ const HOUSES: &[House] = &[
         ],
         circles: &[],
     },
+    House { src: "device/net/src", tests: &["testing"], rooms: &[("frame", &[])], circles: &[] },
     House {
         src: "device/standin/src",
         tests: &[],

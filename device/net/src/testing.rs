@@ -1,0 +1,142 @@
+//! For tests: random numbers by a seed, and random frames.
+
+use crate::frame::*;
+
+/// Pseudo random numbers (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// A sequence by its seed.
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+
+    /// 64 bits.
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let bits = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ bits >> 31
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.word() % end
+    }
+
+    /// Whether something of `part` in `of` happens.
+    pub fn chance(&mut self, part: u64, of: u64) -> bool {
+        self.below(of) < part
+    }
+
+    /// Bytes.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.word() as u8).collect()
+    }
+
+    /// Fewer than 2^`bits`, small ones as often as large ones.
+    pub fn size(&mut self, bits: u32) -> u64 {
+        let bits = self.below(u64::from(bits) + 1) as u32;
+        self.word() & ((1 << bits) - 1)
+    }
+}
+
+/// Any ends.
+pub fn random_ends(rng: &mut Rng) -> Ends {
+    let mut gid = || {
+        let mut gid = [0; 16];
+        gid.fill_with(|| rng.word() as u8);
+        gid
+    };
+    let (source_gid, dest_gid) = (gid(), gid());
+    Ends { source_gid, dest_gid, source_qpn: rng.size(24) as u32, dest_qpn: rng.size(24) as u32 }
+}
+
+/// A greeting in range.
+pub fn random_hello(rng: &mut Rng) -> Hello {
+    let mut boot = [0; 16];
+    boot.fill_with(|| rng.word() as u8);
+    Hello {
+        versions: (1, 1 + rng.size(10) as u16),
+        host: rng.word() as u16,
+        boot,
+        window: 2 * FRAME as u64 + rng.size(40),
+        lane: 2 * FRAME as u64 + rng.size(40),
+        requests: 1 + rng.size(31) as u32,
+        streams: 1 + rng.size(15) as u16,
+        gids: rng.word() as u16,
+    }
+}
+
+/// Any message.
+pub fn random_message(rng: &mut Rng) -> Message {
+    let (remote_addr, rkey, word) = (rng.word(), rng.word() as u32, rng.word() as u32);
+    let op = match rng.below(8) {
+        0 => Op::Send { ext: Ext::None },
+        1 => Op::Send { ext: Ext::Imm(word) },
+        2 => Op::Send { ext: Ext::Invalidate(word) },
+        3 => Op::Write { remote_addr, rkey, imm: None },
+        4 => Op::Write { remote_addr, rkey, imm: Some(word) },
+        5 => Op::Read { remote_addr, rkey },
+        6 => Op::CompareSwap { remote_addr, rkey, compare: rng.word(), swap: rng.word() },
+        _ => Op::FetchAdd { remote_addr, rkey, add: rng.word() },
+    };
+    let len = if op.atomic() { 8 } else { rng.size(31) };
+    Message { op, psn: rng.size(24) as u32, packets: 1 + rng.size(23) as u32, len, solicited: rng.chance(1, 2) }
+}
+
+/// Any answer.
+pub fn random_answer(rng: &mut Rng) -> Answer {
+    match rng.below(5) {
+        0 => Answer::Ack,
+        1 => Answer::Rnr(rng.below(32) as u8),
+        2 => Answer::Nak(rng.below(32) as u8),
+        3 => Answer::RequesterFault,
+        _ => Answer::Silence,
+    }
+}
+
+/// Any frame, with a part of `payload`, which is no longer than a datagram.
+pub fn random_frame<'a>(rng: &mut Rng, payload: &'a [u8]) -> Frame<'a> {
+    let (stream, token) = (rng.word() as u16, rng.word() as u32);
+    let part = &payload[..rng.below(payload.len() as u64 + 1) as usize];
+    match rng.below(13) {
+        0 => Frame::Hello(random_hello(rng)),
+        1 => Frame::Stream { stream, incarnation: token, ends: random_ends(rng) },
+        2..4 => {
+            let message = random_message(rng);
+            let here = if message.op.reads() { 0 } else { (part.len() as u64).max(1).min(message.len) };
+            let here = here.min(payload.len() as u64);
+            // At the start, in the middle, at the end.
+            let offset = match rng.below(3) {
+                _ if message.op.reads() => 0,
+                0 => 0,
+                1 => rng.below(message.len - here + 1),
+                _ => message.len - here,
+            };
+            let segment = Segment { message, offset, len: here as u32 };
+            Frame::Segment { stream, token, segment, payload: &payload[..here as usize] }
+        }
+        4 => {
+            let mut grh = [0; 40];
+            grh.fill_with(|| rng.word() as u8);
+            let imm = rng.chance(1, 2).then_some(rng.word() as u32);
+            let solicited = rng.chance(1, 2);
+            let datagram = Datagram { ends: random_ends(rng), qkey: rng.word() as u32, imm, solicited, grh };
+            Frame::Datagram { datagram, payload: part }
+        }
+        5 => Frame::Answer { token, answer: random_answer(rng) },
+        6 => Frame::Data { token, offset: rng.size(31), payload: &payload[..part.len().max(1)] },
+        7 => Frame::Cancel { token },
+        8 => Frame::Taken { stream, incarnation: token, back: rng.chance(1, 2), bytes: rng.word() },
+        9 => Frame::Credit { bytes: rng.word() },
+        10 => Frame::Ping { stamp: rng.word() },
+        11 => Frame::Gid { gid: random_ends(rng).dest_gid, bound: rng.chance(1, 2) },
+        _ => match rng.below(3) {
+            0 => Frame::Pong { stamp: rng.word() },
+            1 => Frame::Bye(Reason::Stopping),
+            _ => Frame::Bye(Reason::Protocol),
+        },
+    }
+}
