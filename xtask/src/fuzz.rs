@@ -26,6 +26,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("client", "device/vfio-user/fuzz"),
     ("adapter", "provider/fuzz"),
     ("program", "device/standin/fuzz"),
+    ("manager", "device/cm/fuzz"),
 ];
 
 /// What makes a build tell libFuzzer where it has been: libFuzzer reads counters at each edge, a table of places, and

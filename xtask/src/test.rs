@@ -70,7 +70,11 @@ const CHECKS: &[Check] = &[
     Check { name: "loom", shows: "threads in the orders they can meet, by loom", run: loom::check },
     Check { name: "races", shows: "ThreadSanitizer on the provider", run: races::check },
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
-    Check { name: "fuzz", shows: "a minute of hostile guests, clients, devices and programs", run: || fuzz::main(&[]) },
+    Check {
+        name: "fuzz",
+        shows: "a minute of hostile guests, clients, devices, programs and peers",
+        run: || fuzz::main(&[]),
+    },
     Check {
         name: "package",
         shows: "packages: built twice alike, for an old glibc, installed and removed in Debian 11 to forky",
