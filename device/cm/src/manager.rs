@@ -460,9 +460,9 @@ impl Manager {
         }
     }
 
-    /// Asks of the process at the other end of each connection whether it is gone, and does for it what its kernel would
-    /// have: a process that was killed says no word itself. `whose` is asked once for each connection, with the address
-    /// and the peer's name for it; `runs` for each process that was named.
+    /// Asks of the process at the other end of each connection whether it is gone, and does for it what its kernel
+    /// would have: a process that was killed says no word itself. `whose` is asked once for each connection, with the
+    /// address and the peer's name for it; `runs` for each process that was named.
     pub fn watch(
         &mut self,
         now: Instant,

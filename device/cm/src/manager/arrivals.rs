@@ -268,8 +268,8 @@ impl Manager {
 
     fn on_sidr_rep(&mut self, from: Gid, rep: Box<SidrRep>) {
         let comm = CommId(rep.request_id);
-        let asked = |one: &&Box<Connection>| one.state == State::SidrReqSent && one.path.remote_gid == from;
-        if self.connections.get(&comm).filter(asked).is_some() {
+        let asked = self.connections.get(&comm);
+        if asked.is_some_and(|one| one.state == State::SidrReqSent && one.path.remote_gid == from) {
             self.reset(comm);
             self.tell(comm, Event::SidrRepReceived { comm, rep });
         }
