@@ -1,5 +1,6 @@
-//! A hostile program: see `device/standin/src/kernel/uverbs/wild.rs`, which says what the bytes mean and what must
-//! hold. The files are those of the stand-in, under the names they have there.
+//! A hostile program: see `device/standin/src/kernel/uverbs/wild.rs` and `device/standin/src/kernel/ucma/wild.rs`,
+//! which say what the bytes mean and what must hold. The files are those of the stand-in, under the names they have
+//! there.
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "the files have more in them than is run here")]
 
@@ -12,6 +13,11 @@ mod support {
 #[path = "../../src/kernel"]
 mod kernel {
     pub mod store;
+    pub mod ucma {
+        mod address;
+        mod call;
+        pub mod wild;
+    }
     pub mod uverbs {
         mod attrs;
         mod call;
@@ -24,5 +30,9 @@ mod kernel {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kernel::uverbs::wild::run(bytes);
+    use kernel::{ucma, uverbs};
+    match bytes.strip_prefix(&[ucma::wild::MARK]) {
+        Some(bytes) => drop(ucma::wild::run(bytes)),
+        None => drop(uverbs::wild::run(bytes)),
+    }
 });

@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | here | an opened device: commands, and the queue of events behind it |
+//! | `call.rs` | a command as it is written: header, body, room for the answer |
 //! | `commands.rs` | what each command does |
 //! | `state.rs` | all ids of this process, and what becomes of them when messages come and time passes |
 //! | `id.rs` | an id: states, addresses, what programs ask of it |
@@ -14,15 +15,19 @@
 //! One lock holds all of it. Nobody waits with it held, neither for a peer nor for a program.
 
 mod address;
+mod call;
 mod commands;
 mod id;
 mod port;
 mod state;
+#[cfg(test)]
+mod wild;
 
 use crate::kernel::fd;
 use crate::support::fresh::{self, OWN};
 use crate::support::raw::{self, syscall};
 use crate::support::trace::{self, Note};
+use call::{Call, Result};
 use pvrdma_device::device::Device;
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::Gid;
@@ -35,10 +40,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use zerocopy::{FromBytes, IntoBytes};
-
-/// An errno is the error.
-type Result<T> = std::result::Result<T, i32>;
+use zerocopy::IntoBytes;
 
 /// This process, as the connection manager needs it.
 pub trait Machine: Sync {
@@ -209,62 +211,6 @@ impl Drop for File {
     }
 }
 
-// ---- a command ---------------------------------------------------------------------------------
-
-/// Longest body: the header counts its bytes in 16 bits.
-const MAX_BODY: usize = u16::MAX as usize;
-
-/// A command as it was written.
-struct Call {
-    command: u32,
-    body: Vec<u8>,
-    /// Room for the answer.
-    room: usize,
-}
-
-impl Call {
-    /// Reads a command of `len` bytes at `from`.
-    fn read(from: u64, len: usize) -> Result<Call> {
-        let mut header = [0u8; size_of::<rdma_ucm_cmd_hdr>()];
-        if len < header.len() {
-            return Err(libc::EINVAL);
-        }
-        raw::copy_in(from, &mut header)?;
-        let hdr = rdma_ucm_cmd_hdr::read_from_bytes(&header).map_err(|_| libc::EINVAL)?;
-        if hdr.cmd > RDMA_USER_CM_CMD_JOIN_MCAST || usize::from(hdr.len_in) + header.len() > len {
-            return Err(libc::EINVAL);
-        }
-        let mut body = vec![0; usize::from(hdr.len_in).min(MAX_BODY)];
-        raw::copy_in(from + header.len() as u64, &mut body)?;
-        Ok(Call { command: hdr.cmd, body, room: hdr.len_out.into() })
-    }
-
-    /// The body, all of it.
-    fn body<T: FromBytes>(&self) -> Result<T> {
-        T::read_from_prefix(&self.body).map(|(body, _)| body).map_err(|_| libc::EINVAL)
-    }
-
-    /// The body of a struct that has grown: `least` bytes of it must be there, the rest is 0.
-    fn grown_body<T: FromBytes>(&self, least: usize) -> Result<T> {
-        if self.body.len() < least {
-            return Err(libc::EINVAL);
-        }
-        let mut bytes = self.body.clone();
-        bytes.resize(bytes.len().max(size_of::<T>()), 0);
-        T::read_from_prefix(&bytes).map(|(body, _)| body).map_err(|_| libc::EINVAL)
-    }
-
-    /// There must be room for an answer of `len` bytes.
-    fn wants(&self, len: usize) -> Result<()> {
-        if self.room < len { Err(libc::ENOSPC) } else { Ok(()) }
-    }
-
-    /// Writes an answer, cut to its room.
-    fn answer_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        raw::copy_out(at, &bytes[..bytes.len().min(self.room)])
-    }
-}
-
 // ---- a queue -----------------------------------------------------------------------------------
 
 /// An event that waits.
@@ -318,69 +264,6 @@ impl Queue {
 mod tests {
     use super::*;
     use zerocopy::FromZeros;
-
-    fn written(bytes: &[u8], len: usize) -> Result<Call> {
-        Call::read(bytes.as_ptr() as u64, len)
-    }
-
-    #[test]
-    fn a_command_is_as_long_as_it_says_or_refused() {
-        let header = |cmd: u32, len_in: u16| rdma_ucm_cmd_hdr { cmd, len_in, len_out: 4 }.as_bytes().to_vec();
-        let listen = [header(RDMA_USER_CM_CMD_LISTEN, 8), vec![1, 0, 0, 0, 9, 0, 0, 0]].concat();
-        let call = written(&listen, listen.len()).expect("a command");
-        let body: rdma_ucm_listen = call.body().expect("a body");
-        assert_eq!((call.command, call.room, body.id, body.backlog), (RDMA_USER_CM_CMD_LISTEN, 4, 1, 9));
-        assert_eq!(call.body::<rdma_ucm_query>().err(), Some(libc::EINVAL), "a longer body");
-        assert_eq!((call.wants(4), call.wants(5)), (Ok(()), Err(libc::ENOSPC)));
-        for (what, bytes, len) in [
-            ("no header", listen.clone(), 7),
-            ("less than it says", listen.clone(), 15),
-            ("no such command", header(RDMA_USER_CM_CMD_JOIN_MCAST + 1, 0), 8),
-        ] {
-            assert_eq!(written(&bytes, len).err(), Some(libc::EINVAL), "{what}");
-        }
-        assert_eq!(Call::read(8, 64).err(), Some(libc::EFAULT));
-    }
-
-    #[test]
-    fn what_has_grown_may_be_short() {
-        let mut param = rdma_ucm_connect::new_zeroed();
-        param.id = 7;
-        let least = core::mem::offset_of!(rdma_ucm_connect, ece);
-        let call = |len: usize| Call { command: 0, body: param.as_bytes()[..len].to_vec(), room: 0 };
-        assert_eq!(call(least).grown_body::<rdma_ucm_connect>(least).map(|body| body.id), Ok(7));
-        assert!(call(size_of_val(&param)).grown_body::<rdma_ucm_connect>(least).is_ok());
-        assert_eq!(call(least - 1).grown_body::<rdma_ucm_connect>(least).err(), Some(libc::EINVAL));
-    }
-
-    /// Random bytes as commands: each is refused or has a body of the length that was said, and nothing panics.
-    #[test]
-    fn no_bytes_break_the_decoder() {
-        let mut seed = 1u64;
-        let mut random = move || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as u32
-        };
-        let mut taken = 0;
-        for _ in 0..100_000 {
-            let len = random() as usize % 400;
-            let mut bytes: Vec<u8> = (0..len).map(|_| random() as u8).collect();
-            if len >= 8 && random() % 4 != 0 {
-                bytes[..4].copy_from_slice(&(random() % 24).to_ne_bytes());
-                bytes[4..6].copy_from_slice(&((random() % 400) as u16).to_ne_bytes());
-            }
-            let Ok(call) = written(&bytes, len) else { continue };
-            taken += 1;
-            assert!(call.body.len() + 8 <= len && call.command <= RDMA_USER_CM_CMD_JOIN_MCAST);
-            if let Ok(body) = call.body::<rdma_ucm_resolve_addr>() {
-                let _ = address::Address::parse(&body.src_addr);
-            }
-            for at in 0..call.body.len().min(40) {
-                let _ = address::Address::parse(&call.body[at..]);
-            }
-        }
-        assert!(taken > 10_000, "{taken}");
-    }
 
     #[test]
     fn the_pipe_holds_a_byte_for_each_event() {
