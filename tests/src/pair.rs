@@ -1,7 +1,9 @@
-//! A server and a client that find each other by TCP, as perftest and `ibv_rc_pingpong` do.
+//! A server and a client that find each other: by TCP, as perftest and `ibv_rc_pingpong` do, or by the connection
+//! manager.
 
 use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::{Job, Output, Running};
@@ -40,6 +42,32 @@ pub fn try_pair(server: Job, client: Job) -> Result<(Output, Output), String> {
     }
     let server = server.try_wait().map_err(|late| format!("{late}=== client\n{client}"))?;
     Ok((server, client))
+}
+
+/// Runs a server, and a client as soon as the server listens by the connection manager. Panics when the client fails.
+pub fn pair_by_address(server: Job<'_>, client: Job<'_>) -> (Output, Output) {
+    let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+    let server = server.option("--trace", trace.path()).spawn();
+    wait_for_trace(trace.path(), "cm listen", 1);
+    let client = client.output();
+    assert!(ended_well(&client), "{client}\n{}", server.logs());
+    (server.wait(), client)
+}
+
+/// Whether a program of librdmacm did all its work. rping closes its event channel at its end while another thread of
+/// its may still ask it for events, which then ends the program with a failure: that is no fault of ours.
+pub fn ended_well(output: &Output) -> bool {
+    let race = ["DISCONNECT EVENT...", "rdma_get_cm_event: Bad file descriptor"];
+    output.status.success() || race.iter().all(|line| output.stderr.contains(line))
+}
+
+/// Waits until the traced program has done `what` so often.
+pub fn wait_for_trace(trace: &Path, what: &str, count: usize) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(trace).unwrap_or_default().matches(what).count() < count {
+        assert!(Instant::now() < end, "never {what}: {}", fs::read_to_string(trace).unwrap_or_default());
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// What a client gets when its server has failed.

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use pvrdma_tests::{Job, Provider, Stand, User, Uverbs, c_program, machine, pair, workspace};
+use pvrdma_tests::{Job, Provider, Stand, User, Uverbs, c_program, machine, pair, pair_by_address, workspace};
 
 /// Where `cargo xtask debs bullseye` unpacked the library; fetched the first time.
 fn bullseye() -> PathBuf {
@@ -58,4 +58,17 @@ fn programs_of_today_run_on_it() {
         server.ok();
         client.ok();
     }
+}
+
+/// Its librdmacm asks sysfs for what later ones ask by netlink.
+#[test]
+fn programs_of_today_connect_by_its_librdmacm() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let folder = old(&stand);
+    assert!(folder.join("librdmacm.so.1").exists());
+    let job = |guest| with(stand.job("rping").guest(guest), &folder).args(["-v", "-C", "10"]);
+    let (server, client) = pair_by_address(job("a").args(["-s"]), job("b").args(["-c", "-a", "127.0.0.1"]));
+    server.ok();
+    client.ok();
 }

@@ -2,49 +2,20 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use pvrdma_tests::{Job, Output, Provider, Stand, User, machine};
+use pvrdma_tests::{Job, Provider, Stand, User, ended_well, machine, pair_by_address, wait_for_trace};
 
 /// Guest of the server, guest of the client.
 const PLACES: [(&str, &str); 2] = [("a", "a"), ("a", "b")];
 /// The first guest's address.
 const SERVER: &str = "127.0.82.1";
 
-/// Waits until the traced program has done `what` so often.
-fn wait_for(trace: &Path, what: &str, count: usize) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while fs::read_to_string(trace).unwrap_or_default().matches(what).count() < count {
-        assert!(Instant::now() < end, "never {what}: {}", fs::read_to_string(trace).unwrap_or_default());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Runs a server, and a client as soon as the server listens.
-fn meet(server: Job<'_>, client: Job<'_>) -> (Output, Output) {
-    let trace = tempfile::NamedTempFile::new().expect("a temporary file");
-    let server = server.option("--trace", trace.path()).spawn();
-    wait_for(trace.path(), "cm listen", 1);
-    let client = client.output();
-    assert!(ended_well(&client), "{client}\n{}", server.logs());
-    (server.wait(), client)
-}
-
-/// rping closes its event channel at its end while another thread of its may still ask it for events, which then ends
-/// the program with a failure: after all its work, as the line tells.
-fn ended_well(output: &Output) -> bool {
-    output.status.success()
-        || ["DISCONNECT EVENT...", "rdma_get_cm_event: Bad file descriptor"]
-            .iter()
-            .all(|line| output.stderr.contains(line))
-}
-
 fn job<'a>(stand: &'a Stand, provider: &Provider, guest: &str, line: &[&str]) -> Job<'a> {
     stand.job(line[0]).guest(guest).provider(provider).args(&line[1..])
 }
 
 fn run(stand: &Stand, provider: &Provider, (there, here): (&str, &str), server: &[&str], client: &[&str]) {
-    let (server, client) = meet(job(stand, provider, there, server), job(stand, provider, here, client));
+    let (server, client) = pair_by_address(job(stand, provider, there, server), job(stand, provider, here, client));
     for output in [server, client] {
         assert!(ended_well(&output), "{output}");
     }
@@ -103,7 +74,8 @@ fn a_bad_network_still_connects() {
         // They connect and send nothing: data would meet the same network.
         let server = job(&stand, &Provider::Ours, "a", &["ucmatose", "-C", "0", "-c", "4"]);
         let client = job(&stand, &Provider::Ours, "b", &["ucmatose", "-C", "0", "-c", "4", "-s", SERVER]);
-        let (server, _) = meet(server.option("--fault", list(seed)), client.option("--fault", list(seed + 100)));
+        let (server, _) =
+            pair_by_address(server.option("--fault", list(seed)), client.option("--fault", list(seed + 100)));
         server.ok();
     }
 }
@@ -136,14 +108,14 @@ fn a_port_is_taken_once_in_a_guest_until_its_process_ends() {
     let trace = tempfile::NamedTempFile::new().expect("a temporary file");
     let server = |guest: &str| job(&stand, &Provider::Ours, guest, &["rping", "-s", "-C", "1"]);
     let mut first = server("a").option("--trace", trace.path()).spawn();
-    wait_for(trace.path(), "cm listen", 1);
+    wait_for_trace(trace.path(), "cm listen", 1);
     let second = tempfile::NamedTempFile::new().expect("a temporary file");
     assert!(!server("a").option("--trace", second.path()).output().status.success());
     let text = fs::read_to_string(second.path()).expect("a trace");
     assert!(text.contains(&format!("-> errno {}", libc::EADDRINUSE)), "{text}");
     // Another guest has ports of its own.
     let mut other = server("b").option("--trace", second.path()).spawn();
-    wait_for(second.path(), "cm listen", 1);
+    wait_for_trace(second.path(), "cm listen", 1);
     for server in [&mut first, &mut other] {
         server.signal(server.program_pid("rping"), libc::SIGKILL);
     }
@@ -161,11 +133,11 @@ fn the_peer_of_a_killed_process_is_told() {
         let traces = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a temporary file"));
         let job = |guest: &str, trace: &Path| stand.job("rping").guest(guest).option("--trace", trace);
         let mut server = job("a", traces[0].path()).args(["-s", "-C", "100000000"]).spawn();
-        wait_for(traces[0].path(), "cm listen", 1);
+        wait_for_trace(traces[0].path(), "cm listen", 1);
         let mut client = job("b", traces[1].path()).args(["-c", "-C", "100000000", "-a", SERVER]).spawn();
-        wait_for(traces[0].path(), "CM EVENT id=1 9 ", 1);
+        wait_for_trace(traces[0].path(), "CM EVENT id=1 9 ", 1);
         let (killed, survivor) = if killed_is_server { (&mut server, 1) } else { (&mut client, 0) };
         killed.signal(killed.program_pid("rping"), libc::SIGKILL);
-        wait_for(traces[survivor].path(), " 10 status=0", 1);
+        wait_for_trace(traces[survivor].path(), " 10 status=0", 1);
     }
 }

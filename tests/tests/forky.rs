@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pvrdma_tests::{Forky, Provider, Stand, User, Uverbs, c_program, machine, pair, workspace};
+use pvrdma_tests::{Forky, Provider, Stand, User, Uverbs, c_program, machine, pair, pair_by_address, workspace};
 
 /// Where `cargo xtask debs` unpacked forky's packages; fetched the first time.
 fn forky() -> PathBuf {
@@ -72,6 +72,26 @@ fn old_and_new_meet() {
     let (server, client) = pair(new, old);
     server.ok();
     client.ok();
+}
+
+/// By address too, in both directions: the machine's rping, on forky's librdmacm and on its own.
+#[test]
+fn old_and_new_connect() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let forky = Forky::new(&stand, &forky());
+    for new_serves in [true, false] {
+        let (server, client) = (["-s", "-v", "-C", "10"], ["-c", "-v", "-C", "10", "-a", "127.0.0.1"]);
+        let new = |guest| forky.job("/usr/bin/rping").guest(guest).provider(&Provider::Ours);
+        let old = |guest| stand.job("rping").guest(guest);
+        let (server, client) = if new_serves {
+            pair_by_address(new("a").args(server), old("b").args(client))
+        } else {
+            pair_by_address(old("a").args(server), new("b").args(client))
+        };
+        server.ok();
+        client.ok();
+    }
 }
 
 /// A verb that the machine's own libibverbs does not have.

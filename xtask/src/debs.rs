@@ -2,8 +2,8 @@
 //!
 //! Forky's comes with its tools, its C provider and its libc. The test `tests/tests/forky.rs` and the matrix run them
 //! by their own dynamic loader, to show that one provider file serves two private ABIs of libibverbs. Of bullseye it is
-//! the library alone, which the machine's own libc runs, for `tests/tests/bullseye.rs`. Cached: once unpacked, nothing
-//! is fetched again.
+//! the libraries alone, which the machine's own libc runs, for `tests/tests/bullseye.rs`. Cached: once unpacked,
+//! nothing is fetched again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ const PYVERBS: Taken =
     Taken { name: "pyverbs", suite: Suite::Forky, packages: &["python3-pyverbs"], with_depends: true };
 
 const BULLSEYE: Taken =
-    Taken { name: "bullseye", suite: Suite::Bullseye, packages: &["libibverbs1"], with_depends: false };
+    Taken { name: "bullseye", suite: Suite::Bullseye, packages: &["libibverbs1", "librdmacm1"], with_depends: false };
 
 /// Prints the folder of a release, forky unless another is named. It looks like the root of a Debian system.
 pub fn main(arguments: &[String]) -> Result<()> {
@@ -73,7 +73,7 @@ impl Taken {
         let list = folder.join(format!("{}.packages", self.name));
         let wanted = self.packages.join("\n");
         if !root.exists() || fs::read_to_string(&list).ok().as_ref() != Some(&wanted) {
-            self.fetch(&folder, &root).with_context(|| format!("cannot fetch Debian {}'s libibverbs", self.name))?;
+            self.fetch(&folder, &root).with_context(|| format!("cannot fetch Debian {}'s rdma-core", self.name))?;
             fs::write(&list, wanted)?;
         }
         Ok(root)

@@ -22,6 +22,9 @@ const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 const UUID: &str = "proc/sys/kernel/random/uuid";
 /// Where devices are listed, by their names and by those of their nodes.
 const CLASSES: [&str; 2] = ["infiniband", "infiniband_verbs"];
+/// The class of the connection manager's device, and its name there and among the nodes.
+const MISC: &str = "misc";
+const CM: &str = "rdma_cm";
 
 /// Place of the PCI function in the tree. Programs that want to know how far a NIC is from a GPU take the real
 /// path of `device`, so it looks like one.
@@ -144,6 +147,17 @@ fn link_software(device: &Path, link: &Path, driver: &str) -> io::Result<()> {
     fs::write(link.join("device/modalias"), format!("rdma_device:N{driver}\n"))
 }
 
+/// Links in `into` to all that is in a folder of the machine's, but for these names.
+fn link_all(folder: &Path, into: &Path, but: &[&str]) -> io::Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let entry = entry?;
+        if !but.iter().any(|name| entry.file_name() == *name) {
+            symlink(entry.path(), into.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the tree of `guest` below `root`, which must not exist.
 pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Result<()> {
     let file = |path: &str, content: &str| -> io::Result<()> {
@@ -221,20 +235,22 @@ pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Res
     }
     fs::create_dir_all(root.join(NODES))?;
     // A character device for who follows it.
-    symlink("/dev/null", root.join(NODES).join(names.uverbs()))?;
+    for node in [&names.uverbs(), CM] {
+        symlink("/dev/null", root.join(NODES).join(node))?;
+    }
+
+    // Whatever the machine has, the guest has a connection manager of its own.
+    file(&format!("class/{MISC}/{CM}/abi_version"), "4")?;
+    file(&format!("class/{MISC}/{CM}/dev"), "10:122")?;
+    link_all(&machine.join("sys/class").join(MISC), &root.join("class").join(MISC), &[CM])?;
 
     // Each guest is a machine of its own: UCX and NCCL must not take shared memory to reach another.
     if let Ok(uuid) = fs::read_to_string(machine.join(UUID)) {
         file(BOOT_ID, uuid.trim_end())?;
     }
 
-    // librdmacm and others look for their own classes below the same root.
-    for entry in fs::read_dir(machine.join("sys/class")).into_iter().flatten() {
-        let entry = entry?;
-        if !CLASSES.iter().any(|class| entry.file_name() == *class) {
-            symlink(entry.path(), root.join("class").join(entry.file_name()))?;
-        }
-    }
+    // Others look for their own classes below the same root.
+    link_all(&machine.join("sys/class"), &root.join("class"), &[CLASSES[0], CLASSES[1], MISC])?;
     refresh(root, machine)?;
     file("names", &format!("{} {}", names.device, names.uverbs))
 }
@@ -279,7 +295,9 @@ mod tests {
                 symlink(&place, class.join(name)).unwrap();
             }
         }
-        fs::create_dir_all(dir.path().join("sys/class/misc/rdma_cm")).unwrap();
+        for device in ["fuse", "rdma_cm"] {
+            fs::create_dir_all(dir.path().join("sys/class/misc").join(device)).unwrap();
+        }
         fs::create_dir_all(dir.path().join(NODES)).unwrap();
         for node in devices.iter().map(|(_, uverbs)| *uverbs).chain(["rdma_cm"]) {
             fs::write(dir.path().join(NODES).join(node), "").unwrap();
@@ -314,12 +332,13 @@ mod tests {
         assert_eq!(read("class/infiniband_verbs/uverbs2/dev"), "231:194\n");
         assert_eq!(read("class/infiniband_verbs/uverbs2/ibdev"), "vmw_pvrdma1\n");
         assert_eq!(read("class/infiniband/mlx5_0/node_type"), "1: CA\n");
-        assert!(root.join("class/misc/rdma_cm").is_dir());
+        assert_eq!(read("class/misc/rdma_cm/abi_version"), "4\n");
+        assert_eq!(listed(&root, "misc"), ["fuse", "rdma_cm"]);
         assert_eq!(read("class/infiniband/vmw_pvrdma1/device/infiniband/vmw_pvrdma1/node_type"), "1: CA\n");
         assert_eq!(names_in(&root.join(NODES)), ["rdma_cm", "uverbs0", "uverbs1", "uverbs2"]);
-        fs::remove_file(machine.path().join(NODES).join("rdma_cm")).unwrap();
+        fs::remove_file(machine.path().join(NODES).join("uverbs0")).unwrap();
         refresh(&root, machine.path()).unwrap();
-        assert_eq!(names_in(&root.join(NODES)), ["uverbs0", "uverbs1", "uverbs2"]);
+        assert_eq!(names_in(&root.join(NODES)), ["rdma_cm", "uverbs1", "uverbs2"]);
     }
 
     #[test]

@@ -15,7 +15,8 @@ fn node_rdev() -> (u32, u32) {
 const NODE_MODE: u32 = libc::S_IFCHR | 0o666;
 const BLOCK: i64 = 4096;
 
-/// The connection manager's: a misc device, whose minor numbers are given out as modules are loaded.
+/// The connection manager's: a misc device, whose minor numbers are given out as modules are loaded. The guest's sysfs
+/// tree says the same.
 const CM_RDEV: (u32, u32) = (10, 122);
 
 fn as_node(stat: &mut libc::stat, (major, minor): (u32, u32)) {

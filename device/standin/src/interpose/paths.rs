@@ -61,16 +61,23 @@ const CM_NODE: &[u8] = b"/dev/infiniband/rdma_cm";
 /// What tells machines apart, to UCX and NCCL: whether a peer can be reached by shared memory. A guest is a machine.
 const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
 
-/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So is the list
+/// The connection manager's in sysfs.
+const CM_CLASS: &[u8] = b"/sys/class/misc/rdma_cm";
+
+/// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So are the
+/// connection manager's files, which programs take for a sign that it is there, and the list
 /// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest
 /// has a boot id of its own.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
     let rest = match path {
         b"/dev/infiniband" | b"/dev/infiniband/" | b"/dev/infiniband/." | b"/dev/infiniband/.." | BOOT_ID => path,
         _ => {
-            let below = path.strip_prefix(b"/sys/class/infiniband")?;
-            let below_verbs = below.strip_prefix(b"_verbs").unwrap_or(below);
-            if !matches!(below_verbs.first(), None | Some(b'/')) {
+            let of_devices = || {
+                let below = path.strip_prefix(b"/sys/class/infiniband")?;
+                Some(below.strip_prefix(b"_verbs").unwrap_or(below))
+            };
+            let below = path.strip_prefix(CM_CLASS).or_else(of_devices)?;
+            if !matches!(below.first(), None | Some(b'/')) {
                 return None;
             }
             &path[b"/sys".len()..]
@@ -98,6 +105,8 @@ mod tests {
         assert_eq!(moved_to(b"/sys/class/infiniband").unwrap(), "/run/x/sys/class/infiniband");
         assert_eq!(moved_to(b"/sys/class/infiniband/a/b").unwrap(), "/run/x/sys/class/infiniband/a/b");
         assert_eq!(moved_to(b"/sys/class/infiniband_verbs/").unwrap(), "/run/x/sys/class/infiniband_verbs/");
+        let version = "/sys/class/misc/rdma_cm/abi_version";
+        assert_eq!(moved_to(version.as_bytes()).unwrap(), format!("/run/x{version}"));
         assert_eq!(moved_to(b"/dev/infiniband").unwrap(), "/run/x/sys/dev/infiniband");
         let boot_id = "/proc/sys/kernel/random/boot_id";
         assert_eq!(moved_to(boot_id.as_bytes()).unwrap(), format!("/run/x/sys{boot_id}"));
@@ -105,6 +114,8 @@ mod tests {
             "/proc/sys/kernel/random/uuid",
             "/sys/class/infiniband_mad",
             "/sys/class/infinibandx",
+            "/sys/class/misc",
+            "/sys/class/misc/rdma_cmx",
             "/sys/class/net",
             "/sys",
             "",
