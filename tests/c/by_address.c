@@ -10,6 +10,7 @@
 #include <rdma/rdma_cma.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/wait.h>
 
 #include "rc.h"
 
@@ -635,6 +636,68 @@ static void ports(void)
     close_channels();
 }
 
+/* Another process of the guest asks while the listener is being renewed: neither may refuse, and the request comes
+ * again. The listener is missing for a few milliseconds, unless something held us up; then it says nothing. */
+static void renewed(void)
+{
+    int up[2], down[2], in_time = 0;
+    char byte = 0;
+    uint16_t number = 0;
+    CHECK(!pipe(up) && !pipe(down));
+    pid_t child = fork();
+    CHECK(child >= 0);
+    close(child ? down[0] : down[1]);
+    while (!child && read(down[0], &number, sizeof(number)) == sizeof(number)) {
+        open_channels();
+        cm_id *id = resolved("127.0.0.1", number, RDMA_PS_TCP);
+        struct rdma_conn_param param = {0};
+        give_qp(id);
+        CHECK(write(up[1], &byte, 1) == 1 && read(down[0], &number, sizeof(number)) == sizeof(number));
+        CHECK(!rdma_connect(id, &param));
+        CHECK(write(up[1], &byte, 1) == 1);
+        struct rdma_cm_event *event;
+        CHECK(!rdma_get_cm_event(client, &event));
+        byte = event->event == RDMA_CM_EVENT_ESTABLISHED;
+        CHECK(!rdma_ack_cm_event(event));
+        CHECK(write(up[1], &byte, 1) == 1);
+        end(id);
+        close_channels();
+    }
+    if (!child)
+        _exit(0);
+    for (int round = 0; round < 50 && in_time < 3; round++) {
+        open_channels();
+        cm_id *listener = listen_at("0.0.0.0", RDMA_PS_TCP, 0);
+        union address same = literal("0.0.0.0", port_of(listener));
+        number = port_of(listener);
+        CHECK(write(down[1], &number, sizeof(number)) == sizeof(number) && read(up[0], &byte, 1) == 1);
+        double start = now_ms();
+        end(listener);
+        CHECK(write(down[1], &number, sizeof(number)) == sizeof(number) && read(up[0], &byte, 1) == 1);
+        /* For whoever refuses wrongly. */
+        usleep(20000);
+        listener = new_id(server, RDMA_PS_TCP);
+        CHECK(!rdma_bind_addr(listener, &same.any) && !rdma_listen(listener, 0));
+        double missing = now_ms() - start;
+        cm_id *there = NULL;
+        if (is_readable(server, missing < 200 ? WAIT_MS / 4 : 1000)) {
+            there = expect(server, RDMA_CM_EVENT_CONNECT_REQUEST).id;
+            agree(there);
+            expect(server, RDMA_CM_EVENT_ESTABLISHED);
+        }
+        CHECK(read(up[0], &byte, 1) == 1);
+        CHECK(byte || missing >= 200, "refused, after %.0f ms without a listener", missing);
+        in_time += missing < 200;
+        if (there)
+            end(there);
+        end(listener);
+        close_channels();
+    }
+    close(down[1]);
+    CHECK(waitpid(child, NULL, 0) == child);
+    CHECK(in_time == 3, "only %d rounds were quick enough", in_time);
+}
+
 /* Each call in a state that it is not for. */
 static void out_of_order(void)
 {
@@ -683,6 +746,7 @@ static const struct test_case CASES[] = {
     {"names", names},
     {"nonsense", nonsense},
     {"ports", ports},
+    {"renewed", renewed},
     {"out_of_order", out_of_order},
 };
 

@@ -65,9 +65,9 @@ const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
 const CM_CLASS: &[u8] = b"/sys/class/misc/rdma_cm";
 
 /// `/sys/class/infiniband` and `/sys/class/infiniband_verbs`, and what is below them, moved to `root`. So are the
-/// connection manager's files, which programs take for a sign that it is there, and the list
-/// of nodes, `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest
-/// has a boot id of its own.
+/// connection manager's files, which programs take for a sign that it is there, and the list of nodes,
+/// `/dev/infiniband`, but not what is in it: nodes of other devices are opened where they are. And the guest has a boot
+/// id of its own.
 fn in_tree(path: &[u8], root: &[u8]) -> Option<TreePath> {
     let rest = match path {
         b"/dev/infiniband" | b"/dev/infiniband/" | b"/dev/infiniband/." | b"/dev/infiniband/.." | BOOT_ID => path,
