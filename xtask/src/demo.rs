@@ -4,13 +4,18 @@ use anyhow::Result;
 use pvrdma_perftest::Line;
 use pvrdma_tests::{Doorbells, Provider, Stand, User};
 
-use crate::{no_arguments, packages, shell};
+use crate::{no_arguments, package, packages, shell};
 
 const LINES: &[Line] =
     &[Line::bandwidth("ib_write_bw", &[], 65536, 5000), Line { iterations: 5000, ..Line::latency("ib_send_lat", &[]) }];
 
-/// Installs what is missing, builds, runs, prints a table.
+/// Installs what is missing, builds, runs, prints a table. `--in SUITE` does so in a bare Debian, to see that it works.
 pub fn main(arguments: &[String]) -> Result<()> {
+    if let [option, suite] = arguments
+        && option == "--in"
+    {
+        return package::demo_in(suite);
+    }
     no_arguments(arguments)?;
     packages::install(packages::DEMO)?;
     let built = shell::build_release()?;

@@ -77,7 +77,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "package",
-        shows: "packages: built twice alike, for an old glibc, installed and removed in Debian 11 to forky",
+        shows: "packages: built twice alike, for an old glibc, installed and removed in Debian 11 and forky",
         run: package::check,
     },
     Check { name: "vm", shows: "the kernel's driver in a QEMU guest", run: vm_short },

@@ -13,12 +13,15 @@ use crate::{checks, shell};
 pub struct Built {
     /// The unpacked source.
     pub source: PathBuf,
+    /// The folder of the stripped files.
+    pub stripped: PathBuf,
     pub files: Vec<File>,
     /// What `packaging/install.sh` makes of it, with the prefix /usr; no driver line.
     pub installed: PathBuf,
 }
 
 /// A program or library of a release.
+#[derive(Clone)]
 pub struct File {
     pub name: &'static str,
     pub is_program: bool,
@@ -41,12 +44,52 @@ impl Built {
     }
 }
 
-/// Name in cargo's folder, and whether it is a program.
-const FILES: &[(&str, bool)] = &[("libvmw_pvrdma.so", false), ("libpvrdma_standin.so", false), ("pvrdma", true)];
+impl Built {
+    /// Takes from another build what was not built here.
+    pub fn take_the_rest(&mut self, other: &Built) -> Result<()> {
+        for file in &other.files {
+            if self.files.iter().all(|own| own.name != file.name) {
+                let stripped = self.stripped.join(file.name);
+                fs::copy(&file.stripped, &stripped)?;
+                self.files.push(File { stripped, ..file.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// With all files there: what they export, and where `packaging/install.sh` puts them.
+    pub fn install(&self) -> Result<()> {
+        checks::exports_of(&self.stripped)?;
+        shell::output(
+            Command::new(self.source.join("packaging/install.sh"))
+                .args(["--files-only", "--prefix", "/usr", "--from"])
+                .arg(&self.stripped)
+                .arg("--root")
+                .arg(&self.installed),
+        )?;
+        Ok(())
+    }
+}
+
+/// Package, its file in cargo's folder, and whether that is a program.
+const FILES: [(&str, &str, bool); 3] = [
+    ("vmw_pvrdma", "libvmw_pvrdma.so", false),
+    ("pvrdma-standin", "libpvrdma_standin.so", false),
+    ("pvrdma-cli", "pvrdma", true),
+];
+
+/// What is built of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    All,
+    /// The first.
+    Provider,
+}
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
+pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Built> {
+    let taken = if what == What::All { &FILES[..] } else { &FILES[..1] };
     let folder = release.scratch("build")?;
     shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
     let source = folder.join(release.folder());
@@ -61,9 +104,21 @@ pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
         "-Clink-arg=-Wl,--build-id=sha1".to_owned(),
     ];
     println!("# cargo build, offline, from {}", tarball.display());
-    shell::run(
-        shell::cargo(&["build", "--quiet", "--release", "--offline", "--locked", "--target", TARGET])
-            .args(["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"])
+    // One after the other: built beside others, a package gets the features that they ask of its dependencies, and would
+    // not be the one that a packager builds by itself.
+    for (package, ..) in taken {
+        shell::run(
+            shell::cargo(&[
+                "build",
+                "--quiet",
+                "--release",
+                "--offline",
+                "--locked",
+                "--target",
+                TARGET,
+                "-p",
+                package,
+            ])
             .current_dir(&source)
             .env("CARGO_HOME", &home)
             .env("CARGO_TARGET_DIR", &target)
@@ -71,32 +126,23 @@ pub fn from_source(release: &Release, tarball: &Path) -> Result<Built> {
             .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", &linker)
             .env("SOURCE_DATE_EPOCH", release.date.to_string())
             .env("CARGO_INCREMENTAL", "0"),
-    )?;
+        )?;
+    }
     let made = target.join(TARGET).join("release");
     let stripped = release.scratch("stripped")?;
-    let files: Result<Vec<File>> =
-        FILES.iter().map(|&(name, is_program)| strip(&made.join(name), &stripped, name, is_program)).collect();
-    let files = files?;
+    let files = taken.iter().map(|&(_, name, is_program)| strip(&made.join(name), &stripped, name, is_program));
+    let files: Vec<File> = files.collect::<Result<_>>()?;
     for file in &files {
         check(&file.stripped)?;
     }
-    checks::exports_of(&stripped)?;
-    let installed = release.scratch("installed")?;
-    shell::output(
-        Command::new(source.join("packaging/install.sh"))
-            .args(["--files-only", "--prefix", "/usr", "--from"])
-            .arg(&stripped)
-            .arg("--root")
-            .arg(&installed),
-    )?;
-    let built = Built { source, files, installed };
     // A gigabyte that nobody reads again.
     fs::remove_dir_all(target)?;
-    Ok(built)
+    Ok(Built { source, stripped, files, installed: release.scratch("installed")? })
 }
 
-/// The source tarball also builds with the oldest Rust that is promised, which rustup brings: checked, not linked.
-pub fn with_the_oldest_rust(release: &Release, tarball: &Path) -> Result<()> {
+/// The source tarball also builds with the oldest Rust that is promised, which rustup brings: checked, not linked. The
+/// provider, and with `all` the rest; all of the tree is checked with it by the check `rust` of `cargo xtask test`.
+pub fn with_the_oldest_rust(release: &Release, tarball: &Path, all: bool) -> Result<()> {
     let version = env!("CARGO_PKG_RUST_VERSION");
     if !checks::has_rust(version)? {
         return Ok(());
@@ -105,10 +151,12 @@ pub fn with_the_oldest_rust(release: &Release, tarball: &Path) -> Result<()> {
     shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
     let home = folder.join("cargo-home");
     fs::create_dir(&home)?;
+    let packages: &[&str] =
+        if all { &["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"] } else { &["-p", "vmw_pvrdma"] };
     shell::run(
         Command::new("rustup")
             .args(["run", version, "cargo", "check", "--quiet", "--release", "--offline", "--locked"])
-            .args(["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"])
+            .args(packages)
             .current_dir(folder.join(release.folder()))
             .env("CARGO_HOME", &home)
             .env("CARGO_TARGET_DIR", folder.join("target")),

@@ -8,6 +8,7 @@
 
 mod build;
 mod deb;
+mod root;
 mod rpm;
 mod source;
 mod trial;
@@ -17,21 +18,26 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::vm::apt::Mirror;
 use crate::{packages, shell};
-use build::Built;
+use build::{Built, What};
 
 const USAGE: &str = "\
-usage: cargo xtask package [--twice] [--trial] [--check]
+usage: cargo xtask package [--twice] [--trial] [--check] [--all]
 
   Writes source and binary tarballs, .deb and .rpm below target/package/out.
 
-  --twice   build a second time in another folder, and compare; check the source with the oldest Rust
-  --trial   install, upgrade and remove them in root folders of Debian 11 to forky; takes root
+  --twice   build the provider a second time in another folder, and compare all packages; check the source's provider
+            with the oldest Rust
+  --trial   install, upgrade and remove them in root folders of Debian 11 and forky; takes root
   --check   both
+  --all     both, with all that is built, in Debian 11 to forky, and `cargo xtask demo` in bare Debian 12 and 13; half an
+            hour
 ";
 
 /// One release that is being made.
@@ -48,39 +54,115 @@ pub struct Release {
 }
 
 pub fn main(arguments: &[String]) -> Result<()> {
-    let (mut twice, mut trial) = (false, false);
+    let (mut twice, mut trial, mut all) = (false, false, false);
     for argument in arguments {
         match argument.as_str() {
             "--twice" => twice = true,
             "--trial" => trial = true,
             "--check" => (twice, trial) = (true, true),
+            "--all" => (twice, trial, all) = (true, true, true),
             _ => bail!("unexpected argument {argument}\n{USAGE}"),
         }
     }
     packages::install(packages::PACKAGE)?;
-    let place = shell::target().join("package");
+    zig::fetch()?;
     let commit = source::commit()?;
-    let release = Release::new(&commit, place.join("out"), place.join("work"))?;
-    let source = timed("source tarball", || source::tarball(&release))?;
-    let built = timed("build", || build::from_source(&release, &source))?;
+    let place = shell::target().join("package");
+    // Builds leave a core idle at times, and roots come from the network: side by side they take less.
+    let (first, second, roots) = thread::scope(|scope| {
+        let second = twice.then(|| {
+            scope.spawn(|| {
+                let work = place.join("another/folder/for/work");
+                Made::new(
+                    &commit,
+                    place.join("second/out"),
+                    work,
+                    if all { What::All } else { What::Provider },
+                    " again",
+                )
+            })
+        });
+        let roots = trial.then(|| scope.spawn(|| timed("roots", || trial::roots(all))));
+        let first = Made::new(&commit, place.join("out"), place.join("work"), What::All, "");
+        let end = "a thread of ours does not panic";
+        (first, second.map(|thread| thread.join().expect(end)), roots.map(|thread| thread.join().expect(end)))
+    });
+    let Made { release, source, built } = first?;
     timed("packages", || write_all(&release, &built))?;
-    if twice {
-        timed("oldest Rust", || build::with_the_oldest_rust(&release, &source))?;
-        let second = Release::new(&commit, place.join("second/out"), place.join("another/folder/for/work"))?;
-        let source = timed("source tarball again", || source::tarball(&second))?;
-        let again = timed("build again", || build::from_source(&second, &source))?;
-        timed("packages again", || write_all(&second, &again))?;
-        same(&release.out, &second.out)?;
-        fs::remove_dir_all(&second.work)?;
-        fs::remove_dir_all(&second.out)?;
+    if let Some(mut second) = second.transpose()? {
+        second.built.take_the_rest(&built)?;
+        timed("packages again", || write_all(&second.release, &second.built))?;
+        same(&release.out, &second.release.out)?;
+        fs::remove_dir_all(&second.release.work)?;
+        fs::remove_dir_all(&second.release.out)?;
+        timed("oldest Rust", || build::with_the_oldest_rust(&release, &source, all))?;
     }
-    if trial {
-        trial::all(&release, &built)?;
+    if let Some(roots) = roots.transpose()? {
+        trial::main(&release, &built, &roots, all)?;
+    }
+    if all {
+        for suite in DEMO_SUITES {
+            demo_in(suite)?;
+        }
     }
     for name in names(&release.out)? {
         let size = fs::metadata(release.out.join(&name))?.len();
         println!("{:>9} kB  {}", size / 1024, release.out.join(name).display());
     }
+    Ok(())
+}
+
+/// A release from its source to what is built.
+struct Made {
+    release: Release,
+    source: PathBuf,
+    built: Built,
+}
+
+impl Made {
+    fn new(commit: &str, out: PathBuf, work: PathBuf, what: What, word: &str) -> Result<Made> {
+        let release = Release::new(commit, out, work)?;
+        let source = timed(&format!("source tarball{word}"), || source::tarball(&release))?;
+        let built = timed(&format!("build{word}"), || build::from_source(&release, &source, what))?;
+        Ok(Made { release, source, built })
+    }
+}
+
+/// Debian 12 and 13.
+const DEMO_SUITES: [&str; 2] = ["bookworm", "trixie"];
+
+/// `cargo xtask demo --in SUITE`: the demo, from the source tarball, in a Debian that has nothing but apt. The Rust is
+/// this machine's; the demo installs what else it wants.
+pub fn demo_in(suite: &str) -> Result<()> {
+    let suite = DEMO_SUITES.into_iter().find(|known| *known == suite);
+    let suite = suite.with_context(|| format!("the demo is tried in {}", DEMO_SUITES.join(" and ")))?;
+    packages::install(packages::PACKAGE)?;
+    if !root::possible("the demo in a bare Debian")? {
+        return Ok(());
+    }
+    let place = shell::target().join("package/demo");
+    let release = Release::new(&source::commit()?, place.join("out"), place.join("work"))?;
+    let source = source::tarball(&release)?;
+    let bare = root::Kind { name: "bare", packages: &[], again: &[] };
+    let packed = root::tarball(&Mirror::of_this_machine()?, suite, bare)?;
+    let root = root::Root::new(&packed, suite, release.scratch("root")?)?;
+    shell::output(Command::new("tar").arg("-xf").arg(source).arg("-C").arg(root.folder.join("root")))?;
+    fs::copy("/etc/resolv.conf", root.folder.join("etc/resolv.conf")).context("how names are resolved")?;
+    let rust = shell::output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(shell::workspace()))?;
+    println!("# cargo xtask demo, in a bare Debian {suite}");
+    let mut command = root.command(
+        &format!(
+            "mkdir \"$0/rust\" && mount --bind '{}' \"$0/rust\" && mount -t tmpfs tmpfs \"$0/dev/shm\" &&",
+            rust.trim()
+        ),
+        &format!("export PATH=/rust/bin:$PATH; cd /root/{}; cargo xtask demo", release.folder()),
+    );
+    let said = timed("demo", || shell::output(&mut command))?;
+    print!("{said}");
+    for wanted in ["PORT_ACTIVE", "ib_write_bw", "ib_send_lat", "MB/s", "us"] {
+        ensure!(said.contains(wanted), "the demo in Debian {suite} does not show {wanted}");
+    }
+    fs::remove_dir_all(place)?;
     Ok(())
 }
 
@@ -98,6 +180,7 @@ fn timed<T>(step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn write_all(release: &Release, built: &Built) -> Result<()> {
+    built.install()?;
     binary_tarball(release, built)?;
     debug_tarball(release, built)?;
     for package in deb::PACKAGES {
@@ -251,13 +334,13 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Every package of two folders is the same, byte by byte.
+/// Every package of two folders is the same, byte by byte. They have all that was built, so that is the same too.
 fn same(first: &Path, second: &Path) -> Result<()> {
     let list = names(first)?;
     ensure!(list == names(second)?, "the second build has other packages: {list:?}");
     let different: Vec<&String> =
         list.iter().filter(|name| fs::read(first.join(name)).ok() != fs::read(second.join(name)).ok()).collect();
     ensure!(different.is_empty(), "the second build differs in {different:?}, see {}", second.display());
-    println!("reproducible: {} packages, built twice, are the same", list.len());
+    println!("reproducible: {} packages, made twice, are the same", list.len());
     Ok(())
 }

@@ -44,6 +44,11 @@ pub fn linker(place: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Fetches it, where it is not there yet.
+pub fn fetch() -> Result<()> {
+    zig().map(drop)
+}
+
 /// The program, fetched the first time.
 fn zig() -> Result<PathBuf> {
     let tools = shell::workspace().join("target/tools/zig");
