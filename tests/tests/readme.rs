@@ -46,8 +46,8 @@ const BLOCKS: &[(&str, Way)] = &[
     ("-netdev stream", NotHere("no command; `cargo xtask vm --full` joins its guests so")),
     ("cargo xtask package", NotHere("a check of its own")),
     ("cargo build --release -p pvrdma-cli", Here),
-    ("cmake -S cmake", NotHere("it builds all of it once more; `tests/tests/install.rs` has CMake with what is built")),
     ("pvrdma run --provider system", Here),
+    ("cmake -S cmake", NotHere("it builds all of it once more; `tests/tests/install.rs` has CMake with what is built")),
 ];
 
 #[test]

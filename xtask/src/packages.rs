@@ -28,6 +28,7 @@ pub const TEST: &[&str] = &[
     "gcc",
     "ibverbs-providers",
     "ibverbs-utils",
+    "iproute2",
     "libc6-dev",
     "libfabric-bin",
     "libibverbs-dev",

@@ -36,8 +36,8 @@ usage: cargo xtask package [--twice] [--trial] [--check] [--all]
             with the oldest Rust
   --trial   install, upgrade and remove them in root folders of Debian 11 and forky; takes root
   --check   both
-  --all     both, with all that is built, in Debian 11 to forky, and `cargo xtask demo` in bare Debian 12 and 13; half an
-            hour
+  --all     both, of all that is built, in Debian 11 to forky, and `cargo xtask demo` in bare Debian 12 and 13; takes
+            half an hour
 ";
 
 /// One release that is being made.
@@ -131,8 +131,8 @@ impl Made {
 /// Debian 12 and 13.
 const DEMO_SUITES: [&str; 2] = ["bookworm", "trixie"];
 
-/// `cargo xtask demo --in SUITE`: the demo, from the source tarball, in a Debian that has nothing but apt. The Rust is
-/// this machine's; the demo installs what else it wants.
+/// `cargo xtask demo --in SUITE`: the demo, from the source tarball, in a Debian that has nothing but apt and gcc,
+/// without which no Rust program is linked. The Rust is this machine's; the demo installs what else it wants.
 pub fn demo_in(suite: &str) -> Result<()> {
     let suite = DEMO_SUITES.into_iter().find(|known| *known == suite);
     let suite = suite.with_context(|| format!("the demo is tried in {}", DEMO_SUITES.join(" and ")))?;
@@ -143,7 +143,7 @@ pub fn demo_in(suite: &str) -> Result<()> {
     let place = shell::target().join("package/demo");
     let release = Release::new(&source::commit()?, place.join("out"), place.join("work"))?;
     let source = source::tarball(&release)?;
-    let bare = root::Kind { name: "bare", packages: &[], again: &[] };
+    let bare = root::Kind { name: "bare", packages: &["gcc", "libc6-dev"], again: &[] };
     let packed = root::tarball(&Mirror::of_this_machine()?, suite, bare)?;
     let root = root::Root::new(&packed, suite, release.scratch("root")?)?;
     shell::output(Command::new("tar").arg("-xf").arg(source).arg("-C").arg(root.folder.join("root")))?;
