@@ -12,7 +12,7 @@ use crate::{no_arguments, packages, shell};
 const STORIES: &[&str] =
     &["data", "crowd", "churn", "sigkill", "stopped", "storm", "races", "fair", "connections", "by_address"];
 
-/// Steps of each run of the model tests of the device, which are eleven.
+/// Steps of each run of the model tests of the device, which are seventeen.
 const STEPS: &str = "100000";
 
 /// Runs all of them, one after the other.
@@ -21,12 +21,19 @@ pub fn main(arguments: &[String]) -> Result<()> {
     packages::install(packages::TEST)?;
     let built = shell::build_release()?;
     let start = Instant::now();
-    println!("# the device against models of it, a million steps in all");
+    println!("# the device against models of it, two million steps in all");
     shell::run(
         shell::cargo(&["test", "--release", "-p", "pvrdma-device", "--all-features"])
             .args(["--test", "model", "--test", "commands"])
             .env("PVRDMA_STEPS", STEPS),
     )?;
+    for cut in ["1", "3", "256K", "mixed"] {
+        println!("# the device, messages in pieces: {cut}");
+        shell::run(
+            shell::cargo(&["test", "-q", "--release", "-p", "pvrdma-device", "--all-features", "--tests"])
+                .env("PVRDMA_CUT", cut),
+        )?;
+    }
     println!("# the provider against a model of it, a million steps on one thread and a million on four");
     shell::run(
         shell::cargo(&["test", "--release", "-p", "vmw_pvrdma", "--lib", "model", "--", "--nocapture"])

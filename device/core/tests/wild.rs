@@ -19,12 +19,15 @@ fn random_bytes_harm_nobody() {
         all.commands += one.commands;
         all.refused += one.refused;
         all.completions += one.completions;
+        all.pieces += one.pieces;
+        all.pieces_refused += one.pieces_refused;
     }
     println!("{runs} runs: {all:?}");
     // It must do something that the device takes for sense, and something that it does not.
     let runs = runs as u32;
     let enough = runs * 5;
     assert!(all.commands > enough && all.refused > enough && all.completions > runs, "{all:?} in {runs} runs");
+    assert!(all.pieces > runs && all.pieces_refused > runs / 2, "{all:?} in {runs} runs");
 }
 
 #[test]

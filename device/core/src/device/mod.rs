@@ -183,9 +183,9 @@ impl Device {
         self.engine.receive_segment(segment, far)
     }
 
-    /// Copies a part of the payload of a pending request into `into`: from its byte `offset` on. False: nobody waits for
-    /// its answer any more. Called by transports that carry payload by value, from any thread, but under no lock that
-    /// `submit` or `cancel` takes.
+    /// Copies a part of the payload of a pending request into `into`: from its byte `offset` on. False: nobody waits
+    /// for its answer any more. Called by transports that carry payload by value, from any thread, but under no lock
+    /// that `submit` or `cancel` takes.
     pub fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool {
         self.engine.payload(token, offset, into)
     }

@@ -63,7 +63,7 @@ enum Asked {
     },
 }
 
-/// Which part of a message it is (IBA vol. 1, table 38: the last word of an opcode).
+/// Which part of a message it is (IBA vol. 1, 9.2.1: the last word of an opcode).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     First,
@@ -460,7 +460,7 @@ impl Engine {
         self.complete_receive(qp, rq, &completion)
     }
 
-    /// The places of `len` bytes from `addr` on, if all bytes up to the end of the message, `rest` of them, may be used.
+    /// The places of `len` bytes from `addr` on, if all bytes up to the message's end, `rest` of them, may be used.
     fn resolve_remote(
         &self,
         qp: &Qp,
@@ -606,8 +606,8 @@ impl Stretch {
     }
 }
 
-/// Which bytes an arrival adds to which message. `what`: what it says of itself; a WRITE that goes on does not say where
-/// to.
+/// Which bytes an arrival adds to which message. `what`: what it says of itself; a WRITE that goes on does not say
+/// where to.
 ///
 /// Whoever begins a message has given up the one before, if that is not at its end.
 fn stretch(

@@ -43,8 +43,8 @@ impl Schedule {
         self.rooms.load(Ordering::Acquire)
     }
 
-    /// `qp` found no room after there had been some `rooms` times; it is runnable when there is. Returns whether that is
-    /// now, since `room` may have been called in between.
+    /// `qp` found no room after there had been some `rooms` times; it is runnable when there is. Returns whether that
+    /// is now, since `room` may have been called in between.
     pub fn wait_for_room(&self, qp: QpHandle, rooms: u64) -> bool {
         let mut inner = self.lock();
         let came = self.rooms() != rooms;

@@ -1,5 +1,5 @@
-//! What the responder half of a QP keeps: its ring, the receive it holds, how far a message in pieces has come, and what
-//! it answered to atomics.
+//! What the responder half of a QP keeps: its ring, the receive it holds, how far a message in pieces has come, and
+//! what it answered to atomics.
 //!
 //! `engine/responder.rs` moves it.
 

@@ -1,9 +1,9 @@
 //! Cuts messages into pieces, as a network does, so that tests of whole messages are tests of pieces too: the harness
 //! puts this in front of a device that receives, on the fabric and on the wire.
 //!
-//! `PVRDMA_CUT` says how long a piece is: `whole` (as they come, if it is not set), a number of packets (`1`, `3`), or of
-//! bytes (`256K`), or `mixed`: some of each, and each time anew, so that a message which is sent again comes in another
-//! cut.
+//! `PVRDMA_CUT` says how long a piece is: `whole` (as they come, if it is not set), a number of packets (`1`, `3`), or
+//! of bytes (`256K`), or `mixed`: some of each, and each time anew, so that a message which is sent again comes in
+//! another cut.
 
 use crate::device::Device;
 use crate::memory::{Memory, Span};

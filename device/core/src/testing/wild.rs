@@ -1,6 +1,6 @@
 //! A hostile guest. Bytes say what it does: commands, doorbells, posts, writes to its own rings and page
 //! directories, memory that goes away or changes while the device reads it. Beside it lives an honest guest, which it
-//! may send to.
+//! may send to. And it is a hostile host, which sends pieces of messages that make no sense.
 //!
 //! Called by `tests/wild.rs` with random bytes and by the fuzz target (`device/core/fuzz`) with bytes that a fuzzer
 //! grew. Whatever the bytes: the device does not panic, the honest guest's own traffic and memory are untouched, and
@@ -13,8 +13,11 @@ use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
 use crate::doorbell::Doorbell;
 use crate::handle::*;
 use crate::interrupt::AsyncEvent;
-use crate::memory::{Buffer, DmaAddr};
+use crate::memory::{Buffer, DmaAddr, Memory, Span, total};
+use crate::rings::wqe::Ext;
 use crate::transport::fabric::Fabric;
+use crate::transport::segment::{Part, Segment};
+use crate::transport::{Answer, CopyFault, Far, Nak};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::rng::Input;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_GENERAL_ERR;
@@ -35,6 +38,10 @@ pub struct Summary {
     pub refused: u32,
     /// Completions that the wild guest and its peers got.
     pub completions: u32,
+    /// Pieces of messages that were taken.
+    pub pieces: u32,
+    /// Pieces that were refused with what ends their QP.
+    pub pieces_refused: u32,
 }
 
 /// The honest guest: a pair that talks to itself, and ends that the wild one may talk to.
@@ -122,7 +129,54 @@ struct Wild {
     cq_handles: Vec<u32>,
     qps: Vec<u32>,
     srqs: Vec<u32>,
+    /// Messages in pieces that a host sends for it.
+    streams: [Stream; 4],
     summary: Summary,
+}
+
+/// How far such a host has come with a connection.
+#[derive(Clone, Copy)]
+struct Stream {
+    psn: u32,
+    /// What would continue the message that it is in.
+    goes_on: Option<Part>,
+    /// Bytes of a WRITE that have not been sent.
+    rest: u64,
+}
+
+impl Default for Stream {
+    fn default() -> Stream {
+        Stream { psn: Path::default().psn, goes_on: None, rest: 0 }
+    }
+}
+
+/// A payload of so many bytes, without a place.
+struct Endless {
+    len: u64,
+}
+
+impl Far for Endless {
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.pull_from(0, memory, into)
+    }
+
+    fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        assert_eq!(total(into), self.len - skip, "what is new of the piece");
+        into.iter()
+            .try_for_each(|span| memory.write(span.addr, &vec![0x77; span.len as usize]))
+            .map_err(|_| CopyFault::Near)
+    }
+
+    fn push(&self, memory: &dyn Memory, from: &[Span]) -> Result<(), CopyFault> {
+        assert_eq!(total(from), self.len, "as much as was asked for");
+        from.iter()
+            .try_for_each(|span| memory.read(span.addr, &mut vec![0; span.len as usize]))
+            .map_err(|_| CopyFault::Near)
+    }
+
+    fn put(&self, _bytes: &[u8]) -> Result<(), CopyFault> {
+        Ok(())
+    }
 }
 
 impl Wild {
@@ -165,6 +219,7 @@ impl Wild {
             cq_handles: cqs.iter().map(|cq| cq.handle.0).collect(),
             qps: ends.iter().map(|end| end.qp.handle.0).collect(),
             srqs: vec![srq.handle.0],
+            streams: Default::default(),
             summary: Summary::default(),
             driver,
             ends,
@@ -177,7 +232,8 @@ impl Wild {
     }
 
     fn step(&mut self, input: &mut Input<'_>, honest: &Honest) {
-        match input.byte() % 16 {
+        let what = input.byte();
+        match what % 16 {
             0..4 => self.command(input, honest),
             4 => self.scribble(input),
             5 | 6 => self.ring(input),
@@ -186,6 +242,10 @@ impl Wild {
             11 => self.post_recv(input),
             12 => self.modify(input, honest),
             13 => self.honest_turn(input, honest),
+            14 if what >= 128 => {
+                let which = input.below(4);
+                (0..4).for_each(|_| self.segment(input, honest, which));
+            }
             14 => {
                 self.driver.device.poll();
                 honest.driver().device.poll();
@@ -435,6 +495,77 @@ impl Wild {
             let end = &self.ends[input.below(self.ends.len())];
             append(&end.qp.block, 8, (PAGE * 2, 8, 128), &wr.to_bytes());
             end.qp.ring_recv();
+        }
+    }
+
+    /// A piece of a message, as a host may send it that speaks for the wild guest: to the honest one, or back to it.
+    fn segment(&mut self, input: &mut Input<'_>, honest: &Honest, which: usize) {
+        let (source, dest, device) = match which {
+            0 | 1 => (self.ends[which].endpoint(), honest.peers[which].endpoint(), &honest.driver().device),
+            2 => (honest.peers[0].endpoint(), self.ends[0].endpoint(), &self.driver.device),
+            _ => (self.ends[2].endpoint(), self.ends[3].endpoint(), &self.driver.device),
+        };
+        let Stream { psn, goes_on, rest } = self.streams[which];
+        let target = if input.byte() < 192 { &honest.open } else { &honest.secret };
+        let solicited = input.flag();
+        let mut packets = 1 + u32::from(input.byte() & 3);
+        let mut len = u64::from(packets) * 256;
+        let (remote_addr, rkey) = (target.start, Rkey(target.key));
+        // What fits to what came before; then something in it is changed, or all of it.
+        let mut part = match goes_on {
+            None => match input.below(4) {
+                0 => Part::SendFirst,
+                1 => Part::Read { remote_addr, rkey, rest: len },
+                _ => Part::WriteFirst { remote_addr, rkey, total: len + 1 + u64::from(input.byte()) * 3 },
+            },
+            Some(Part::WriteMiddle) if rest > len => Part::WriteMiddle,
+            Some(Part::WriteMiddle) => {
+                (len, packets) = (rest, rest.div_ceil(256) as u32);
+                Part::WriteLast { imm: solicited.then_some(7), solicited }
+            }
+            Some(_) if input.flag() => Part::SendMiddle,
+            Some(_) => Part::SendLast { ext: Ext::None, solicited },
+        };
+        let mut psn = Psn::new(psn);
+        match input.byte() {
+            0..176 => {}
+            176..192 => psn = psn.advance(u32::from(input.byte()).wrapping_sub(128)),
+            192..200 => psn = Psn::new(input.number()),
+            200..208 => packets = input.number(),
+            208..216 => len = u64::from(input.number()),
+            _ => {
+                let remote_addr = remote_addr.wrapping_add(u64::from(input.number()));
+                let rkey = Rkey(input.known(&self.keys));
+                let total = u64::from(input.number()) << (input.byte() & 32);
+                part = match input.below(8) {
+                    0 => Part::SendFirst,
+                    1 => Part::SendMiddle,
+                    2 => Part::SendLast { ext: Ext::None, solicited },
+                    3 => Part::SendLast { ext: Ext::Invalidate(rkey), solicited },
+                    4 => Part::WriteFirst { remote_addr, rkey, total },
+                    5 => Part::WriteMiddle,
+                    6 => Part::WriteLast { imm: solicited.then_some(7), solicited },
+                    _ => Part::Read { remote_addr, rkey, rest: total },
+                };
+            }
+        }
+        let segment = Segment { source, dest, psn, packets, len, part };
+        let far = Endless { len };
+        match device.receive_segment(&segment, &far) {
+            Answer::Ack => {
+                self.summary.pieces += 1;
+                let (goes_on, rest) = match part {
+                    Part::SendFirst | Part::SendMiddle => (Some(Part::SendMiddle), 0),
+                    Part::WriteFirst { total, .. } => (Some(Part::WriteMiddle), total.saturating_sub(len)),
+                    Part::WriteMiddle => (Some(part), rest.saturating_sub(len)),
+                    _ => (None, 0),
+                };
+                self.streams[which] = Stream { psn: psn.advance(packets).get(), goes_on, rest };
+            }
+            // It may have begun anew.
+            Answer::Nak(Nak::SequenceError) | Answer::Silence => self.streams[which] = Stream::default(),
+            Answer::RnrNak(_) | Answer::RequesterFault => {}
+            _ => self.summary.pieces_refused += 1,
         }
     }
 

@@ -9,7 +9,7 @@ use super::{Endpoint, Op, Request};
 use crate::handle::{Psn, Rkey};
 use crate::rings::wqe::Ext;
 
-/// Path MTUs there are: 256 to 4096, in powers of two (IBA vol. 1, 9.5: PMTU).
+/// Path MTUs there are: 256 to 4096, in powers of two.
 const MTUS: std::ops::RangeInclusive<u64> = 256..=4096;
 
 /// A piece of a message, as the responder gets it. Its payload comes through a `Far`, like that of a whole message.
@@ -29,7 +29,7 @@ pub struct Segment {
     pub part: Part,
 }
 
-/// The opcodes that packets of a message in pieces have (IBA vol. 1, table 38). What a header extension says is there
+/// The opcodes that packets of a message in pieces have (IBA vol. 1, 9.2.1). What a header extension says is there
 /// where the wire has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields carry the names of the IBA headers")]

@@ -1,6 +1,6 @@
 //! Random work, legal and illegal, on several QPs, against a model that knows what may come of each request: how it
-//! ends, that it ends once and in order, and which bytes it moves. On the fabric that answers at once, and on a wire
-//! that reorders, delays and loses.
+//! ends, that it ends once and in order, and which bytes it moves. On the fabric that answers at once, on one with
+//! faults, and on a wire that reorders, delays and loses; with whole messages and in pieces of every length.
 //!
 //! Four connections between two guests: two plain ones, one whose ends take their receives from SRQs, and one of the
 //! guests' kernels, which registers memory by work requests. Beside them datagrams (`datagrams.rs`).
@@ -14,12 +14,15 @@ use pvrdma_device::command::{Command, MrKind, Response};
 use pvrdma_device::handle::{CtxHandle, KERNEL, MrHandle, PdHandle};
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::memory::DmaAddr;
+use pvrdma_device::testing::cut::{CUTS, Cut, Scissors};
 use pvrdma_device::testing::driver::{Driver, Layout, Region};
 use pvrdma_device::testing::end::{End, Path, connect, pump, pump_until};
 use pvrdma_device::testing::queue::{CqRing, QpSize, RawSge, RecvWr, SendWr, SrqRing, Wc, sge};
 use pvrdma_device::testing::rng::Rng;
 use pvrdma_device::testing::wire::{Net, Wire};
-use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_device::transport::Transport;
+use pvrdma_device::transport::fabric::{Fabric, Port};
+use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::collections::{BTreeSet, VecDeque};
@@ -130,7 +133,32 @@ struct Side {
     completions: u64,
 }
 
+/// What lies between the guests.
+#[derive(Clone, Copy, PartialEq)]
+enum Between {
+    Fabric,
+    /// The same, which loses, repeats and overtakes by itself.
+    Faults,
+    /// A wire in the test's hands.
+    Wire,
+}
+
+/// A guest on a fabric, behind faults if there are any, to whom messages come in this cut.
+fn guest(fabric: &Arc<Fabric>, index: u8, layout: Layout, faults: Option<Faults>, cut: Cut) -> Driver {
+    let port = Port::new(fabric);
+    let transport: Arc<dyn Transport> = match faults {
+        Some(faults) => Faulty::new(port.clone(), faults),
+        None => port.clone(),
+    };
+    let mut driver = Driver::on(index, layout, 64 << 20, transport);
+    driver.cut_by(&Scissors::new(cut));
+    driver.plug(&port);
+    driver
+}
+
 struct World {
+    /// Requests may be lost.
+    lossy: bool,
     rng: Rng,
     drivers: [Arc<Driver>; 2],
     wires: Option<[Arc<Wire>; 2]>,
@@ -199,16 +227,20 @@ impl Side {
 }
 
 impl World {
-    fn new(seed: u64, lossy: bool) -> World {
+    fn new(seed: u64, between: Between, cut: Cut) -> World {
         let mut rng = Rng::from_env(seed);
         let layouts = [*rng.pick(&[Layout::Ranges, Layout::Pdir]), *rng.pick(&[Layout::Ranges, Layout::Pdir])];
-        let (drivers, wires) = if lossy {
-            let net = Net::default();
+        let lossy = between != Between::Fabric;
+        let (drivers, wires) = if between == Between::Wire {
+            let net = Net::cutting(cut);
             let [(da, wa), (db, wb)] = [0, 1].map(|index| Wire::guest(&net, index, layouts[usize::from(index)]));
             ([da, db], Some([wa, wb]))
         } else {
             let fabric = Fabric::new();
-            let drivers = [0, 1].map(|index| Arc::new(Driver::new(&fabric, index, layouts[usize::from(index)])));
+            let faults =
+                Faults { drop: 0.01, drop_ack: 0.02, reorder: 0.02, duplicate: 0.1, seed, ..Faults::default() };
+            let guest = |index| guest(&fabric, index, layouts[usize::from(index)], lossy.then_some(faults), cut);
+            let drivers = [0, 1].map(|index| Arc::new(guest(index)));
             (drivers, None)
         };
         let contexts = [0, 1].map(|n| [drivers[n].context(), KERNEL]);
@@ -241,8 +273,16 @@ impl World {
                 })
             })
             .collect();
-        let datagrams = Datagrams::new(&drivers, [0, 1].map(|n| (contexts[n][0], pds[n][0])));
-        let mut world = World { rng, drivers, wires, pairs, cqs, srqs, datagrams, lives: 0, shared_lives: 0 };
+        let datagrams = if between == Between::Faults {
+            // A datagram that comes twice would be one too many: these are guests of their own.
+            let quiet = Fabric::new();
+            let drivers = [0, 1].map(|index| Arc::new(Driver::new(&quiet, index, layouts[usize::from(index)])));
+            let contexts = [0, 1].map(|n| drivers[n].context());
+            Datagrams::new(&drivers, [0, 1].map(|n| (contexts[n], drivers[n].pd(contexts[n]))))
+        } else {
+            Datagrams::new(&drivers, [0, 1].map(|n| (contexts[n][0], pds[n][0])))
+        };
+        let mut world = World { lossy, rng, drivers, wires, pairs, cqs, srqs, datagrams, lives: 0, shared_lives: 0 };
         for pair in 0..PAIRS {
             world.connect(pair);
         }
@@ -253,8 +293,8 @@ impl World {
         let path = Path {
             mtu: 1 + self.rng.below(5) as u32,
             psn: self.rng.word() as u32 & 0x00ff_ffff,
-            timeout: if self.wires.is_some() { 8 } else { 1 },
-            retry_cnt: if self.wires.is_some() { 7 } else { 0 },
+            timeout: if self.lossy { 8 } else { 1 },
+            retry_cnt: if self.lossy { 7 } else { 0 },
             rnr_retry: 7,
             min_rnr_timer: 1,
             max_rd_atomic: 1 + self.rng.below(8) as u8,
@@ -805,9 +845,10 @@ impl World {
     }
 }
 
-fn run(seed: u64, lossy: bool, steps: u64) {
+fn run(seed: u64, between: Between, cut: Cut, steps: u64) {
     let steps = pvrdma_device::testing::rng::steps(steps);
-    let mut world = World::new(seed, lossy);
+    println!("seed {seed}, {cut:?}");
+    let mut world = World::new(seed, between, cut);
     for _ in 0..steps {
         world.step();
     }
@@ -831,13 +872,20 @@ fn run(seed: u64, lossy: bool, steps: u64) {
 #[test]
 fn random_work_on_the_fabric() {
     for seed in 1..=6 {
-        run(seed, false, 3000);
+        run(seed, Between::Fabric, CUTS[seed as usize % CUTS.len()], 3000);
+    }
+}
+
+#[test]
+fn random_work_on_a_fabric_with_faults() {
+    for seed in 21..=25 {
+        run(seed, Between::Faults, CUTS[seed as usize % CUTS.len()], 1000);
     }
 }
 
 #[test]
 fn random_work_on_a_lossy_wire() {
-    for seed in 11..=14 {
-        run(seed, true, 2000);
+    for seed in 11..=15 {
+        run(seed, Between::Wire, CUTS[seed as usize % CUTS.len()], 2000);
     }
 }
