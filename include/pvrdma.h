@@ -5,29 +5,18 @@
 
 #include <stdint.h>
 
-#ifdef __VMW_PVRDMA_ABI_H__
-#error "pvrdma.h has what <rdma/vmw_pvrdma-abi.h> has, under the same names: include one of the two"
-#endif
+/*
+ * What <rdma/vmw_pvrdma-abi.h> of Linux has too: taken from there if that was included before, and not again from there
+ * after this.
+ */
+#ifndef __VMW_PVRDMA_ABI_H__
+#define __VMW_PVRDMA_ABI_H__
+#define PVRDMA_H_HAS_ABI
 
 /*
  `uverbs` driver ABI: the only value in use since the first release.
  */
 #define PVRDMA_UVERBS_ABI_VERSION 3
-
-/*
- PCI vendor of the function.
- */
-#define PCI_VENDOR_ID_VMWARE 5549
-
-/*
- PCI device of the function.
- */
-#define PCI_DEVICE_ID_VMWARE_PVRDMA 2080
-
-/*
- Length of a UAR page, of the ring state area, and of every page the device is told about.
- */
-#define PVRDMA_PAGE_SIZE 4096
 
 /*
  Low 24 bits of every doorbell: the QP, CQ or SRQ handle.
@@ -61,131 +50,234 @@
 
 #define PVRDMA_UAR_SRQ_RECV (1u << 30)
 
-#define PVRDMA_WR_RDMA_WRITE 0
+enum pvrdma_wr_opcode {
+    PVRDMA_WR_RDMA_WRITE = 0,
+    PVRDMA_WR_RDMA_WRITE_WITH_IMM = 1,
+    PVRDMA_WR_SEND = 2,
+    PVRDMA_WR_SEND_WITH_IMM = 3,
+    PVRDMA_WR_RDMA_READ = 4,
+    PVRDMA_WR_ATOMIC_CMP_AND_SWP = 5,
+    PVRDMA_WR_ATOMIC_FETCH_AND_ADD = 6,
+    PVRDMA_WR_LSO = 7,
+    PVRDMA_WR_SEND_WITH_INV = 8,
+    PVRDMA_WR_RDMA_READ_WITH_INV = 9,
+    PVRDMA_WR_LOCAL_INV = 10,
+    PVRDMA_WR_FAST_REG_MR = 11,
+    PVRDMA_WR_MASKED_ATOMIC_CMP_AND_SWP = 12,
+    PVRDMA_WR_MASKED_ATOMIC_FETCH_AND_ADD = 13,
+    PVRDMA_WR_BIND_MW = 14,
+    PVRDMA_WR_REG_SIG_MR = 15,
+    PVRDMA_WR_ERROR = 16
+};
 
-#define PVRDMA_WR_RDMA_WRITE_WITH_IMM 1
+enum pvrdma_wc_status {
+    PVRDMA_WC_SUCCESS = 0,
+    PVRDMA_WC_LOC_LEN_ERR = 1,
+    PVRDMA_WC_LOC_QP_OP_ERR = 2,
+    PVRDMA_WC_LOC_EEC_OP_ERR = 3,
+    PVRDMA_WC_LOC_PROT_ERR = 4,
+    PVRDMA_WC_WR_FLUSH_ERR = 5,
+    PVRDMA_WC_MW_BIND_ERR = 6,
+    PVRDMA_WC_BAD_RESP_ERR = 7,
+    PVRDMA_WC_LOC_ACCESS_ERR = 8,
+    PVRDMA_WC_REM_INV_REQ_ERR = 9,
+    PVRDMA_WC_REM_ACCESS_ERR = 10,
+    PVRDMA_WC_REM_OP_ERR = 11,
+    PVRDMA_WC_RETRY_EXC_ERR = 12,
+    PVRDMA_WC_RNR_RETRY_EXC_ERR = 13,
+    PVRDMA_WC_LOC_RDD_VIOL_ERR = 14,
+    PVRDMA_WC_REM_INV_RD_REQ_ERR = 15,
+    PVRDMA_WC_REM_ABORT_ERR = 16,
+    PVRDMA_WC_INV_EECN_ERR = 17,
+    PVRDMA_WC_INV_EEC_STATE_ERR = 18,
+    PVRDMA_WC_FATAL_ERR = 19,
+    PVRDMA_WC_RESP_TIMEOUT_ERR = 20,
+    PVRDMA_WC_GENERAL_ERR = 21
+};
 
-#define PVRDMA_WR_SEND 2
+enum pvrdma_wc_opcode {
+    PVRDMA_WC_SEND = 0,
+    PVRDMA_WC_RDMA_WRITE = 1,
+    PVRDMA_WC_RDMA_READ = 2,
+    PVRDMA_WC_COMP_SWAP = 3,
+    PVRDMA_WC_FETCH_ADD = 4,
+    PVRDMA_WC_BIND_MW = 5,
+    PVRDMA_WC_LSO = 6,
+    PVRDMA_WC_LOCAL_INV = 7,
+    PVRDMA_WC_FAST_REG_MR = 8,
+    PVRDMA_WC_MASKED_COMP_SWAP = 9,
+    PVRDMA_WC_MASKED_FETCH_ADD = 10,
+    PVRDMA_WC_RECV = (1u << 7),
+    PVRDMA_WC_RECV_RDMA_WITH_IMM = (PVRDMA_WC_RECV + 1)
+};
 
-#define PVRDMA_WR_SEND_WITH_IMM 3
+enum pvrdma_wc_flags {
+    PVRDMA_WC_GRH = (1u << 0),
+    PVRDMA_WC_WITH_IMM = (1u << 1),
+    PVRDMA_WC_WITH_INVALIDATE = (1u << 2),
+    PVRDMA_WC_IP_CSUM_OK = (1u << 3),
+    PVRDMA_WC_WITH_SMAC = (1u << 4),
+    PVRDMA_WC_WITH_VLAN = (1u << 5),
+    PVRDMA_WC_WITH_NETWORK_HDR_TYPE = (1u << 6)
+};
 
-#define PVRDMA_WR_RDMA_READ 4
+enum pvrdma_network_type {
+    PVRDMA_NETWORK_IB = 0,
+    PVRDMA_NETWORK_ROCE_V1 = PVRDMA_NETWORK_IB,
+    PVRDMA_NETWORK_IPV4 = 1,
+    PVRDMA_NETWORK_IPV6 = 2
+};
 
-#define PVRDMA_WR_ATOMIC_CMP_AND_SWP 5
+struct pvrdma_alloc_ucontext_resp {
+    uint32_t qp_tab_size;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_ATOMIC_FETCH_AND_ADD 6
+struct pvrdma_alloc_pd_resp {
+    uint32_t pdn;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_LSO 7
+struct pvrdma_create_cq {
+    uint64_t buf_addr;
+    uint32_t buf_size;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_SEND_WITH_INV 8
+struct pvrdma_create_cq_resp {
+    uint32_t cqn;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_RDMA_READ_WITH_INV 9
+struct pvrdma_resize_cq {
+    uint64_t buf_addr;
+    uint32_t buf_size;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_LOCAL_INV 10
+struct pvrdma_create_srq {
+    uint64_t buf_addr;
+    uint32_t buf_size;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_FAST_REG_MR 11
+struct pvrdma_create_srq_resp {
+    uint32_t srqn;
+    uint32_t reserved;
+};
 
-#define PVRDMA_WR_MASKED_ATOMIC_CMP_AND_SWP 12
+struct pvrdma_create_qp {
+    uint64_t rbuf_addr;
+    uint64_t sbuf_addr;
+    uint32_t rbuf_size;
+    uint32_t sbuf_size;
+    uint64_t qp_addr;
+};
 
-#define PVRDMA_WR_MASKED_ATOMIC_FETCH_AND_ADD 13
+struct pvrdma_create_qp_resp {
+    uint32_t qpn;
+    uint32_t qp_handle;
+};
 
-#define PVRDMA_WR_BIND_MW 14
+/*
+ Parameters of the masked compare-and-swap, the tail of [`pvrdma_wr_masked_atomics`].
+ */
+struct pvrdma_ex_cmp_swap {
+    uint64_t swap_val;
+    uint64_t compare_val;
+    uint64_t swap_mask;
+    uint64_t compare_mask;
+};
 
-#define PVRDMA_WR_REG_SIG_MR 15
+/*
+ Parameters of the masked fetch-and-add, at the place of [`pvrdma_ex_cmp_swap`].
+ */
+struct pvrdma_ex_fetch_add {
+    uint64_t add_val;
+    uint64_t field_boundary;
+};
 
-#define PVRDMA_WR_ERROR 16
+/*
+ Address vector inside a UD WQE.
+ */
+struct pvrdma_av {
+    /*
+     PD handle, port number in the top byte.
+     */
+    uint32_t port_pd;
+    uint32_t sl_tclass_flowlabel;
+    uint8_t dgid[16];
+    uint8_t src_path_bits;
+    uint8_t gid_index;
+    uint8_t stat_rate;
+    uint8_t hop_limit;
+    uint8_t dmac[6];
+    uint8_t reserved[6];
+};
 
-#define PVRDMA_WC_SUCCESS 0
+/*
+ Scatter/gather entry, in send and receive WQEs alike.
+ */
+struct pvrdma_sge {
+    uint64_t addr;
+    uint32_t length;
+    uint32_t lkey;
+};
 
-#define PVRDMA_WC_LOC_LEN_ERR 1
+/*
+ Head of a receive WQE (RQ and SRQ); `num_sge` entries of [`pvrdma_sge`] follow.
+ */
+struct pvrdma_rq_wqe_hdr {
+    uint64_t wr_id;
+    uint32_t num_sge;
+    uint32_t total_len;
+};
 
-#define PVRDMA_WC_LOC_QP_OP_ERR 2
+/*
+ Completion queue entry. It has no valid bit: the ring counters say who owns it.
+ */
+struct pvrdma_cqe {
+    uint64_t wr_id;
+    /*
+     Local QP handle, not the QP number.
+     */
+    uint64_t qp;
+    uint32_t opcode;
+    uint32_t status;
+    uint32_t byte_len;
+    /*
+     Big-endian immediate data, or the invalidated rkey in native order.
+     */
+    uint32_t imm_data;
+    uint32_t src_qp;
+    uint32_t wc_flags;
+    uint32_t vendor_err;
+    uint16_t pkey_index;
+    uint16_t slid;
+    uint8_t sl;
+    uint8_t dlid_path_bits;
+    uint8_t port_num;
+    uint8_t smac[6];
+    uint8_t network_hdr_type;
+    uint8_t reserved2[6];
+};
 
-#define PVRDMA_WC_LOC_EEC_OP_ERR 3
+#endif /* __VMW_PVRDMA_ABI_H__ */
 
-#define PVRDMA_WC_LOC_PROT_ERR 4
+/*
+ PCI vendor of the function.
+ */
+#define PCI_VENDOR_ID_VMWARE 5549
 
-#define PVRDMA_WC_WR_FLUSH_ERR 5
+/*
+ PCI device of the function.
+ */
+#define PCI_DEVICE_ID_VMWARE_PVRDMA 2080
 
-#define PVRDMA_WC_MW_BIND_ERR 6
-
-#define PVRDMA_WC_BAD_RESP_ERR 7
-
-#define PVRDMA_WC_LOC_ACCESS_ERR 8
-
-#define PVRDMA_WC_REM_INV_REQ_ERR 9
-
-#define PVRDMA_WC_REM_ACCESS_ERR 10
-
-#define PVRDMA_WC_REM_OP_ERR 11
-
-#define PVRDMA_WC_RETRY_EXC_ERR 12
-
-#define PVRDMA_WC_RNR_RETRY_EXC_ERR 13
-
-#define PVRDMA_WC_LOC_RDD_VIOL_ERR 14
-
-#define PVRDMA_WC_REM_INV_RD_REQ_ERR 15
-
-#define PVRDMA_WC_REM_ABORT_ERR 16
-
-#define PVRDMA_WC_INV_EECN_ERR 17
-
-#define PVRDMA_WC_INV_EEC_STATE_ERR 18
-
-#define PVRDMA_WC_FATAL_ERR 19
-
-#define PVRDMA_WC_RESP_TIMEOUT_ERR 20
-
-#define PVRDMA_WC_GENERAL_ERR 21
-
-#define PVRDMA_WC_SEND 0
-
-#define PVRDMA_WC_RDMA_WRITE 1
-
-#define PVRDMA_WC_RDMA_READ 2
-
-#define PVRDMA_WC_COMP_SWAP 3
-
-#define PVRDMA_WC_FETCH_ADD 4
-
-#define PVRDMA_WC_BIND_MW 5
-
-#define PVRDMA_WC_LSO 6
-
-#define PVRDMA_WC_LOCAL_INV 7
-
-#define PVRDMA_WC_FAST_REG_MR 8
-
-#define PVRDMA_WC_MASKED_COMP_SWAP 9
-
-#define PVRDMA_WC_MASKED_FETCH_ADD 10
-
-#define PVRDMA_WC_RECV (1u << 7)
-
-#define PVRDMA_WC_RECV_RDMA_WITH_IMM (PVRDMA_WC_RECV + 1)
-
-#define PVRDMA_WC_GRH (1u << 0)
-
-#define PVRDMA_WC_WITH_IMM (1u << 1)
-
-#define PVRDMA_WC_WITH_INVALIDATE (1u << 2)
-
-#define PVRDMA_WC_IP_CSUM_OK (1u << 3)
-
-#define PVRDMA_WC_WITH_SMAC (1u << 4)
-
-#define PVRDMA_WC_WITH_VLAN (1u << 5)
-
-#define PVRDMA_WC_WITH_NETWORK_HDR_TYPE (1u << 6)
-
-#define PVRDMA_NETWORK_IB 0
-
-#define PVRDMA_NETWORK_ROCE_V1 PVRDMA_NETWORK_IB
-
-#define PVRDMA_NETWORK_IPV4 1
-
-#define PVRDMA_NETWORK_IPV6 2
+/*
+ Length of a UAR page, of the ring state area, and of every page the device is told about.
+ */
+#define PVRDMA_PAGE_SIZE 4096
 
 #define PVRDMA_SEND_FENCE (1u << 0)
 
@@ -594,57 +686,6 @@
 
 #define PVRDMA_AH_GRH (1u << 0)
 
-struct pvrdma_alloc_ucontext_resp {
-    uint32_t qp_tab_size;
-    uint32_t reserved;
-};
-
-struct pvrdma_alloc_pd_resp {
-    uint32_t pdn;
-    uint32_t reserved;
-};
-
-struct pvrdma_create_cq {
-    uint64_t buf_addr;
-    uint32_t buf_size;
-    uint32_t reserved;
-};
-
-struct pvrdma_create_cq_resp {
-    uint32_t cqn;
-    uint32_t reserved;
-};
-
-struct pvrdma_resize_cq {
-    uint64_t buf_addr;
-    uint32_t buf_size;
-    uint32_t reserved;
-};
-
-struct pvrdma_create_srq {
-    uint64_t buf_addr;
-    uint32_t buf_size;
-    uint32_t reserved;
-};
-
-struct pvrdma_create_srq_resp {
-    uint32_t srqn;
-    uint32_t reserved;
-};
-
-struct pvrdma_create_qp {
-    uint64_t rbuf_addr;
-    uint64_t sbuf_addr;
-    uint32_t rbuf_size;
-    uint32_t sbuf_size;
-    uint64_t qp_addr;
-};
-
-struct pvrdma_create_qp_resp {
-    uint32_t qpn;
-    uint32_t qp_handle;
-};
-
 /*
  `pvrdma_ring.h`: one producer and consumer counter pair. Aligned u32 words; each has one writer.
  */
@@ -660,81 +701,6 @@ struct pvrdma_ring {
 struct pvrdma_ring_state {
     struct pvrdma_ring tx;
     struct pvrdma_ring rx;
-};
-
-/*
- Parameters of the masked compare-and-swap, the tail of [`pvrdma_wr_masked_atomics`].
- */
-struct pvrdma_ex_cmp_swap {
-    uint64_t swap_val;
-    uint64_t compare_val;
-    uint64_t swap_mask;
-    uint64_t compare_mask;
-};
-
-/*
- Parameters of the masked fetch-and-add, at the place of [`pvrdma_ex_cmp_swap`].
- */
-struct pvrdma_ex_fetch_add {
-    uint64_t add_val;
-    uint64_t field_boundary;
-};
-
-/*
- Address vector inside a UD WQE.
- */
-struct pvrdma_av {
-    /*
-     PD handle, port number in the top byte.
-     */
-    uint32_t port_pd;
-    uint32_t sl_tclass_flowlabel;
-    uint8_t dgid[16];
-    uint8_t src_path_bits;
-    uint8_t gid_index;
-    uint8_t stat_rate;
-    uint8_t hop_limit;
-    uint8_t dmac[6];
-    uint8_t reserved[6];
-};
-
-/*
- Scatter/gather entry, in send and receive WQEs alike.
- */
-struct pvrdma_sge {
-    uint64_t addr;
-    uint32_t length;
-    uint32_t lkey;
-};
-
-/*
- Head of a receive WQE (RQ and SRQ); `num_sge` entries of [`pvrdma_sge`] follow.
- */
-struct pvrdma_rq_wqe_hdr {
-    uint64_t wr_id;
-    uint32_t num_sge;
-    uint32_t total_len;
-};
-
-/*
- Head of a send WQE; `num_sge` entries of [`pvrdma_sge`] follow.
-
- `wr` is a union in C. Its forms are [`pvrdma_wr_rdma`], [`pvrdma_wr_atomic`],
- [`pvrdma_wr_masked_atomics`], [`pvrdma_wr_fast_reg`] and [`pvrdma_wr_ud`], each from byte 0 of
- `wr`; read one with `read_from_prefix(&hdr.wr)`. Bytes the opcode does not define may be stale.
- */
-struct pvrdma_sq_wqe_hdr {
-    uint64_t wr_id;
-    uint32_t num_sge;
-    uint32_t total_len;
-    uint32_t opcode;
-    uint32_t send_flags;
-    /*
-     `imm_data` (big-endian) or `invalidate_rkey` (native).
-     */
-    uint32_t ex;
-    uint32_t reserved;
-    uint8_t wr[PVRDMA_SQ_WQE_WR_LEN];
 };
 
 /*
@@ -765,7 +731,10 @@ struct pvrdma_wr_masked_atomics {
     uint64_t remote_addr;
     uint32_t log_arg_sz;
     uint32_t rkey;
-    uint64_t wr_data[4];
+    union {
+        struct pvrdma_ex_cmp_swap cmp_swap;
+        struct pvrdma_ex_fetch_add fetch_add;
+    } wr_data;
 };
 
 /*
@@ -789,35 +758,6 @@ struct pvrdma_wr_ud {
     uint32_t remote_qpn;
     uint32_t remote_qkey;
     struct pvrdma_av av;
-};
-
-/*
- Completion queue entry. It has no valid bit: the ring counters say who owns it.
- */
-struct pvrdma_cqe {
-    uint64_t wr_id;
-    /*
-     Local QP handle, not the QP number.
-     */
-    uint64_t qp;
-    uint32_t opcode;
-    uint32_t status;
-    uint32_t byte_len;
-    /*
-     Big-endian immediate data, or the invalidated rkey in native order.
-     */
-    uint32_t imm_data;
-    uint32_t src_qp;
-    uint32_t wc_flags;
-    uint32_t vendor_err;
-    uint16_t pkey_index;
-    uint16_t slid;
-    uint8_t sl;
-    uint8_t dlid_path_bits;
-    uint8_t port_num;
-    uint8_t smac[6];
-    uint8_t network_hdr_type;
-    uint8_t reserved2[6];
 };
 
 /*
@@ -1323,5 +1263,39 @@ struct pvrdma_cmd_destroy_bind {
     uint8_t dest_gid[16];
     uint8_t reserved[4];
 };
+
+#ifdef PVRDMA_H_HAS_ABI
+
+/*
+ Head of a send WQE; `num_sge` entries of [`pvrdma_sge`] follow.
+
+ `wr` is a union in C. Its forms are [`pvrdma_wr_rdma`], [`pvrdma_wr_atomic`],
+ [`pvrdma_wr_masked_atomics`], [`pvrdma_wr_fast_reg`] and [`pvrdma_wr_ud`], each from byte 0 of
+ `wr`; read one with `read_from_prefix(&hdr.wr)`. Bytes the opcode does not define may be stale.
+ */
+struct pvrdma_sq_wqe_hdr {
+    uint64_t wr_id;
+    uint32_t num_sge;
+    uint32_t total_len;
+    uint32_t opcode;
+    uint32_t send_flags;
+    /*
+     `imm_data` (big-endian) or `invalidate_rkey` (native).
+     */
+    union {
+        uint32_t imm_data;
+        uint32_t invalidate_rkey;
+    } ex;
+    uint32_t reserved;
+    union {
+        struct pvrdma_wr_rdma rdma;
+        struct pvrdma_wr_atomic atomic;
+        struct pvrdma_wr_masked_atomics masked_atomics;
+        struct pvrdma_wr_fast_reg fast_reg;
+        struct pvrdma_wr_ud ud;
+    } wr;
+};
+
+#endif /* PVRDMA_H_HAS_ABI */
 
 #endif  /* PVRDMA_H */

@@ -9,6 +9,7 @@
 #     PREFIX/bin/pvrdma
 #     PREFIX/share/...                                   its manual pages and its completion, which it prints itself
 #     PREFIX/lib/systemd/system/pvrdma-serve.service     starts nothing until it is configured
+#     PREFIX/lib/libpvrdmadv.so.1 and others             direct verbs: see pvrdmadv.sh
 #     SYSCONFDIR/libibverbs.d/vmw_pvrdma.driver          one line: driver PREFIX/lib/pvrdma/libvmw_pvrdma
 #
 # The last one is rdma-core's file for this device. Its line is replaced, not joined by another: of two lines libibverbs
@@ -139,6 +140,11 @@ line_off() {
 
 here=$(cd "$(dirname "$0")" && pwd)
 
+# What programs are built with that use direct verbs.
+direct() { # install|undo
+    "$here/pvrdmadv.sh" "$1" "$root" "$prefix" lib
+}
+
 # Where the built files are: a release has two folders for them, a build has one.
 find_file() { # NAME
     for folder in ${from:+"$from"} ${from:-"$here/lib/pvrdma" "$here/bin" "$here/../target/release"}; do
@@ -153,6 +159,7 @@ find_file() { # NAME
 if [ -n "$undo" ]; then
     [ "$what" = files ] || line_off
     if [ "$what" != line ]; then
+        direct undo
         rm -f "$root$lib/libvmw_pvrdma.so" "$root$lib/libpvrdma_standin.so" "$root$prefix/bin/pvrdma" \
             "$root$prefix/$unit"
         pages | while read -r file _; do
@@ -177,6 +184,7 @@ if [ "$what" != line ] && [ "$what" != pages ]; then
     for abi in $abis; do
         ln -sfn libvmw_pvrdma.so "$root$lib/libvmw_pvrdma-rdmav$abi.so"
     done
+    direct install
     if [ "$what" != provider ] && program=$(find_file pvrdma) && standin=$(find_file libpvrdma_standin.so); then
         put 644 "$root$lib/libpvrdma_standin.so" <"$standin"
         put 755 "$root$prefix/bin/pvrdma" <"$program"

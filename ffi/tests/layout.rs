@@ -113,9 +113,36 @@ fn pvrdma_h() {
         writeln!(widths, "_Static_assert(({name} | 5ull) == {:#x}ull, \"{name}\");", u64::from(value) | 5).unwrap();
     }
     compile(&widths);
-    // Two headers for the same: who takes both is told.
-    let (accepted, complaints) = compiler(&format!("#include <rdma/vmw_pvrdma-abi.h>\n{source}"), &["-xc"]);
-    assert!(!accepted && complaints.contains("include one of the two"), "{complaints}");
+    // Two headers for the same: beside each other in any order, and a program is the same with either.
+    let kernels = "#include <rdma/vmw_pvrdma-abi.h>\n";
+    let program = "
+        enum pvrdma_wr_opcode opcode_of(struct pvrdma_sq_wqe_hdr *wqe)
+        {
+            wqe->wr.rdma.rkey = wqe->wr.atomic.rkey + wqe->wr.ud.av.reserved[0] + wqe->wr.fast_reg.rkey;
+            wqe->wr.masked_atomics.wr_data.cmp_swap.swap_val = wqe->wr.masked_atomics.wr_data.fetch_add.add_val;
+            wqe->ex.imm_data = wqe->ex.invalidate_rkey;
+            return wqe->opcode == PVRDMA_WR_SEND ? PVRDMA_WR_SEND : PVRDMA_WR_ERROR;
+        }
+        int is_good(const struct pvrdma_cqe *cqe) { enum pvrdma_wc_flags flag = PVRDMA_WC_GRH;
+            return cqe->status == PVRDMA_WC_SUCCESS && cqe->opcode != PVRDMA_WC_RECV && (cqe->wc_flags & flag); }
+        unsigned int bell(void) { return PVRDMA_UAR_QP_SEND | PVRDMA_UAR_HANDLE_MASK; }
+    ";
+    let ours = "unsigned long len(void) { return sizeof(struct pvrdma_ring_state) + sizeof(struct pvrdma_wr_ud) + \
+                PVRDMA_PAGE_SIZE + PVRDMA_SEND_SIGNALED + sizeof(struct pvrdma_eqe); }\n";
+    let beside = [format!("{source}{kernels}{program}{ours}"), format!("{kernels}{source}{program}{ours}")];
+    for text in beside.into_iter().chain([format!("{kernels}{program}"), format!("{source}{program}{ours}")]) {
+        for language in [["-xc", "-std=c99"], ["-xc", "-std=c2x"], ["-xc++", "-std=c++20"]] {
+            let (accepted, complaints) = compiler(&text, &[&language[..], &["-Wall", "-Wextra", "-Werror"]].concat());
+            assert!(accepted, "{language:?}: {complaints}");
+        }
+    }
+}
+
+/// The form of the header for programs without the kernel's is that of the kernel's, which the other tests compare.
+#[test]
+fn pvrdma_h_is_laid_out_as_the_kernels_header() {
+    let header = concat!(env!("CARGO_MANIFEST_DIR"), "/../include/pvrdma.h");
+    check(&[header], &shared_layouts());
 }
 
 /// Direct verbs: in any C, without a warning, alone and beside the header of libibverbs in any order; and as long as
@@ -148,9 +175,9 @@ fn pvrdmadv_h() {
     check(&[header], &layouts);
 }
 
-#[test]
-fn vmw_pvrdma_abi_h() {
-    let layouts = layouts![
+/// What both headers have.
+fn shared_layouts() -> Vec<Layout> {
+    layouts![
         pvrdma_alloc_ucontext_resp { qp_tab_size, reserved }
         pvrdma_alloc_pd_resp { pdn, reserved }
         pvrdma_create_cq { buf_addr, buf_size, reserved }
@@ -167,8 +194,12 @@ fn vmw_pvrdma_abi_h() {
         pvrdma_rq_wqe_hdr { wr_id, num_sge, total_len }
         pvrdma_sq_wqe_hdr { wr_id, num_sge, total_len, opcode, send_flags, ex, reserved, wr }
         pvrdma_cqe { wr_id, qp, opcode, status, byte_len, imm_data, src_qp, wc_flags, vendor_err, pkey_index, slid, sl, dlid_path_bits, port_num, smac, network_hdr_type, reserved2 }
-    ];
-    check(&["rdma/vmw_pvrdma-abi.h"], &layouts);
+    ]
+}
+
+#[test]
+fn vmw_pvrdma_abi_h() {
+    check(&["rdma/vmw_pvrdma-abi.h"], &shared_layouts());
 }
 
 /// The union members of a send WQE are anonymous structs in C.

@@ -167,7 +167,7 @@ static void invalidate_key(void)
     wr.invalidate_rkey = 0x12345678;
     post_send(&a, &wr);
     struct pvrdma_sq_wqe_hdr wqe = first_request(a.qp);
-    CHECK(wqe.ex == 0x12345678, "the key to invalidate is %x", wqe.ex);
+    CHECK(wqe.ex.invalidate_rkey == 0x12345678, "the key to invalidate is %x", wqe.ex.invalidate_rkey);
     CHECK(wqe.opcode == PVRDMA_WR_SEND_WITH_INV, "opcode %u", wqe.opcode);
 }
 
@@ -256,8 +256,8 @@ static void stale_header(void)
     post_send(&a, &wr);
     struct pvrdma_sq_wqe_hdr wqe = first_request(a.qp);
     CHECK(wqe.opcode == PVRDMA_WR_SEND && wqe.num_sge == 1);
-    expect_value(wqe.wr, sizeof(wqe.wr), 0);
-    CHECK(!wqe.ex && !wqe.reserved && !wqe.total_len);
+    expect_value((uint8_t *)&wqe.wr, sizeof(wqe.wr), 0);
+    CHECK(!wqe.ex.imm_data && !wqe.reserved && !wqe.total_len);
 }
 
 static void unnamed_request(void)
@@ -569,7 +569,7 @@ static struct pvrdma_wr_ud address_of(struct ibv_ah *ah)
     struct pvrdma_wr_ud ud;
     post_send(&a, &wr);
     struct pvrdma_sq_wqe_hdr wqe = first_request(a.qp);
-    memcpy(&ud, wqe.wr, sizeof(ud));
+    memcpy(&ud, &wqe.wr, sizeof(ud));
     take_requests(a.qp);
     return ud;
 }

@@ -86,6 +86,49 @@ fn one_driver_line_makes_it_the_machines_provider() {
     assert!(words.contains("PORT_ACTIVE"), "{words}");
 }
 
+/// Direct verbs as a program's build finds them, by pkg-config, and as the loader does. They are the very file that
+/// serves.
+#[test]
+fn a_program_that_uses_direct_verbs_is_built_and_runs() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let prefix = stand.run_folder().join("prefix");
+    let etc = stand.run_folder().join("etc");
+    installed(&install(&stand, &prefix, &["--sysconfdir", etc.to_str().expect("a plain path")]));
+    let lib = prefix.join("lib");
+    let served = fs::canonicalize(lib.join("pvrdma/libvmw_pvrdma.so")).expect("the provider");
+    for name in ["libpvrdmadv.so", "libpvrdmadv.so.1"] {
+        assert_eq!(fs::canonicalize(lib.join(name)).expect("a link"), served);
+    }
+    let config = |arguments: &[&str]| {
+        let path = lib.join("pkgconfig");
+        let output = Command::new("pkg-config").args(arguments).arg("pvrdmadv").env("PKG_CONFIG_PATH", path).output();
+        let output = output.expect("pkg-config is installed");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    assert_eq!(config(&["--modversion"]), env!("CARGO_PKG_VERSION"));
+    let program = stand.path("direct");
+    let output = Command::new("cc")
+        .args(["-std=gnu11", "-pthread", "-o"])
+        .arg(&program)
+        .arg(workspace().join("tests/c/direct.c"))
+        .args(config(&["--cflags", "--libs"]).split(' '))
+        .arg("-libverbs")
+        .output()
+        .expect("a C compiler");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let folder = etc.join("libibverbs.d");
+    let program = [program.to_str().expect("a plain path"), "loaded_once", "laps"];
+    let output = job(&stand, folder.to_str().expect("a plain path"), &program).env("LD_LIBRARY_PATH", &lib).output();
+    let loaded = output.stderr.lines().filter(|line| line.contains("calling init:") && line.contains("pvrdma"));
+    let ours = loaded.filter(|line| !line.contains("standin")).count();
+    assert_eq!(ours, 1, "{}", output.stderr);
+    assert_eq!(output.ok(), "ok loaded_once\nok laps\n");
+    let page = Command::new("man").arg("-w").arg("-M").arg(prefix.join("share/man")).arg("pvrdmadv_query_cq").output();
+    assert!(page.expect("man is installed").status.success());
+}
+
 /// Whatever was in the configuration before, it is what it was, and nothing else is left.
 #[test]
 fn undoing_leaves_what_was_there() {

@@ -41,6 +41,7 @@ pub const TEST: &[&str] = &[
     "mpich",
     "openmpi-bin",
     "perftest",
+    "pkg-config",
     "python3-pyverbs",
     "rdmacm-utils",
     "systemd",

@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::build::Built;
-use super::{Release, desk, put};
+use super::{Release, desk, direct_verbs, put};
 use crate::shell;
 
 pub struct Package {
@@ -71,6 +71,9 @@ impl Package {
         let control = tree.join("DEBIAN");
         fs::create_dir(&control)?;
         if self.diverts {
+            direct_verbs(built, &tree, "lib/x86_64-linux-gnu")?;
+            fs::write(control.join("triggers"), "activate-noawait ldconfig\n")?;
+            fs::set_permissions(control.join("triggers"), fs::Permissions::from_mode(0o644))?;
             fs::create_dir_all(tree.join(PROVIDERS))?;
             for abi in &abis {
                 let link = tree.join(PROVIDERS).join(format!("libvmw_pvrdma-rdmav{abi}.so"));

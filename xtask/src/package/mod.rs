@@ -215,7 +215,18 @@ fn binary_tarball(release: &Release, built: &Built) -> Result<()> {
     for name in ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
         put(&built.source.join(name), &tree.join(name), 0o644)?;
     }
-    put(&built.source.join("include/pvrdma.h"), &tree.join("include/pvrdma.h"), 0o644)?;
+    // What install.sh takes for direct verbs, as in a source tree.
+    for name in ["packaging/pvrdmadv.sh", "packaging/pvrdmadv.pc"] {
+        let from = built.source.join(name);
+        put(&from, &tree.join(from.file_name().context("a name")?), if name.ends_with("sh") { 0o755 } else { 0o644 })?;
+    }
+    for name in ["include/pvrdma.h", "include/infiniband/pvrdmadv.h"] {
+        put(&built.source.join(name), &tree.join(name), 0o644)?;
+    }
+    let pages = "docs/man";
+    for name in names(&built.source.join(pages))? {
+        put(&built.source.join(pages).join(&name), &tree.join(pages).join(&name), 0o644)?;
+    }
     tar(release, &folder, &name, &release.out.join(format!("{name}.tar.xz")))
 }
 
@@ -315,6 +326,13 @@ fn tar(release: &Release, folder: &Path, name: &str, file: &Path) -> Result<()> 
     )?;
     // One thread: what more of them write depends on their number.
     shell::output(Command::new("xz").args(["-T1", "-2", "-f"]).arg(&plain))?;
+    Ok(())
+}
+
+/// Direct verbs below a tree's /usr: headers, the library's names in `lib`, manual pages, the file of pkg-config.
+fn direct_verbs(built: &Built, tree: &Path, lib: &str) -> Result<()> {
+    let script = built.source.join("packaging/pvrdmadv.sh");
+    shell::output(Command::new(script).arg("install").arg(tree).args(["/usr", lib]))?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::build::Built;
-use super::{Release, deb, desk, put};
+use super::{Release, deb, desk, direct_verbs, put};
 use crate::shell;
 
 /// Writes them under a version, which is the release's except in a trial.
@@ -20,6 +20,7 @@ pub fn write(release: &Release, built: &Built, version: &str, out: &Path) -> Res
         put(&file.stripped, &stage.join(place).join(file.name), 0o755)?;
     }
     desk(built, &stage)?;
+    direct_verbs(built, &stage, "lib64")?;
     let lib = stage.join("usr/lib/pvrdma");
     for abi in super::abis(&built.source)? {
         symlink("libvmw_pvrdma.so", lib.join(format!("libvmw_pvrdma-rdmav{abi}.so")))?;
