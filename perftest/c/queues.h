@@ -7,6 +7,7 @@
 
 #include "../../tests/c/ud.h"
 #include "still.h"
+#include "../../tests/c/direct.h"
 
 #define DEPTH 256
 #define INLINE 64
@@ -15,13 +16,16 @@
 
 static struct device device;
 static struct ibv_pd *pd;
-static struct end rc, far, ud, wr, inliner;
+static struct end rc, far, ud, wr, inliner, direct;
+static struct pvrdmadv_qp direct_qp;
+static struct pvrdmadv_cq direct_cq;
 static struct ibv_srq *srq;
 static struct ibv_cq_ex *cq_ex;
 static struct ibv_qp_ex *qp_ex;
 static struct ibv_cq *fresh_cq[CQS];
 
 static struct ring rc_sq, rc_rq, rc_cq, ud_sq, srq_ring, wr_sq, inline_sq, inline_cq, cq_ex_ring, fresh_ring[CQS];
+static struct ring direct_sq, direct_cq_ring;
 static long rc_handle, inline_handle;
 static size_t inline_stride;
 
@@ -92,6 +96,24 @@ static inline void connect_to(struct end *end, struct end *to)
     to_rts(end, USUAL);
 }
 
+/* By direct verbs, where the provider has such. */
+static inline void open_direct(void)
+{
+    void *library = dlopen("libpvrdmadv.so.1", RTLD_NOW | RTLD_NOLOAD);
+    if (!library)
+        return;
+    __typeof__(pvrdmadv_query_qp) *query_qp = (__typeof__(query_qp))dlsym(library, "pvrdmadv_query_qp");
+    __typeof__(pvrdmadv_query_cq) *query_cq = (__typeof__(query_cq))dlsym(library, "pvrdmadv_query_cq");
+    CHECK(query_qp && query_cq);
+    direct = open_queue(IBV_QPT_RC, 0, 0);
+    connect_to(&direct, &far);
+    CHECK(!query_qp(direct.qp, &direct_qp, sizeof(direct_qp)));
+    CHECK(!query_cq(direct.cq, &direct_cq, sizeof(direct_cq)));
+    direct_sq = send_ring(direct.qp, DEPTH);
+    direct_cq_ring = recv_ring(direct.cq->handle, DEPTH);
+    CHECK(direct_sq.count == direct_qp.sq.num_entries && direct_cq_ring.count == direct_cq.num_entries);
+}
+
 static inline void open_all(int in_domain)
 {
     device = open_device();
@@ -134,6 +156,7 @@ static inline void open_all(int in_domain)
         for (inline_stride = 64; 2 * inline_stride * DEPTH <= length - PVRDMA_PAGE_SIZE;)
             inline_stride *= 2;
     }
+    open_direct();
     cq_ex = open_cq_ex();
     if (cq_ex)
         cq_ex_ring = recv_ring(ibv_cq_ex_to_cq(cq_ex)->handle, DEPTH);

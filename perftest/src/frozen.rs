@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use pvrdma_tests::{Doorbells, Job, Provider, Stand, c_program};
+use pvrdma_tests::{Doorbells, Job, Provider, Stand, c_program, workspace};
 
 use crate::operations::{Figures, OPERATIONS, Operation, Situation, figures};
 use crate::spread::{Spread, median};
@@ -108,7 +108,8 @@ pub fn doorbell(stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64
 
 /// The compiled program, in the stand's folder.
 pub(crate) fn program(stand: &Stand) -> PathBuf {
-    stand.copy(&c_program("perftest/c/frozen.c", &[]))
+    let include = format!("-I{}", workspace().join("include").display());
+    stand.copy(&c_program("perftest/c/frozen.c", &[&include]))
 }
 
 /// A program that may play the device. Its doorbells are to go nowhere, and so they are not to know a way of their own.

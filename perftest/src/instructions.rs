@@ -46,22 +46,29 @@ fn object(provider: &Provider) -> String {
     file.unwrap_or("vmw_pvrdma").to_owned()
 }
 
+/// The functions of `c/frozen.c` that post and poll without a call of the provider.
+const DIRECT: [&str; 2] = ["direct_write", "direct_poll"];
+
 /// Sums the inclusive cost, by calling function, of all calls into objects whose name has `object`.
+///
+/// Calls of [`DIRECT`] count too: what they do stands in the place of a verb.
 ///
 /// The format is described in valgrind's manual ("Callgrind Format Specification"): `fn=` opens a function, `cob=`
 /// and `cfn=` say what is called, `calls=` how often, and the line after it ends with the inclusive cost.
 fn cost_of_calls_into(text: &str, object: &str) -> HashMap<String, u64> {
     let mut sums: HashMap<String, u64> = HashMap::new();
-    let (mut caller, mut callee_object) = (String::new(), String::new());
+    let (mut caller, mut callee_object, mut is_direct) = (String::new(), String::new(), false);
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(name) = line.strip_prefix("fn=") {
             name.clone_into(&mut caller);
         } else if let Some(name) = line.strip_prefix("cob=") {
             name.clone_into(&mut callee_object);
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            is_direct = DIRECT.contains(&name);
         } else if line.starts_with("calls=") {
             let cost = lines.next().and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-            if let (Some(cost), true) = (cost, callee_object.contains(object)) {
+            if let (Some(cost), true) = (cost, callee_object.contains(object) || is_direct) {
                 *sums.entry(caller.clone()).or_default() += cost;
             }
             // The next call is into the caller's own object unless it says otherwise.
@@ -81,7 +88,9 @@ mod tests {
                     calls=3 0\n10 420\ncfn=helper\ncalls=1 0\n11 7\ncob=/lib/libvmw_pvrdma-rdmav34.so\ncfn=0x2345\n\
                     calls=3 0\n12 30\n\nfn=main\n1 2\ncfn=post_send_1\ncalls=3 10\n20 435\n\
                     ob=/lib/libvmw_pvrdma-rdmav34.so\nfn=0x1234\n1 400\ncob=/lib/libc.so.6\ncfn=lock\n\
-                    calls=3 0\n1 20\n";
-        assert_eq!(cost_of_calls_into(text, "vmw_pvrdma"), HashMap::from([("post_send_1".to_owned(), 450)]));
+                    calls=3 0\n1 20\n\
+                    fn=direct_1\n1 5\ncfn=direct_write\ncalls=2 0\n1 60\n";
+        let expected = [("post_send_1".to_owned(), 450), ("direct_1".to_owned(), 60)];
+        assert_eq!(cost_of_calls_into(text, "vmw_pvrdma"), HashMap::from(expected));
     }
 }

@@ -51,7 +51,7 @@ const fn count(instructions: f64) -> AtMost {
 const SHOWN: AtMost = AtMost { instructions: None, one: None, two: None };
 
 /// All of them, in the order they are shown.
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 22] = [
     operation("post_send_1", "post_send, one WRITE", at_most(0.42, 0.45, 0.90)),
     operation("post_send_fresh", "post_send, one, just written", SHOWN),
     operation("post_send_16", "post_send, a list of 16", at_most(0.42, 0.80, 0.80)),
@@ -71,6 +71,9 @@ pub const OPERATIONS: [Operation; 19] = [
     instead("post_send_1", operation("wr_1", "ibv_wr_*, one WRITE", count(0.42))),
     instead("post_send_16", operation("wr_16", "ibv_wr_*, a batch of 16", count(0.40))),
     instead("poll_cq_16", operation("cq_ex_16", "ibv_start_poll to end_poll, 16", count(0.45))),
+    instead("post_send_1", operation("direct_1", "direct verbs, one WRITE", SHOWN)),
+    instead("post_send_16", operation("direct_16", "direct verbs, 16 at once", SHOWN)),
+    instead("poll_cq_16", operation("direct_poll_16", "direct verbs, 16 completions", SHOWN)),
 ];
 
 impl Operation {

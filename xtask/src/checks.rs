@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{fuzz, shell};
 
-/// The provider exports its direct verbs, with their version, and asks libibverbs for nothing at link time; the stand-in
-/// exports libc names, and its hooks for tests.
+/// The provider exports its direct verbs, with their version, and asks libibverbs for nothing at link time; the
+/// stand-in exports libc names, and its hooks for tests.
 ///
 /// A name too many in the provider could shadow one of the application. A libibverbs symbol the provider needs at
 /// load would tie the file to one release of rdma-core.

@@ -141,6 +141,13 @@ impl Words {
         Self(words)
     }
 
+    /// Where they are: `prod_tail`, `cons_head`.
+    pub fn at(&self) -> (*mut u32, *mut u32) {
+        let words = self.0.as_ptr();
+        // SAFETY: inside the words (promise of `new`).
+        unsafe { (&raw mut (*words).prod_tail, &raw mut (*words).cons_head) }
+    }
+
     /// Moved by whoever fills slots.
     #[inline(always)]
     pub fn prod_tail(&self) -> &AtomicU32 {

@@ -179,10 +179,11 @@ impl WorkQueue {
 
     /// What a program that posts by itself has to know.
     pub fn describe(&self) -> pvrdmadv_wq {
+        let (prod_tail, cons_head) = self.words.at();
         pvrdmadv_wq {
             buf: self.base.as_ptr().cast(),
-            prod_tail: self.words.prod_tail().as_ptr(),
-            cons_head: self.words.cons_head().as_ptr(),
+            prod_tail,
+            cons_head,
             doorbell: self.register.at(),
             doorbell_value: self.bell,
             num_entries: self.size.get(),

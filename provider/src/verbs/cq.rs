@@ -181,13 +181,13 @@ impl Cq {
         let mut ring = self.ring.lock();
         self.is_shown.store(true, Ordering::Relaxed);
         ring.catch_up().map_err(|_| Errno::EIO)?;
-        let words = ring.words();
+        let (prod_tail, cons_head) = ring.words().at();
         let cqn = self.poll_bell & PVRDMA_UAR_HANDLE_MASK;
         Ok(pvrdmadv_cq {
             comp_mask: 0,
             buf: ring.base().as_ptr().cast(),
-            prod_tail: words.prod_tail().as_ptr(),
-            cons_head: words.cons_head().as_ptr(),
+            prod_tail,
+            cons_head,
             doorbell: self.register.at(),
             poll_value: self.poll_bell,
             arm_value: arm_bell(cqn, Arm::Any),
