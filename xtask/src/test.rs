@@ -92,6 +92,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         // Now: nothing else may install while builds go on ahead.
         packages::install(packages::FUZZ)?;
+        packages::install(packages::PACKAGE)?;
         packages::install(packages::VM)?;
     }
     let chosen: Vec<_> = chosen.collect();
