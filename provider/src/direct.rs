@@ -20,8 +20,8 @@ use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_ffi::verbs::*;
 use zerocopy::transmute;
 
-/// Their version, where the linker takes one (`build.rs`). In the module of the functions, so that it comes into the same
-/// object: the assembler says it of what is there.
+/// Their version, where the linker takes one (`build.rs`). In the module of the functions, so that it comes into the
+/// same object: the assembler says it of what is there.
 #[cfg(versioned)]
 macro_rules! version {
     ($($name:literal)*) => {
