@@ -264,7 +264,7 @@ fn who_begins_a_message_has_given_up_the_one_before() {
 #[test]
 fn pieces_that_continue_nothing_are_refused() {
     type Case = (&'static str, fn(&Bench) -> Answer);
-    let cases: [Case; 16] = [
+    let cases: [Case; 17] = [
         ("MIDDLE first", |bench| bench.full(0, 1, Part::SendMiddle)),
         ("LAST first", |bench| bench.full(0, 1, SEND_LAST)),
         ("WRITE MIDDLE first", |bench| bench.full(0, 1, Part::WriteMiddle)),
@@ -304,6 +304,13 @@ fn pieces_that_continue_nothing_are_refused() {
             assert_eq!(bench.full(0, 1, bench.write_first(2 * MTU)), Answer::Ack);
             bench.full(1, 1, Part::WriteMiddle)
         }),
+        ("a WRITE that was overtaken", |bench| {
+            assert_eq!(bench.full(0, 1, bench.write_first(4 * MTU)), Answer::Ack);
+            let (remote_addr, rkey) = (bench.remote.start, Rkey(bench.remote.key));
+            let read = bench.segment(0, 3, 3 * MTU, Part::Read { remote_addr, rkey, rest: 3 * MTU });
+            assert_eq!(bench.b.driver.device.receive_segment(&read, &nothing()), Answer::Ack);
+            bench.full(3, 1, Part::WriteMiddle)
+        }),
         ("FIRST with all of the WRITE", |bench| bench.full(0, 1, bench.write_first(MTU))),
     ];
     for (what, case) in cases {
@@ -319,23 +326,13 @@ fn pieces_that_continue_nothing_are_refused() {
 #[test]
 fn another_message_with_the_same_packets_is_refused() {
     type Case = (&'static str, fn(&Bench) -> Answer);
-    let cases: [Case; 4] = [
+    let cases: [Case; 3] = [
         ("another place", |bench| {
             let first =
                 Part::WriteFirst { remote_addr: bench.remote.start + 1, rkey: Rkey(bench.remote.key), total: 4 * MTU };
             bench.full(0, 3, first)
         }),
         ("another operation", |bench| bench.full(0, 3, Part::SendFirst)),
-        ("begun before", |bench| {
-            let whole = bench.request(
-                0x00ff_ffff,
-                Op::Write { remote_addr: bench.remote.start, rkey: Rkey(bench.remote.key), imm: None },
-                4 * MTU,
-                4,
-            );
-            let far = ByValue { bytes: pattern(0, 4 * MTU), back: Default::default() };
-            bench.b.driver.device.receive(&whole, &far)
-        }),
         ("packets of another size", |bench| bench.give(1, 2, &pattern(0, 2 * 512), Part::WriteMiddle)),
     ];
     for (what, case) in cases {
@@ -345,6 +342,18 @@ fn another_message_with_the_same_packets_is_refused() {
         assert_eq!(case(&bench), INVALID, "{what}");
         bench.assert_failed(AsyncEvent::QpReqErr(bench.b.qp.handle), &[]);
     }
+}
+
+#[test]
+fn a_send_that_began_before_is_another_one() {
+    let bench = bench();
+    bench.b.recv(&RecvWr::new(70, &[sge(&bench.remote, 0, 4000)]));
+    assert_eq!(bench.full(0, 2, Part::SendFirst), Answer::Ack);
+    // As many bytes, from a packet earlier on.
+    let request = bench.request(0x00ff_ffff, Op::Send { ext: Ext::None }, 4 * MTU, 4);
+    let far = ByValue { bytes: pattern(0, 4 * MTU), back: Default::default() };
+    assert_eq!(bench.b.driver.device.receive(&request, &far), INVALID);
+    bench.assert_failed(AsyncEvent::QpReqErr(bench.b.qp.handle), &[(70, FLUSH)]);
 }
 
 #[test]

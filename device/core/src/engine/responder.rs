@@ -84,6 +84,7 @@ impl Place {
 
 impl Arrival {
     /// `None`: a datagram, which has no PSN.
+    #[inline]
     fn of_request(request: &Request) -> Option<Arrival> {
         let asked = match request.op {
             Op::Send { ext } => Asked::Send { place: Place::Only, ext },
@@ -284,7 +285,11 @@ impl Engine {
                 let stretch = stretch(qp, rq, arrival, expected, place, reth.map(What::Write))?;
                 let What::Write(reth) = stretch.what else { return Err(Failure::invalid(qp).into()) };
                 let received = self.execute_write(qp, rq, &stretch, &reth, imm, far)?;
-                rq.partial = (!stretch.ends).then(|| stretch.partial(arrival.end()));
+                if stretch.ends {
+                    rq.partial = None;
+                } else {
+                    rq.partial = Some(stretch.partial(arrival.end()));
+                }
                 Ok(received)
             }
             Asked::Read { remote_addr, rkey, rest } => {
@@ -584,8 +589,6 @@ impl Engine {
             }
             return;
         }
-        // It is the first in the ring.
-        rq.held = None;
         while let Ok(Some(receive)) = self.peek_receive(qp, &rq)
             && qp.spend_recv()
         {
@@ -610,6 +613,7 @@ impl Stretch {
 /// where to.
 ///
 /// Whoever begins a message has given up the one before, if that is not at its end.
+#[inline]
 fn stretch(
     qp: &Qp,
     rq: &mut RecvQueue,
@@ -627,7 +631,21 @@ fn stretch(
         let mtu = if ends { 0 } else { full_packets(len, packets).ok_or_else(invalid)? };
         return Ok(Stretch { what, first: psn, mtu, from: 0, skip: 0, len, ends });
     }
-    let partial = rq.partial.ok_or_else(invalid)?;
+    continued(rq.partial, arrival, expected, place, what).ok_or_else(invalid)
+}
+
+/// The same for one that continues `partial`, or brings it again and goes on. `None`: it does not fit.
+#[inline(never)]
+fn continued(
+    partial: Option<Partial>,
+    arrival: &Arrival,
+    expected: Psn,
+    place: Place,
+    what: Option<What>,
+) -> Option<Stretch> {
+    let Arrival { psn, packets, len, .. } = *arrival;
+    let ends = place.ends();
+    let partial = partial?;
     let same = match (what, partial.what) {
         (Some(what), of) => what == of,
         (None, of) => of != What::Send,
@@ -636,17 +654,10 @@ fn stretch(
         if ends { ends_in(len, packets, partial.mtu) } else { full_packets(len, packets) == Some(partial.mtu) };
     let skip = u64::from(expected.since(psn)) * partial.mtu;
     if !same || !cut_well || partial.next != expected || place.begins() && partial.first != psn || skip >= len {
-        return Err(invalid());
+        return None;
     }
-    Ok(Stretch {
-        what: partial.what,
-        first: partial.first,
-        mtu: partial.mtu,
-        from: partial.done,
-        skip,
-        len: len - skip,
-        ends,
-    })
+    let Partial { what, first, mtu, done, .. } = partial;
+    Some(Stretch { what, first, mtu, from: done, skip, len: len - skip, ends })
 }
 
 /// Answers an atomic operation again.
