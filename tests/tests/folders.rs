@@ -95,7 +95,22 @@ const HOUSES: &[House] = &[
         ],
         circles: &[],
     },
-    House { src: "device/net/src", tests: &["testing"], rooms: &[("frame", &[])], circles: &[] },
+    House {
+        src: "device/net/src",
+        tests: &["testing"],
+        rooms: &[
+            ("identity", &["gids"]),
+            ("fabric", &["gids"]),
+            ("hosts", &["connection", "event", "frame", "gids"]),
+            ("connection", &["event", "frame", "lanes", "limits"]),
+            ("gids", &["frame"]),
+            ("event", &["frame"]),
+            ("lanes", &["frame"]),
+            ("limits", &["frame"]),
+            ("frame", &[]),
+        ],
+        circles: &[],
+    },
     House {
         src: "device/standin/src",
         tests: &[],

@@ -27,6 +27,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("adapter", "provider/fuzz"),
     ("program", "device/standin/fuzz"),
     ("manager", "device/cm/fuzz"),
+    ("frames", "device/net/fuzz"),
 ];
 
 /// What makes a build tell libFuzzer where it has been: libFuzzer reads counters at each edge, a table of places, and

@@ -33,7 +33,7 @@ usage: cargo xtask COMMAND
   defects   what goes wrong with the C provider, case by case, on both providers
   pyverbs   rdma-core's own test suite on both providers (`--vm`: in QEMU guests, rdma_cm too)
   vm        the unmodified kernel driver on our device in a QEMU guest (`cargo xtask vm --help`)
-  fuzz      libFuzzer on hostile guests, clients, devices and programs (`cargo xtask fuzz --help`)
+  fuzz      libFuzzer on hostile guests, clients, devices, programs and hosts (`cargo xtask fuzz --help`)
   loom      the orders in which threads can meet: models of the provider and of the host's fabric
   races     threads on the provider under ThreadSanitizer (`cargo xtask races --help`)
   stress    the long forms of the tests that have one; takes an hour

@@ -58,7 +58,7 @@ const CHECKS: &[Check] = &[
     Check { name: "deny", shows: "licences and origin of dependencies", run: checks::deny },
     Check {
         name: "fuzz",
-        shows: "a minute of hostile guests, clients, devices, programs and peers",
+        shows: "a minute of hostile guests, clients, devices, programs, peers and hosts",
         run: || fuzz::main(&[]),
     },
     Check {

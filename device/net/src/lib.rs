@@ -3,12 +3,32 @@
 //! | file | |
 //! |---|---|
 //! | `frame.rs` | frames, as bytes |
+//! | `limits.rs` | how much a connection holds, how long it waits |
+//! | `event.rs` | what a connection tells its caller, and asks of it |
+//! | `lanes.rs` | windows by bytes, and whose turn it is |
+//! | `connection.rs` | one connection, from its greeting to its end |
+//! | `connection/outgoing.rs` | what this end asks of the other one |
+//! | `connection/incoming.rs` | what the other end asks of this one |
+//! | `gids.rs` | which host has which address |
+//! | `hosts.rs` | this host and all others: links, and which request goes where |
+//! | `identity.rs` | who a host is: certificates, and what TLS makes of them |
+//! | `fabric.rs` | the list of hosts, as a file |
 //!
 //! Nothing here sends, waits or reads a clock: the caller hands in bytes and the time, and takes out bytes and events.
-//! It knows no device and no guest; what a request does is the caller's.
+//! It knows no device and no guest; what a request does is the caller's. Only `identity` reads files.
 
 #![forbid(unsafe_code)]
 
+pub mod connection;
+pub mod event;
+#[cfg(feature = "identity")]
+pub mod fabric;
 pub mod frame;
+pub mod gids;
+pub mod hosts;
+#[cfg(feature = "identity")]
+pub mod identity;
+mod lanes;
+pub mod limits;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;

@@ -1,4 +1,6 @@
-//! For tests: random numbers by a seed, and random frames.
+//! For tests: random numbers by a seed, random frames, and a peer that does as it likes.
+
+pub mod hostile;
 
 use crate::frame::*;
 
