@@ -204,7 +204,7 @@ fn queues_of_impossible_size_are_refused() {
         }
         driver.command(Command::CreateQp(Box::new(good))).unwrap();
 
-        for cqe in [0, 3, 17, 65, 131_072, 0x4000_0001, 0x8000_0000, u32::MAX] {
+        for cqe in [0, 3, 17, 65, 524_288, 0x4000_0001, 0x8000_0000, u32::MAX] {
             let buffer = driver.block(&[2]).buffer;
             assert!(driver.command(Command::CreateCq { ctx, cqe, buffer }).is_err(), "cqe {cqe}");
         }

@@ -42,7 +42,7 @@ pub struct Config {
 const MAX_CQ: u32 = 65536;
 const MAX_PD: u32 = 65536;
 const MAX_QP_WR: u32 = 16384;
-const MAX_CQE: u32 = 65536;
+const MAX_CQE: u32 = 262_144;
 const MAX_SRQ: u32 = 16384;
 const MAX_SRQ_WR: u32 = 16384;
 /// Longest page list of a fast-register region; Linux asks for no more (pvrdma_dev_api.h: `PVRDMA_MAX_FAST_REG_PAGES`).
