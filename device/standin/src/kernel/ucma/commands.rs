@@ -9,7 +9,7 @@ use crate::support::raw;
 use crate::support::trace::{self, Note};
 use pvrdma_cm::connection::CallError;
 use pvrdma_cm::message::{private_len, reason, sidr_status};
-use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_INIT};
+use pvrdma_ffi::dev_api::{PVRDMA_QP_TIMEOUT, PVRDMA_QPS_ERR, PVRDMA_QPS_INIT};
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
@@ -238,7 +238,7 @@ impl Run<'_> {
         if id.phase != Phase::Idle {
             return Err(libc::EINVAL);
         }
-        self.take_address(number, address)
+        self.take_address(number, address).map(|()| self.state.expect_listener(self.now, number))
     }
 
     /// Binds an idle id.
@@ -458,13 +458,17 @@ impl Run<'_> {
             return Err(libc::EINVAL);
         }
         let id = self.with_device(body.id)?;
-        let comm = id.comm.filter(|_| id.qp_type != QPT_UD);
+        let (comm, ack_timeout) = (id.comm.filter(|_| id.qp_type != QPT_UD), id.ack_timeout);
         let attr = match comm {
             None => id.first_attributes(body.qp_state),
             Some(comm) => {
                 let attributes = self.state.cm.attributes(comm, body.qp_state != PVRDMA_QPS_INIT).map_err(of_call)?;
                 let index = self.state.gid_index(&attributes.path.local_gid);
-                connected_attributes(body.qp_state, &attributes, index)?
+                let mut attr = connected_attributes(body.qp_state, &attributes, index)?;
+                if let Some(timeout) = ack_timeout.filter(|_| attr.qp_attr_mask & PVRDMA_QP_TIMEOUT != 0) {
+                    attr.timeout = timeout;
+                }
+                attr
             }
         };
         self.answer(body.response, attr.as_bytes())

@@ -34,9 +34,10 @@ pub mod event {
 
 /// How often it is asked whether the processes at the other ends still run, and whether a guest is there by now.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a request to a listener that has just gone is ignored and not refused, so that it comes again: by its
-/// process and by all others of the guest. perftest ends its listener after the first of two connections and makes a
-/// new one, and its client does not wait; with Linux the client's address resolution takes longer than that.
+/// How long a request to a listener that has just gone, or is about to come, is ignored and not refused, so that it
+/// comes again: by its process and by all others of the guest. perftest ends its listener after the first of two
+/// connections and makes a new one, qperf tells its client of a port and then listens there, and their clients do not
+/// wait; with Linux the client's address resolution takes longer than that.
 const RENEWAL: Duration = Duration::from_millis(400);
 /// Datagrams that are taken in before others have their turn.
 const BURST: u32 = 64;
@@ -155,7 +156,7 @@ impl Services for Lookup<'_> {
         let ps = port_space(service_id).unwrap_or(RDMA_PS_IB);
         let dst = dst.unwrap_or(Address::Ib { gid: [0; 16], sid: service_id, mask: 0 });
         // The process that has the port answers; if nobody has, everybody may.
-        let kept = self.ports.was_left(ps, &dst) || self.ports.is_held_elsewhere(ps, &dst);
+        let kept = self.ports.is_expected(ps, &dst) || self.ports.is_held_elsewhere(ps, &dst);
         if kept { Verdict::NotNow } else { Verdict::Nobody }
     }
 }
@@ -278,6 +279,11 @@ impl State {
             queue.events.append(&mut moved);
             queue.sync();
         }
+    }
+
+    /// The program has bound an id, perhaps to listen.
+    pub fn expect_listener(&mut self, now: Instant, number: u32) {
+        self.ports.expect_listener(number, now + RENEWAL);
     }
 
     /// An id with an address begins to listen.
@@ -414,7 +420,7 @@ impl State {
             // Whoever listens there: this guest before others.
             Place::Machine => {
                 let service = id.service(dst);
-                let here = self.listeners.contains_key(&service) || self.ports.was_left(id.ps, dst);
+                let here = self.listeners.contains_key(&service) || self.ports.is_expected(id.ps, dst);
                 if here || self.ports.is_held_elsewhere(id.ps, dst) {
                     return Some(own);
                 }
