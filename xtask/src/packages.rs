@@ -18,12 +18,13 @@ pub const BENCH: &[&str] =
     &["gcc", "libc6-dev", "ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "perftest", "ucx-utils", "valgrind"];
 
 /// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
-/// the programs of librdmacm, libfabric, Open MPI and MPICH are applications; man, the shells, systemd and libvirt's
-/// schema read what is made for them.
+/// the programs of librdmacm, qperf, fio, libfabric, Open MPI and MPICH are applications; man, the shells, systemd and
+/// libvirt's schema read what is made for them.
 pub const TEST: &[&str] = &[
     "binutils",
     "cmake",
     "default-jdk-headless",
+    "fio",
     "fish",
     "gcc",
     "ibverbs-providers",
@@ -43,6 +44,7 @@ pub const TEST: &[&str] = &[
     "perftest",
     "pkg-config",
     "python3-pyverbs",
+    "qperf",
     "rdmacm-utils",
     "systemd",
     "ucx-utils",

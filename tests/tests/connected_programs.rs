@@ -1,0 +1,136 @@
+//! Programs that others have built on librdmacm, within a guest and between two, each with a check of its data where it
+//! has one. The programs of librdmacm itself are in `connection_manager.rs`.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pvrdma_tests::{Job, Provider, Running, Stand, User, free_port, machine, wait_for_listener};
+
+/// Guest of the server, guest of the client.
+const PLACES: [(&str, &str); 2] = [("a", "a"), ("a", "b")];
+/// The first guest's address.
+const SERVER: &str = "127.0.82.1";
+
+fn job<'a>(stand: &'a Stand, provider: &Provider, guest: &str, line: &[&str]) -> Job<'a> {
+    stand.job(line[0]).guest(guest).provider(provider).args(&line[1..])
+}
+
+/// Starts a server, and comes back when it listens by rdma_cm.
+fn listening(server: Job<'_>) -> Running {
+    let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+    let server = server.option("--trace", trace.path()).spawn();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !said(trace.path(), "cm listen") {
+        assert!(Instant::now() < end, "it never listens: {}", server.logs());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server
+}
+
+fn said(trace: &Path, what: &str) -> bool {
+    fs::read_to_string(trace).unwrap_or_default().contains(what)
+}
+
+/// The same line with the port at the end of one of its words.
+fn pingpong<'a>(words: &[&'a str], option: &'a str, port: &'a str) -> Vec<&'a str> {
+    [&["fi_pingpong"], words, &["-I", "20", "-c", option, port]].concat()
+}
+
+#[test]
+fn libfabric_messages_and_reliable_datagrams() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    for provider in Provider::BOTH {
+        for (there, here) in PLACES {
+            for words in [["-p", "verbs", "-e", "msg"], ["-p", "verbs;ofi_rxm", "-e", "rdm"]] {
+                let port = free_port();
+                let number = port.to_string();
+                let mut server = job(&stand, &provider, there, &pingpong(&words, "-B", &number)).spawn();
+                wait_for_listener(&mut server, port);
+                let client = [pingpong(&words, "-P", &number), vec!["127.0.0.1"]].concat();
+                job(&stand, &provider, here, &client).ok();
+                server.wait().ok();
+            }
+        }
+    }
+}
+
+/// fio takes who reads for the server, and only `send` hands it what arrives: there the server looks into every block.
+#[test]
+fn fio_with_its_checksums() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let all = ["fio", "--name=t", "--ioengine=rdma", "--bs=64k", "--size=1m", "--output=/dev/null"];
+    for provider in Provider::BOTH {
+        for (there, here) in PLACES {
+            for verb in ["send", "write", "read"] {
+                let port = format!("--port={}", free_port());
+                let server = ["--rw=read", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", &port];
+                let server = listening(job(&stand, &provider, there, &[&all[..], &server].concat()));
+                let (verb, host) = (format!("--verb={verb}"), format!("--hostname={SERVER}"));
+                let client = ["--rw=write", "--iodepth=4", "--verify=crc32c", "--do_verify=0", &port, &verb, &host];
+                job(&stand, &provider, here, &[&all[..], &client].concat()).ok();
+                server.wait().ok();
+            }
+        }
+    }
+}
+
+/// qperf names a port to its client and then listens there; the client does not wait for that.
+#[test]
+fn qperf_by_address() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    for provider in Provider::BOTH {
+        for (there, here) in PLACES {
+            let port = free_port();
+            let number = port.to_string();
+            let mut server = job(&stand, &provider, there, &["qperf", "-lp", &number]).spawn();
+            wait_for_listener(&mut server, port);
+            let client = ["qperf", "127.0.0.1", "-lp", &number, "-cm", "1", "-t", "1", "rc_lat", "ver_rc_fetch_add"];
+            job(&stand, &provider, here, &client).ok();
+            // It serves for ever.
+            server.signal(server.program_pid("qperf"), libc::SIGTERM);
+            server.wait();
+        }
+    }
+}
+
+/// `-T v` looks at the data. With `-T a` rstream itself takes its peer's end for an error now and then.
+#[test]
+fn rsockets_in_all_their_ways() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let ways: [&[&str]; 7] = [
+        &["rstream", "-T", "v"],
+        &["rstream", "-T", "b", "-T", "v"],
+        &["rstream", "-T", "n", "-T", "v"],
+        &["rstream", "-T", "r", "-T", "v"],
+        &["riostream", "-T", "v"],
+        &["riostream", "-T", "a", "-T", "v"],
+        &["riostream", "-T", "n", "-T", "v"],
+    ];
+    for provider in Provider::BOTH {
+        for (there, here) in PLACES {
+            for way in ways {
+                let line = [way, &["-S", "4096", "-C", "20", "-I", "2"]].concat();
+                let server = listening(job(&stand, &provider, there, &line));
+                job(&stand, &provider, here, &[&line[..], &["-s", SERVER]].concat()).ok();
+                server.wait().ok();
+            }
+        }
+    }
+}
+
+/// No XRC: that is refused where a QP is made, as by the kernel's driver.
+#[test]
+fn xrc_is_refused() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    for (provider, why) in Provider::BOTH.iter().zip(["Operation not supported", "Invalid argument"]) {
+        let _server = listening(job(&stand, provider, "a", &["rdma_xserver", "-c", "x"]));
+        let client = job(&stand, provider, "b", &["rdma_xclient", "-c", "x", "-s", SERVER]).output();
+        assert!(!client.status.success() && client.stderr.contains(&format!("rdma_create_ep: {why}")), "{client}");
+    }
+}
