@@ -82,7 +82,9 @@ impl<'a> Newcomer<'a> {
         let here = stand.run_folder();
         let checkout = here.join("pvrdma");
         fs::create_dir_all(checkout.join("target")).expect("a folder");
-        let copied = Command::new("cp").arg("-r").arg(workspace().join("packaging")).arg(&checkout).status();
+        // What install.sh takes beside what is built.
+        let taken = ["packaging", "include", "docs"].map(|folder| workspace().join(folder));
+        let copied = Command::new("cp").arg("-r").args(taken).arg(&checkout).status();
         assert!(copied.expect("cp starts").success());
         symlink(fs::canonicalize(artifacts()).expect("it is built"), checkout.join("target/release")).expect("a link");
         let tool = |name: &str, script: &str| {

@@ -104,8 +104,8 @@ pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Buil
         "-Clink-arg=-Wl,--build-id=sha1".to_owned(),
     ];
     println!("# cargo build, offline, from {}", tarball.display());
-    // One after the other: built beside others, a package gets the features that they ask of its dependencies, and would
-    // not be the one that a packager builds by itself.
+    // One after the other: built beside others, a package gets the features that they ask of its dependencies, and
+    // would not be the one that a packager builds by itself.
     for (package, ..) in taken {
         shell::run(
             shell::cargo(&[
