@@ -110,7 +110,8 @@ put_pages() { # PROGRAM
     fi
     pages | while read -r file words; do
         # shellcheck disable=SC2086 # two words
-        "$1" $words | put 644 "$root$prefix/$file"
+        text=$("$1" $words)
+        printf '%s\n' "$text" | put 644 "$root$prefix/$file"
     done
 }
 
@@ -157,6 +158,12 @@ find_file() { # NAME
 }
 
 if [ -n "$undo" ]; then
+    if [ "$what" = pages ]; then
+        pages | while read -r file _; do
+            rm -f "$root$prefix/$file"
+        done
+        exit
+    fi
     [ "$what" = files ] || line_off
     if [ "$what" != line ]; then
         direct undo

@@ -36,7 +36,7 @@ fn refusals_are_explained_on_request() {
     let reasons = [
         "create_qp: 16385 sends of 1 SGEs",
         "create_qp_ex: create_flags 0x2",
-        "create_cq: 65537 entries: 1 to 65536",
+        "create_cq: 262145 entries: 1 to 262144",
         "create_cq_ex: wc_flags 0x80",
         "reg_mr: 1073745920 bytes, access 0x1: errno 22, at most 1 GiB",
         "at iova 0x1000: the kernel driver drops the iova",

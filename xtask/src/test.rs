@@ -89,14 +89,14 @@ pub fn main(arguments: &[String]) -> Result<()> {
     let chosen = CHECKS.iter().filter(|check| arguments.is_empty() || arguments.iter().any(|name| check.name == name));
 
     packages::install(packages::TEST)?;
-    if arguments.is_empty() {
-        // Now: nothing else may install while builds go on ahead.
-        packages::install(packages::FUZZ)?;
-        packages::install(packages::PACKAGE)?;
-        packages::install(packages::VM)?;
-    }
     let chosen: Vec<_> = chosen.collect();
     let is_chosen = |name: &str| chosen.iter().any(|check| check.name == name);
+    // Now: nothing else may install while builds go on ahead.
+    for (name, list) in [("fuzz", packages::FUZZ), ("package", packages::PACKAGE), ("vm", packages::VM)] {
+        if is_chosen(name) {
+            packages::install(list)?;
+        }
+    }
     let ahead = Ahead::start(AHEAD.iter().map(|build| build.check).filter(|name| is_chosen(name)).collect());
     let mut results = Vec::new();
     for check in chosen {

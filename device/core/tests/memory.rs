@@ -346,7 +346,7 @@ fn a_refused_command_costs_nothing() {
     for nchunks in [0, 1, 2, 300, 262_144, 262_145, u32::MAX] {
         for pdir in [pdir, DmaAddr(1), DmaAddr(u64::MAX), DmaAddr(1 << 40)] {
             let buffer = Buffer::Pdir { pdir, nchunks };
-            for cqe in [0, 3, 1 << 17, 1 << 31] {
+            for cqe in [0, 3, 1 << 19, 1 << 31] {
                 greedy.command(Command::CreateCq { ctx, cqe, buffer: buffer.clone() }).unwrap_err();
             }
             let kind = MrKind::User(buffer);

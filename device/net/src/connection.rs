@@ -258,14 +258,16 @@ impl Connection {
         } else {
             self.out.mine.remove(gid);
         }
-        // What was not said yet and is no longer so is not said at all.
-        match self.announcements.iter().position(|(waiting, _)| waiting == gid) {
+        // What was not said yet and is no longer so is not said at all. What is gone is always said, and in its order:
+        // the other end counts.
+        let unsaid = self.announcements.iter().position(|waiting| !bound && *waiting == (*gid, true));
+        match unsaid {
             Some(at) => drop(self.announcements.remove(at)),
             None => self.announcements.push_back((*gid, bound)),
         }
     }
 
-    /// Ends the connection in order, once what is queued now has left.
+    /// Ends the connection in order: the other end takes in what has left by now, and nothing of what waits.
     pub fn say_bye(&mut self, reason: Reason) {
         self.bye.get_or_insert(reason);
     }
@@ -294,6 +296,12 @@ impl Connection {
         self.awaiting_since.filter(|_| asked).map(|since| since.max(self.heard))
     }
 
+    /// Since when the other end's silence counts, when it has been awaited since `since`: not before it was asked. This
+    /// host may have been stopped, and a peer that nobody asked has no reason to speak.
+    fn asked(&self, since: Duration) -> Option<Duration> {
+        self.pinged.map(|at| since.max(at.saturating_sub(self.me.patience.ping)))
+    }
+
     /// Lets time pass. What has arrived by then was handed in before.
     pub fn poll(&mut self, now: Duration) -> Result<(), End> {
         let patience = self.me.patience;
@@ -307,17 +315,18 @@ impl Connection {
         }
         match self.awaiting() {
             Some(since) => {
-                if now >= since + patience.close {
-                    return Err(End::Silent);
-                }
-                if now >= since + patience.silence && !self.silent {
-                    self.silent = true;
-                    self.stats.silences += 1;
-                    self.out.give_up_all(Answer::Silence, &mut self.events);
-                }
                 let due = self.last_ping.max(self.awaiting_since.unwrap_or(since)) + patience.ping;
                 if self.pinged.is_none() && now >= due {
                     self.ping(now);
+                }
+                let asked = self.asked(since).unwrap_or(now);
+                if now >= asked + patience.close {
+                    return Err(End::Silent);
+                }
+                if now >= asked + patience.silence && !self.silent {
+                    self.silent = true;
+                    self.stats.silences += 1;
+                    self.out.give_up_all(Answer::Silence, &mut self.events);
                 }
             }
             None => {
@@ -347,8 +356,8 @@ impl Connection {
         let next = match self.awaiting() {
             Some(since) => {
                 let ping = self.last_ping.max(self.awaiting_since.unwrap_or(since)) + patience.ping;
-                let quiet = since + if self.silent { patience.close } else { patience.silence };
-                if self.pinged.is_none() { quiet.min(ping) } else { quiet }
+                let patience = if self.silent { patience.close } else { patience.silence };
+                self.asked(since).map_or(ping, |asked| asked + patience)
             }
             None => self.heard + patience.idle,
         };

@@ -209,7 +209,10 @@ impl Hosts {
         connection.close();
         let was_up = std::mem::take(&mut link.up);
         while let Some(event) = connection.next_event() {
-            self.forward(host, event);
+            // What it has said of itself counts no more.
+            if !matches!(event, Event::Up(_) | Event::Gid(..) | Event::Bye(_)) {
+                self.forward(host, event);
+            }
         }
         if was_up {
             self.events.push_back(HostEvent::Down(host));

@@ -333,6 +333,34 @@ fn a_refusal_stops_the_rest_of_a_message() {
     assert_eq!(wire.events(0), [Event::Answered(next, Answer::Ack)]);
 }
 
+/// One whose last segment comes after its answer has left keeps no place: its stream may be another QP's.
+#[test]
+fn a_refusal_that_crosses_the_rest_leaves_nothing() {
+    let mut wire = Wire::new();
+    let token = wire.pending(1, &write(600_000));
+    let bytes = wire.said(0, usize::MAX);
+    // All but the last segment.
+    let len = (0..2).fold(0, |at, _| {
+        let (len, arrival) = wire.ends[1].receive(wire.now, &bytes[at..]).expect("sound");
+        if let Some(Arrival::Segment { ends, receipt, .. }) = arrival {
+            wire.receipts.push((ends.source_qpn, receipt));
+        }
+        at + len
+    });
+    assert!(!wire.receipts.is_empty() && len < bytes.len(), "{len} of {}", bytes.len());
+    let (_, receipt) = wire.receipts.remove(0);
+    wire.ends[1].answer(receipt, Answer::Nak(2));
+    let said = wire.said(1, usize::MAX);
+    wire.hear(1, &bytes[len..]);
+    wire.hear(0, &said);
+    wire.answer(1, Answer::Silence);
+    wire.carry();
+    assert_eq!(wire.events(0), [Event::Answered(token, Answer::Nak(2))]);
+    let mut again = Vec::new();
+    Frame::Stream { stream: 0, incarnation: 1, ends: ends(2) }.encode(&mut again);
+    assert!(wire.ends[1].receive(wire.now, &again).is_ok());
+}
+
 #[test]
 fn what_is_cancelled_is_not_answered() {
     let mut wire = Wire::new();
@@ -575,10 +603,12 @@ fn dialing_again_takes_twice_as_long_each_time_up_to_two_seconds() {
 fn a_host_that_claims_an_address_with_anothers_number_is_cut_off() {
     let (mut one, mut two) = (Hosts::new(&me(1), ms(0), [2]), Hosts::new(&me(2), ms(0), [1]));
     one.bind(&gid(3));
+    // The one for which it is cut off, and one behind.
+    one.bind(&gid(4));
     let (_, b) = linked(&mut one, &mut two, ms(1));
     let told = events(&mut two);
     assert!(told.contains(&HostEvent::Close(b, Why::End(End::Bad(Bad::NotItsGid)))), "{told:?}");
-    assert_eq!(two.owner(&gid(3)), None);
+    assert_eq!((two.owner(&gid(3)), two.owner(&gid(4))), (None, None));
 }
 
 #[test]

@@ -82,6 +82,8 @@ impl Listener {
     pub fn close(&self) {
         // SAFETY: no memory is involved.
         unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        // Nobody takes the place between the look and the removal.
+        let _alone = alone_in(self.path.parent().unwrap_or(Path::new("")));
         let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file);
         if ours {
             // Somebody else may have removed it just now, which is what is wanted.
@@ -107,7 +109,11 @@ fn alone_in(folder: &Path) -> Option<File> {
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
             return Some(file);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        match io::Error::last_os_error().kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => std::thread::sleep(Duration::from_millis(5)),
+            // A file system without locks.
+            _ => return None,
+        }
     }
     None
 }

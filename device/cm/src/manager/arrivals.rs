@@ -21,6 +21,9 @@ impl Manager {
     }
 
     fn on_req(&mut self, now: Instant, from: Gid, at: Gid, tid: u64, req: Box<Req>, services: &mut dyn Services) {
+        if req.local_comm_id == 0 {
+            return;
+        }
         if let Some(&comm) = self.by_remote.get(&(from, req.local_comm_id)) {
             return self.on_req_again(from, at, comm, &req);
         }
@@ -114,6 +117,10 @@ impl Manager {
     }
 
     fn on_mra(&mut self, now: Instant, from: Gid, mra: &Mra) {
+        // 0 is nobody's name.
+        if mra.local_comm_id == 0 {
+            return;
+        }
         let Some((comm, connection)) = self.named(from, mra.remote_comm_id, mra.local_comm_id) else { return };
         let wait = code_time(mra.service_timeout) + LONGEST_WAIT;
         match (connection.state, mra.message_mraed) {
@@ -142,6 +149,9 @@ impl Manager {
     }
 
     fn on_rep(&mut self, from: Gid, rep: Box<Rep>) {
+        if rep.local_comm_id == 0 {
+            return;
+        }
         let Some((comm, connection)) = self.named(from, rep.remote_comm_id, rep.local_comm_id) else { return };
         match connection.state {
             State::ReqSent | State::MraReqRcvd => {}

@@ -334,6 +334,8 @@ impl Engine {
                     sq.rnr_retries -= 1;
                 }
                 sq.hold = Some(Instant::now() + rnr_time(code));
+                // Room that comes is no reason to ask such a responder sooner.
+                sq.full_since = None;
                 Stage::Ready
             }
             Answer::RnrNak(_) => Stage::Done(abi::PVRDMA_WC_RNR_RETRY_EXC_ERR),

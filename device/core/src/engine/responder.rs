@@ -366,6 +366,10 @@ impl Engine {
             let at = reth.remote_addr.wrapping_add(stretch.from);
             self.resolve_remote(qp, rq, at, (stretch.len, rest), reth.rkey, Use::RemoteWrite)?;
         }
+        // A region may be longer than any message.
+        if reth.total > u64::from(MAX_MSG_SZ) {
+            return Err(Failure::invalid(qp).into());
+        }
         // With immediate data a receive WQE must be there before any byte (of the last piece) moves.
         let received = match imm {
             Some(imm) => Some(Received {

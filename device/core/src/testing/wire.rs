@@ -68,6 +68,8 @@ struct State {
     busy: u32,
     /// All of them do, until the device hears of room.
     full: bool,
+    /// So many met that.
+    refused: u32,
     /// Takes one request of a QP at a time.
     one_by_one: bool,
     /// Of each QP the requests from the oldest that is not acknowledged on, in the order of their PSNs.
@@ -163,6 +165,11 @@ impl Wire {
     /// From now on submissions find no room.
     pub fn fill(&self) {
         self.lock().full = true;
+    }
+
+    /// How many submissions were told that there is no room.
+    pub fn refused(&self) -> u32 {
+        self.lock().refused
     }
 
     /// There is room again, and nobody is told.
@@ -322,6 +329,7 @@ impl Transport for Wire {
         }
         let mut state = self.lock();
         if state.full {
+            state.refused += 1;
             return Submitted::Full;
         }
         if state.busy > 0 {

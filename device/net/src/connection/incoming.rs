@@ -238,6 +238,8 @@ impl Incoming {
         if over && request.reply.is_none() {
             self.end(receipt.token, answer, events);
         }
+        // Its last segment may have come after its answer had left.
+        self.remove_if_over(receipt.token);
     }
 
     /// What was asked for will be read from the caller.

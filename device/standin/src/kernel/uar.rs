@@ -69,7 +69,11 @@ fn enter(ctx: CtxHandle, at: usize) -> bool {
     unsafe { libc::madvise(at as *mut c_void, PAGE, libc::MADV_DONTFORK) };
     // An entry may have outlived its page: memory hooks (Open MPI, UCX, libfabric) replace munmap in memory, and then
     // `replace` is not told. The first with an address is what counts, so there must be but one.
-    let stale = OWN.uars.iter().find(|page| address(page.at.load(Ordering::Acquire)) == at);
+    // Reserved like a free one: who unmapped what was there may be about to clear it.
+    let stale = OWN.uars.iter().find(|page| {
+        let before = page.at.load(Ordering::Acquire);
+        address(before) == at && page.at.compare_exchange(before, RESERVED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
     let free = stale.or_else(|| {
         OWN.uars.iter().find(|page| {
             let before = page.at.load(Ordering::Relaxed);
@@ -188,8 +192,16 @@ extern "C" fn carry_out(call: *mut c_void) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     const HERE: CtxHandle = CtxHandle(7);
+
+    /// The table is the process's, and so are addresses.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn unmap(at: *mut c_void, result: i32) {
         // SAFETY: a page of the test's, which nobody uses any more.
@@ -199,6 +211,7 @@ mod tests {
 
     #[test]
     fn a_page_is_forgotten_once_it_is_gone_and_no_sooner() {
+        let _alone = alone();
         // SAFETY: placed by the kernel.
         let at = unsafe { map(HERE, std::ptr::null_mut(), 0) }.expect("a page");
         assert!(find(at as usize + 8).is_some());
@@ -212,6 +225,7 @@ mod tests {
 
     #[test]
     fn a_page_that_comes_while_another_goes_stays() {
+        let _alone = alone();
         // SAFETY: placed by the kernel.
         let at = unsafe { map(HERE, std::ptr::null_mut(), 0) }.expect("a page");
         let other = CtxHandle(8);

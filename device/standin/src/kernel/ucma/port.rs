@@ -44,7 +44,7 @@ pub struct Ports {
     /// The owners of each port, by where its bytes begin.
     owners: HashMap<u64, Vec<u32>>,
     /// What somebody here is likely to listen on, and until when that counts; the oldest first.
-    left: VecDeque<(Range<u64>, Instant)>,
+    left: VecDeque<(Option<u32>, Range<u64>, Instant)>,
     next: u16,
 }
 
@@ -205,30 +205,50 @@ impl Ports {
 
     /// Says until `until` that somebody is likely to listen on what `owner` has. These times come in order.
     pub fn expect_listener(&mut self, owner: u32, until: Instant) {
+        self.expect(owner, Some(owner), until);
+    }
+
+    fn expect(&mut self, owner: u32, who: Option<u32>, until: Instant) {
         if let Some(taken) = self.taken.get(&owner) {
             let bytes = left_of(&taken.bytes);
             // Shared: others may say so too. Nobody asks for it otherwise, so nobody can be in the way.
             let _ = lock(self.file, libc::F_SETLK, libc::F_RDLCK, &bytes);
-            self.left.push_back((bytes, until));
+            self.left.push_back((who, bytes, until));
+        }
+    }
+
+    /// It is not `owner` who will listen.
+    pub fn unexpect(&mut self, owner: u32) {
+        let is_its = |who: Option<u32>| who == Some(owner);
+        let gone: Vec<Range<u64>> =
+            self.left.iter().filter(|(who, ..)| is_its(*who)).map(|(_, bytes, _)| bytes.clone()).collect();
+        self.left.retain(|(who, ..)| !is_its(*who));
+        for bytes in gone {
+            self.unlock_left(bytes);
         }
     }
 
     /// The same, and gives back what `owner` has.
     pub fn leave(&mut self, owner: u32, until: Instant) {
-        self.expect_listener(owner, until);
+        self.expect(owner, None, until);
         self.release(owner);
     }
 
     /// Takes back what has been said long enough; returns when there is more of it.
     pub fn forget_left(&mut self, now: Instant) -> Option<Instant> {
-        while self.left.front().is_some_and(|(_, until)| *until <= now)
-            && let Some((bytes, _)) = self.left.pop_front()
+        while self.left.front().is_some_and(|(.., until)| *until <= now)
+            && let Some((_, bytes, _)) = self.left.pop_front()
         {
-            let kept: Vec<Range<u64>> =
-                self.left.iter().map(|(left, _)| left.clone()).filter(|left| overlap(left, &bytes)).collect();
-            self.unlock(bytes, &kept);
+            self.unlock_left(bytes);
         }
-        self.left.front().map(|(_, until)| *until)
+        self.left.front().map(|(.., until)| *until)
+    }
+
+    /// Unlocks what one said, but for what others still say.
+    fn unlock_left(&self, bytes: Range<u64>) {
+        let kept: Vec<Range<u64>> =
+            self.left.iter().map(|(_, left, _)| left.clone()).filter(|left| overlap(left, &bytes)).collect();
+        self.unlock(bytes, &kept);
     }
 
     /// Unlocks bytes but for those that are kept.
@@ -253,7 +273,7 @@ impl Ports {
     /// Whether somebody in this process is likely to listen on the port in a moment.
     pub fn is_expected(&self, ps: u16, address: &Address) -> bool {
         let bytes = left_of(&bytes_of(ps, address, false));
-        self.left.iter().any(|(left, _)| overlap(left, &bytes))
+        self.left.iter().any(|(_, left, _)| overlap(left, &bytes))
     }
 }
 
@@ -359,6 +379,12 @@ mod tests {
         ports.expect_listener(1, soon);
         assert!(ports.is_expected(RDMA_PS_TCP, &bound));
         assert_eq!(ports.forget_left(soon), None);
+        assert!(!ports.is_expected(RDMA_PS_TCP, &bound));
+        // One that turns out to connect.
+        ports.expect_listener(1, soon);
+        ports.unexpect(2);
+        assert!(ports.is_expected(RDMA_PS_TCP, &bound));
+        ports.unexpect(1);
         assert!(!ports.is_expected(RDMA_PS_TCP, &bound));
         let held = |ports: &mut Ports| ports.is_held_elsewhere(RDMA_PS_TCP, &bound);
         assert!(other_process(&folder.0, held), "it has it all the same");

@@ -439,6 +439,8 @@ impl State {
         id.phase = Phase::AddrQuery;
         id.resolving = Some(until);
         self.resolving.insert(number);
+        // One that was bound connects, and does not listen.
+        self.ports.unexpect(number);
         self.resolve(now, number);
     }
 
