@@ -245,6 +245,10 @@ fn desk(built: &Built, tree: &Path) -> Result<()> {
     let (from, to) = (built.installed.join("usr"), tree.join("usr"));
     put(&from.join(UNIT), &to.join(UNIT), 0o644)?;
     shell::output(Command::new("cp").arg("-r").arg(from.join("share")).arg(&to))?;
+    // Those of direct verbs are the provider's.
+    for section in ["man3", "man7"] {
+        fs::remove_dir_all(to.join("share/man").join(section))?;
+    }
     let pages = to.join("share/man/man1");
     for page in names(&pages)? {
         // No name and no date in it.
