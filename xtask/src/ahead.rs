@@ -1,9 +1,9 @@
 //! What later checks build, and a whole one, done while earlier ones run their programs: those mostly wait, and CI has
 //! two cores.
 //!
-//! Each is a process of its own, with the lowest claim on the cores that still gets some: the tests that run at the same
-//! time hardly notice, and a lock of cargo's that it holds is soon free. What goes wrong is not told here: the check is
-//! done again in its turn and says so itself.
+//! Each is a process of its own, with the lowest claim on the cores that still gets some: the tests that run at the
+//! same time hardly notice, and a lock of cargo's that it holds is soon free. What goes wrong is not told here: the
+//! check is done again in its turn and says so itself.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -37,8 +37,8 @@ impl Ahead {
         Ahead { ended: Mutex::new(ended), names }
     }
 
-    /// Waits for what is done ahead of a check, if anything is, so that it is not done twice at a time. Whether it ended
-    /// well.
+    /// Waits for what is done ahead of a check, if anything is, so that it is not done twice at a time. Whether it
+    /// ended well.
     pub fn wait(&self, name: &str) -> bool {
         if !self.names.contains(&name) {
             return false;
