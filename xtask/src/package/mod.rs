@@ -146,7 +146,7 @@ pub fn demo_in(suite: &str) -> Result<()> {
     let bare = root::Kind { name: "bare", packages: &["gcc", "libc6-dev"], again: &[] };
     let packed = root::tarball(&Mirror::of_this_machine()?, suite, bare)?;
     let root = root::Root::new(&packed, suite, release.scratch("root")?)?;
-    shell::output(Command::new("tar").arg("-xf").arg(source).arg("-C").arg(root.folder.join("root")))?;
+    shell::output(Command::new("tar").arg("-xf").arg(source).arg("-C").arg(&root.folder))?;
     fs::copy("/etc/resolv.conf", root.folder.join("etc/resolv.conf")).context("how names are resolved")?;
     let rust = shell::output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(shell::workspace()))?;
     println!("# cargo xtask demo, in a bare Debian {suite}");
@@ -155,7 +155,7 @@ pub fn demo_in(suite: &str) -> Result<()> {
             "mkdir \"$0/rust\" && mount --bind '{}' \"$0/rust\" && mount -t tmpfs tmpfs \"$0/dev/shm\" &&",
             rust.trim()
         ),
-        &format!("export PATH=/rust/bin:$PATH; cd /root/{}; cargo xtask demo", release.folder()),
+        &format!("export PATH=/rust/bin:$PATH; cd /{}; cargo xtask demo", release.folder()),
     );
     let said = timed("demo", || shell::output(&mut command))?;
     print!("{said}");
