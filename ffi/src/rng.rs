@@ -107,6 +107,18 @@ impl Input<'_> {
     }
 }
 
+/// Has `run` take each of the inputs that a fuzzer kept, the files of `folder`; there are more than `least` that it did
+/// take. Prints which one it is.
+pub fn replay(folder: &str, least: u32, mut run: impl FnMut(&[u8]) -> bool) {
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).expect("the seeds of the fuzz target") {
+        let path = entry.expect("an entry").path();
+        println!("{}", path.display());
+        count += u32::from(run(&std::fs::read(&path).expect("a seed")));
+    }
+    assert!(count > least, "{count} seeds");
+}
+
 /// The number in the environment variable `PVRDMA_SEED`, or `otherwise`. Prints it, so that a failed test names it.
 pub fn seed(otherwise: u64) -> u64 {
     let seed = std::env::var("PVRDMA_SEED").map_or(otherwise, |seed| seed.parse().expect("PVRDMA_SEED: a number"));

@@ -13,9 +13,10 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-ffi", &[]),
     ("vmw_pvrdma", &["pvrdma-ffi"]),
-    ("pvrdma-cm", &[]),
+    // Random numbers, for their tests alone.
+    ("pvrdma-cm", &["pvrdma-ffi"]),
     ("pvrdma-device", &["pvrdma-ffi"]),
-    ("pvrdma-net", &[]),
+    ("pvrdma-net", &["pvrdma-ffi"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),

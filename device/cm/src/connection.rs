@@ -132,6 +132,27 @@ pub enum Event {
     SidrReqError { comm: CommId },
 }
 
+impl Event {
+    /// The connection that it is about.
+    pub fn comm(&self) -> CommId {
+        match self {
+            Event::ReqReceived { comm, .. }
+            | Event::RepReceived { comm, .. }
+            | Event::RtuReceived { comm }
+            | Event::RejReceived { comm, .. }
+            | Event::ReqError { comm }
+            | Event::RepError { comm }
+            | Event::DreqReceived { comm }
+            | Event::DrepReceived { comm }
+            | Event::DreqError { comm }
+            | Event::TimewaitExit { comm }
+            | Event::SidrReqReceived { comm, .. }
+            | Event::SidrRepReceived { comm, .. }
+            | Event::SidrReqError { comm } => *comm,
+        }
+    }
+}
+
 /// Why a call came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallError {

@@ -3,13 +3,13 @@
 //!
 //! `PVRDMA_SEED` repeats a run, `PVRDMA_STEPS` makes it longer.
 
-use pvrdma_device::testing::rng::Rng;
+use pvrdma_device::testing::rng::{Rng, replay, steps};
 use pvrdma_device::testing::wild::{Summary, run};
 
 #[test]
 fn random_bytes_harm_nobody() {
     let mut rng = Rng::from_env(1);
-    let runs = pvrdma_device::testing::rng::steps(1000);
+    let runs = steps(1000);
     let mut all = Summary::default();
     for n in 0..runs {
         let len = 1 + rng.below(4000) as usize;
@@ -32,13 +32,9 @@ fn random_bytes_harm_nobody() {
 
 #[test]
 fn inputs_that_a_fuzzer_kept_harm_nobody() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/guest");
-    let mut count = 0;
-    for entry in std::fs::read_dir(&folder).expect("the seeds of the fuzz target") {
-        let path = entry.expect("an entry").path();
-        println!("{}", path.display());
-        run(&std::fs::read(&path).expect("a seed"));
-        count += 1;
-    }
-    assert!(count > 100, "{count} seeds");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/guest");
+    replay(folder, 100, |bytes| {
+        run(bytes);
+        true
+    });
 }

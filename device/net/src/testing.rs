@@ -3,45 +3,12 @@
 pub mod hostile;
 
 use crate::frame::*;
+pub use pvrdma_ffi::rng::{Rng, replay};
 
-/// Pseudo random numbers (splitmix64).
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// A sequence by its seed.
-    pub fn new(seed: u64) -> Rng {
-        Rng(seed)
-    }
-
-    /// 64 bits.
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let bits = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ bits >> 31
-    }
-
-    /// A number below `end`, which is not 0.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.word() % end
-    }
-
-    /// Whether something of `part` in `of` happens.
-    pub fn chance(&mut self, part: u64, of: u64) -> bool {
-        self.below(of) < part
-    }
-
-    /// Bytes.
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.word() as u8).collect()
-    }
-
-    /// Fewer than 2^`bits`, small ones as often as large ones.
-    pub fn size(&mut self, bits: u32) -> u64 {
-        let bits = self.below(u64::from(bits) + 1) as u32;
-        self.word() & ((1 << bits) - 1)
-    }
+/// Fewer than 2^`bits`, small ones as often as large ones.
+pub fn size(rng: &mut Rng, bits: u32) -> u64 {
+    let bits = rng.below(u64::from(bits) + 1) as u32;
+    rng.word() & ((1 << bits) - 1)
 }
 
 /// Any ends.
@@ -52,7 +19,7 @@ pub fn random_ends(rng: &mut Rng) -> Ends {
         gid
     };
     let (source_gid, dest_gid) = (gid(), gid());
-    Ends { source_gid, dest_gid, source_qpn: rng.size(24) as u32, dest_qpn: rng.size(24) as u32 }
+    Ends { source_gid, dest_gid, source_qpn: size(rng, 24) as u32, dest_qpn: size(rng, 24) as u32 }
 }
 
 /// A greeting in range.
@@ -60,13 +27,13 @@ pub fn random_hello(rng: &mut Rng) -> Hello {
     let mut boot = [0; 16];
     boot.fill_with(|| rng.word() as u8);
     Hello {
-        versions: (1, 1 + rng.size(10) as u16),
+        versions: (1, 1 + size(rng, 10) as u16),
         host: rng.word() as u16,
         boot,
-        window: 2 * FRAME as u64 + rng.size(40),
-        lane: 2 * FRAME as u64 + rng.size(40),
-        requests: 1 + rng.size(31) as u32,
-        streams: 1 + rng.size(15) as u16,
+        window: 2 * FRAME as u64 + size(rng, 40),
+        lane: 2 * FRAME as u64 + size(rng, 40),
+        requests: 1 + size(rng, 31) as u32,
+        streams: 1 + size(rng, 15) as u16,
         gids: rng.word() as u16,
     }
 }
@@ -84,8 +51,8 @@ pub fn random_message(rng: &mut Rng) -> Message {
         6 => Op::CompareSwap { remote_addr, rkey, compare: rng.word(), swap: rng.word() },
         _ => Op::FetchAdd { remote_addr, rkey, add: rng.word() },
     };
-    let len = if op.atomic() { 8 } else { rng.size(31) };
-    Message { op, psn: rng.size(24) as u32, packets: 1 + rng.size(23) as u32, len, solicited: rng.chance(1, 2) }
+    let len = if op.atomic() { 8 } else { size(rng, 31) };
+    Message { op, psn: size(rng, 24) as u32, packets: 1 + size(rng, 23) as u32, len, solicited: rng.one_in(2) }
 }
 
 /// Any answer.
@@ -123,18 +90,18 @@ pub fn random_frame<'a>(rng: &mut Rng, payload: &'a [u8]) -> Frame<'a> {
         4 => {
             let mut grh = [0; 40];
             grh.fill_with(|| rng.word() as u8);
-            let imm = rng.chance(1, 2).then_some(rng.word() as u32);
-            let solicited = rng.chance(1, 2);
+            let imm = rng.one_in(2).then_some(rng.word() as u32);
+            let solicited = rng.one_in(2);
             let datagram = Datagram { ends: random_ends(rng), qkey: rng.word() as u32, imm, solicited, grh };
             Frame::Datagram { datagram, payload: part }
         }
         5 => Frame::Answer { token, answer: random_answer(rng) },
-        6 => Frame::Data { token, offset: rng.size(31), payload: &payload[..part.len().max(1)] },
+        6 => Frame::Data { token, offset: size(rng, 31), payload: &payload[..part.len().max(1)] },
         7 => Frame::Cancel { token },
-        8 => Frame::Taken { stream, incarnation: token, back: rng.chance(1, 2), bytes: rng.word() },
+        8 => Frame::Taken { stream, incarnation: token, back: rng.one_in(2), bytes: rng.word() },
         9 => Frame::Credit { bytes: rng.word() },
         10 => Frame::Ping { stamp: rng.word() },
-        11 => Frame::Gid { gid: random_ends(rng).dest_gid, bound: rng.chance(1, 2) },
+        11 => Frame::Gid { gid: random_ends(rng).dest_gid, bound: rng.one_in(2) },
         _ => match rng.below(3) {
             0 => Frame::Pong { stamp: rng.word() },
             1 => Frame::Bye(Reason::Stopping),

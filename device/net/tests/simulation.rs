@@ -13,7 +13,7 @@ use pvrdma_net::event::{Arrival, Hold, Receipt, ReplyKey, Source, Submitted, Tok
 use pvrdma_net::frame::{Answer, Bad, Datagram, Ends, Ext, FRAME, Gid, Message, Op, Segment};
 use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
 use pvrdma_net::limits::{Limits, Patience};
-use pvrdma_net::testing::Rng;
+use pvrdma_net::testing::{Rng, size};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -124,13 +124,13 @@ impl Source for Payloads<'_> {
     fn payload(&mut self, token: Token, offset: u64, into: &mut [u8]) -> bool {
         let name = self.tokens[&token];
         fill(name, offset, into);
-        !(self.faults && self.rng.chance(1, 2000))
+        !(self.faults && self.rng.one_in(2000))
     }
 
     fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<(), Answer> {
         let name = self.replies[&key];
         fill(name, offset, into);
-        if self.faults && self.rng.chance(1, 2000) { Err(Answer::Nak(4)) } else { Ok(()) }
+        if self.faults && self.rng.one_in(2000) { Err(Answer::Nak(4)) } else { Ok(()) }
     }
 }
 
@@ -251,9 +251,9 @@ impl Sim {
             8..10 => Op::Read { remote_addr, rkey },
             _ => Op::Write { remote_addr, rkey, imm: None },
         };
-        let long = self.plan.long && rng.chance(1, 40);
-        let len = if op.atomic() { 8 } else { rng.size(if long { 21 } else { 9 }) };
-        Message { op, psn: n & 0xff_ffff, packets: 1 + (len / 4096) as u32, len, solicited: rng.chance(1, 2) }
+        let long = self.plan.long && rng.one_in(40);
+        let len = if op.atomic() { 8 } else { size(&mut rng, if long { 21 } else { 9 }) };
+        Message { op, psn: n & 0xff_ffff, packets: 1 + (len / 4096) as u32, len, solicited: rng.one_in(2) }
     }
 
     fn note(&mut self, what: u64) {
@@ -372,7 +372,7 @@ impl Sim {
     // ---- responders ----------------------------------------------------------------------------------------------
 
     fn arrived(&mut self, host: u16, arrival: Arrival<'_>) {
-        let later = self.now + Duration::from_millis(if self.rng.chance(1, 10) { self.rng.below(30) } else { 0 });
+        let later = self.now + Duration::from_millis(if self.rng.one_in(10) { self.rng.below(30) } else { 0 });
         match arrival {
             Arrival::Segment { ends, segment, payload, receipt } => {
                 let answer = self.carry_out(host, &ends, &segment, payload);
@@ -415,7 +415,7 @@ impl Sim {
         check(name, segment.offset, payload);
         let reads = segment.message.op.reads();
         let done = if reads { Ok(name) } else { Err(Answer::Ack) };
-        let rnr = segment.first() && !reads && self.rng.chance(1, 200);
+        let rnr = segment.first() && !reads && self.rng.one_in(200);
         let pair = &mut self.pairs[n as usize];
         match segment.message.psn.cmp(&pair.expected) {
             std::cmp::Ordering::Less => done,
@@ -471,7 +471,7 @@ impl Sim {
     }
 
     fn dial(&mut self, from: u16, to: u16) {
-        if self.rng.chance(1, 10) && self.now < self.plan.trouble {
+        if self.rng.one_in(10) && self.now < self.plan.trouble {
             self.hosts[usize::from(from - 1)].hosts.dial_failed(self.now, to);
             return;
         }
@@ -526,7 +526,7 @@ impl Sim {
             assert!(way.unsent.len() <= (1 << 16) + FRAME + 256);
         }
         let room = wire.capacity.saturating_sub(way.in_flight).min(way.unsent.len());
-        let part = if self.rng.chance(1, 4) { self.rng.below(room as u64 + 1) as usize } else { room };
+        let part = if self.rng.one_in(4) { self.rng.below(room as u64 + 1) as usize } else { room };
         if part > 0 {
             let mut arrives = (now + STEP * self.rng.below(3) as u32).max(wire.cut);
             arrives = way.flight.back().map_or(arrives, |(before, _)| arrives.max(*before));
@@ -608,7 +608,7 @@ impl Sim {
     // ---- trouble -------------------------------------------------------------------------------------------------
 
     fn trouble(&mut self) {
-        if self.now >= self.plan.trouble || !self.rng.chance(self.plan.often, 1000) {
+        if self.now >= self.plan.trouble || self.rng.below(1000) >= self.plan.often {
             return;
         }
         let until = self.now + Duration::from_millis(self.rng.below(2500));

@@ -92,14 +92,7 @@ impl Manager {
         match connection.state {
             State::ReqRcvd | State::MraReqSent => {
                 connection.state = State::MraReqSent;
-                let mra = Mra {
-                    local_comm_id: comm.0,
-                    remote_comm_id: connection.remote_id,
-                    message_mraed: 0,
-                    service_timeout: SERVICE_TIMEOUT,
-                };
-                let mad = Message::Mra(mra).to_mad(connection.tid);
-                self.send(comm, mad);
+                self.ask_for_time(comm, 0, SERVICE_TIMEOUT);
             }
             State::TimeWait => {
                 let rej = Rej {
@@ -114,6 +107,15 @@ impl Manager {
             // The answer is on its way, and comes again by itself.
             _ => {}
         }
+    }
+
+    /// The other end's message (0: its REQ, 1: its REP) has come, and the answer will take its time.
+    fn ask_for_time(&mut self, comm: CommId, message_mraed: u8, service_timeout: u8) {
+        let Some(connection) = self.connections.get(&comm) else { return };
+        let (local_comm_id, remote_comm_id) = (comm.0, connection.remote_id);
+        let mra = Mra { local_comm_id, remote_comm_id, message_mraed, service_timeout };
+        let mad = Message::Mra(mra).to_mad(connection.tid);
+        self.send(comm, mad);
     }
 
     fn on_mra(&mut self, now: Instant, from: Gid, mra: &Mra) {
@@ -164,15 +166,8 @@ impl Manager {
             }
             State::RepRcvd | State::MraRepSent => {
                 connection.state = State::MraRepSent;
-                let mra = Mra {
-                    local_comm_id: comm.0,
-                    remote_comm_id: connection.remote_id,
-                    message_mraed: 1,
-                    // Not long: if our RTU is lost, it is this message, sent again, that we hear of it by.
-                    service_timeout: RESPONSE_TIMEOUT,
-                };
-                let mad = Message::Mra(mra).to_mad(connection.tid);
-                return self.send(comm, mad);
+                // Not long: if our RTU is lost, it is this message, sent again, that we hear of it by.
+                return self.ask_for_time(comm, 1, RESPONSE_TIMEOUT);
             }
             _ => return,
         }

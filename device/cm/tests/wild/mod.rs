@@ -8,6 +8,7 @@
 use pvrdma_cm::connection::*;
 use pvrdma_cm::manager::*;
 use pvrdma_cm::message::*;
+use pvrdma_ffi::rng::Input;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -32,24 +33,9 @@ pub struct Summary {
     pub events: u32,
 }
 
-/// Takes numbers off bytes; nothing but zeros when they have ended.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn word(&mut self) -> u32 {
-        u32::from_be_bytes(std::array::from_fn(|_| self.byte()))
-    }
-
-    fn one_of<T: Copy>(&mut self, list: &[T]) -> Option<T> {
-        let at = usize::from(self.byte());
-        list.get(at % list.len().max(1)).copied()
-    }
+/// The next four bytes.
+fn word(input: &mut Input<'_>) -> u32 {
+    u32::from_be_bytes(std::array::from_fn(|_| input.byte()))
 }
 
 struct Answer(Verdict);
@@ -135,17 +121,7 @@ impl Wild {
             Event::ReqReceived { comm, .. } | Event::SidrReqReceived { comm, .. } => {
                 assert!(self.owned.insert(*comm), "{comm:?} is there already");
             }
-            Event::RepReceived { comm, .. }
-            | Event::RtuReceived { comm }
-            | Event::RejReceived { comm, .. }
-            | Event::ReqError { comm }
-            | Event::RepError { comm }
-            | Event::DreqReceived { comm }
-            | Event::DrepReceived { comm }
-            | Event::DreqError { comm }
-            | Event::TimewaitExit { comm }
-            | Event::SidrRepReceived { comm, .. }
-            | Event::SidrReqError { comm } => assert!(self.owned.contains(comm), "{event:?} is for nobody"),
+            _ => assert!(self.owned.contains(&event.comm()), "{event:?} is for nobody"),
         }
         self.heard.push(event);
     }
@@ -157,7 +133,7 @@ impl Wild {
         mad[17] = 0x10 + input.byte() % 9;
         mad[24 + 8..24 + 16].copy_from_slice(&SERVICE.to_be_bytes());
         for at in [24, 28] {
-            let name = self.names.get(usize::from(input.byte())).copied().unwrap_or_else(|| input.word());
+            let name = self.names.get(usize::from(input.byte())).copied().unwrap_or_else(|| word(input));
             mad[at..at + 4].copy_from_slice(&name.to_be_bytes());
         }
         let from = HOSTILE[usize::from(input.byte() % 2)];
@@ -181,14 +157,14 @@ impl Wild {
     fn call(&mut self, input: &mut Input<'_>) {
         let owned: Vec<CommId> = self.owned.iter().copied().collect();
         // Any other name, but never that of the honest connection, whose bits above are these.
-        let (now, comm) = (self.now, input.one_of(&owned).unwrap_or(CommId(input.word() & 0xff)));
+        let (now, comm) = (self.now, input.pick(&owned).unwrap_or(CommId(word(input) & 0xff)));
         let path = Path {
             local_gid: TRIED,
             remote_gid: HOSTILE[usize::from(input.byte() % 2)],
             ack_timeout: input.byte() % 20,
             ..Default::default()
         };
-        let local = Parameters { qpn: input.word() & 0xff_ffff, psn: 3, ..Default::default() };
+        let local = Parameters { qpn: word(input) & 0xff_ffff, psn: 3, ..Default::default() };
         let worked = match input.byte() % 14 {
             0 | 1 => {
                 let comm = self.tried.connect(now, SERVICE, &path, &local, &[0; private_len::REQ]);
@@ -256,7 +232,7 @@ pub fn run(bytes: &[u8]) -> Summary {
     // Not for the careless owner.
     wild.owned.remove(&honest);
     let mut steps = 0;
-    while !input.0.is_empty() && steps < STEPS {
+    while !input.is_empty() && steps < STEPS {
         steps += 1;
         match input.byte() % 8 {
             0..4 => wild.datagram(&mut input),

@@ -567,24 +567,15 @@ impl State {
     }
 
     fn hear(&mut self, event: Event) {
-        let comm = match event {
+        let number = self.by_comm.get(&event.comm()).copied();
+        let event = match event {
             Event::ReqReceived { listener, comm, req } => return self.on_req(listener as u32, comm, &req),
             Event::SidrReqReceived { listener, comm, req, from } => {
                 return self.on_sidr_req(listener as u32, comm, &req, from);
             }
-            Event::RepReceived { comm, .. }
-            | Event::RtuReceived { comm }
-            | Event::RejReceived { comm, .. }
-            | Event::ReqError { comm }
-            | Event::RepError { comm }
-            | Event::DreqReceived { comm }
-            | Event::DrepReceived { comm }
-            | Event::DreqError { comm }
-            | Event::TimewaitExit { comm }
-            | Event::SidrRepReceived { comm, .. }
-            | Event::SidrReqError { comm } => comm,
+            event => event,
         };
-        let Some(&number) = self.by_comm.get(&comm) else { return };
+        let Some(number) = number else { return };
         match event {
             Event::RepReceived { rep, .. } => {
                 self.tell(number, event::CONNECT_RESPONSE, 0, Param::Connection(Box::new(of_rep(&rep))));
