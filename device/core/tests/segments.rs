@@ -464,6 +464,15 @@ fn what_a_receive_says_is_read_once() {
     assert_eq!(bench.b.recv_cq.ends(), [(70, 0)]);
     assert_eq!(bench.remote.get(0, 768), pattern(0, 768));
     assert_eq!(other.get(0, 4000), [0; 4000]);
+    // Nor when it is flushed in the middle; those behind it are read then.
+    for id in [71, 72] {
+        bench.b.recv(&RecvWr::new(id, &[sge(&bench.remote, 0, 1000)]));
+    }
+    assert_eq!(bench.full(3, 1, Part::SendFirst), Answer::Ack);
+    let stride = u64::from(bench.b.qp.size.recv_stride());
+    bench.b.qp.block.set(at + stride, &RecvWr::new(99, &[]).to_bytes());
+    bench.b.modify_state(PVRDMA_QPS_ERR).unwrap();
+    assert_eq!(bench.b.recv_cq.ends(), [(71, FLUSH), (72, FLUSH)]);
 }
 
 #[test]

@@ -593,7 +593,8 @@ impl Engine {
             }
             return;
         }
-        while let Ok(Some(receive)) = self.peek_receive(qp, &rq)
+        // The one in use is what it was when its message began.
+        while let Ok(Some(receive)) = rq.held.map_or_else(|| self.peek_receive(qp, &rq), |held| Ok(Some(held)))
             && qp.spend_recv()
         {
             self.end_receive(qp, &mut rq, receive.wr_id, abi::PVRDMA_WC_WR_FLUSH_ERR);
