@@ -120,7 +120,7 @@ impl Connection {
             peer: None,
             // Both are made anew when the other end's limits are known.
             out: Outgoing::new(epoch, me.limits),
-            incoming: Incoming::new(epoch, me.limits, 0),
+            incoming: Incoming::new(epoch, me.limits),
             ring: Ring::new(),
             window_out: Lane::default(),
             window_in: Intake::default(),
@@ -475,7 +475,7 @@ impl Connection {
         let mine = std::mem::take(&mut self.out.mine);
         self.out = Outgoing::new(self.epoch, both);
         self.out.mine = mine;
-        self.incoming = Incoming::new(self.epoch, Limits { lane: both.lane, ..*ours }, both.lane);
+        self.incoming = Incoming::new(self.epoch, Limits { lane: both.lane, ..*ours });
         let room = usize::from(hello.gids);
         if self.announcements.len() > room {
             for (gid, _) in self.announcements.drain(room..) {

@@ -184,7 +184,7 @@ impl Message {
     }
 }
 
-/// A piece of a message. Each stands on its own: the receiver of frames remembers nothing for the next one.
+/// A piece of a message, with all of its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The message it is of.

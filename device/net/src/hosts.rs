@@ -422,6 +422,8 @@ impl Hosts {
         self.mine.remove(gid);
         for connection in self.links.values_mut().filter_map(|link| link.connection.as_mut()) {
             connection.announce(gid, false);
+            // One that there was no room for may have some now.
+            self.mine.iter().for_each(|mine| connection.announce(mine, true));
         }
         if let Some(to) = self.gids.give_up(self.me.host, gid) {
             self.events.push_back(HostEvent::Moved { gid: *gid, to });

@@ -66,13 +66,11 @@ pub struct Incoming {
     opened: u64,
     answers: VecDeque<u32>,
     reports: VecDeque<u16>,
-    /// The lane that the other end grants.
-    their_lane: u64,
 }
 
 impl Incoming {
-    /// `limits` are those that this end has stated.
-    pub fn new(epoch: u64, limits: Limits, their_lane: u64) -> Incoming {
+    /// `limits` are those that this end has stated, but the lane is the smaller of both ends'.
+    pub fn new(epoch: u64, limits: Limits) -> Incoming {
         Incoming {
             epoch,
             limits,
@@ -82,7 +80,6 @@ impl Incoming {
             opened: 0,
             answers: VecDeque::new(),
             reports: VecDeque::new(),
-            their_lane,
         }
     }
 
@@ -336,7 +333,7 @@ impl Incoming {
         let Some(request) = self.requests.get_mut(&token) else { return 0 };
         let offset = request.reply.unwrap_or_default();
         let len = (request.message.len - offset).min(SEGMENT as u64);
-        if !stream.lane.has_room(len, self.their_lane) {
+        if !stream.lane.has_room(len, self.limits.lane) {
             return 0;
         }
         let start = out.len();

@@ -9,6 +9,7 @@ use crate::connection::{Connection, Me};
 use crate::event::{Arrival, Event, Hold, Receipt, ReplyKey, Source, Submitted, Token};
 use crate::frame::*;
 use crate::limits::{Limits, Patience};
+use pvrdma_ffi::rng::Input;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -23,28 +24,18 @@ pub struct Summary {
     pub frames_out: u32,
 }
 
-struct Bytes<'a>(&'a [u8]);
+fn number(script: &mut Input<'_>) -> u64 {
+    u64::from(script.byte())
+}
 
-impl Bytes<'_> {
-    fn next(&mut self) -> Option<u8> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn number(&mut self) -> u64 {
-        u64::from(self.next().unwrap_or_default())
-    }
-
-    /// Small mostly, and sometimes at an edge.
-    fn any(&mut self) -> u64 {
-        match self.number() {
-            byte @ 0..200 => byte % 9,
-            200..220 => SEGMENT as u64 + self.number() - 2,
-            220..235 => MESSAGE - self.number(),
-            235..245 => u64::MAX - self.number(),
-            _ => self.number() << (self.number() % 57),
-        }
+/// Small mostly, and sometimes at an edge.
+fn any(script: &mut Input<'_>) -> u64 {
+    match number(script) {
+        byte @ 0..200 => byte % 9,
+        200..220 => SEGMENT as u64 + number(script) - 2,
+        220..235 => MESSAGE - number(script),
+        235..245 => u64::MAX - number(script),
+        _ => number(script) << (number(script) % 57),
     }
 }
 
@@ -203,9 +194,9 @@ impl Victim {
 
 /// Does what `bytes` say. See the module text.
 pub fn run(bytes: &[u8]) -> Summary {
-    let mut script = Bytes(bytes);
+    let mut script = Input(bytes);
     let mut victim = Victim::new();
-    match script.number() % 4 {
+    match number(&mut script) % 4 {
         0 => raw(victim, script.0),
         // The same behind a greeting.
         1 => {
@@ -240,9 +231,9 @@ fn raw(mut victim: Victim, bytes: &[u8]) -> Summary {
     victim.over()
 }
 
-fn message(script: &mut Bytes<'_>, len: u64) -> Message {
-    let (remote_addr, rkey) = (script.number(), 7);
-    let op = match script.number() % 5 {
+fn message(script: &mut Input<'_>, len: u64) -> Message {
+    let (remote_addr, rkey) = (number(script), 7);
+    let op = match number(script) % 5 {
         0 => Op::Send { ext: Ext::None },
         1 => Op::Write { remote_addr, rkey, imm: Some(3) },
         2 => Op::Read { remote_addr, rkey },
@@ -250,11 +241,11 @@ fn message(script: &mut Bytes<'_>, len: u64) -> Message {
         _ => Op::Write { remote_addr, rkey, imm: None },
     };
     let len = if op.atomic() { 8 } else { len };
-    Message { op, psn: script.number() as u32, packets: 1, len, solicited: false }
+    Message { op, psn: number(script) as u32, packets: 1, len, solicited: false }
 }
 
-fn answer(script: &mut Bytes<'_>) -> Answer {
-    match script.number() % 8 {
+fn answer(script: &mut Input<'_>) -> Answer {
+    match number(script) % 8 {
         0 => Answer::Rnr(3),
         1 => Answer::Nak(1),
         2 => Answer::Silence,
@@ -271,7 +262,7 @@ struct Peer {
 }
 
 /// An act is a byte, and one that says whether the peer is honest in it; what follows depends on both.
-fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
+fn acts(mut victim: Victim, script: &mut Input<'_>) -> Summary {
     let ends = |n: u64| Ends { source_gid: gid(n), dest_gid: gid(5), source_qpn: n as u32 & 3, dest_qpn: 4 };
     let payload = vec![9; SEGMENT];
     let mut peer = Peer::default();
@@ -282,17 +273,18 @@ fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
     }
     victim.hear(&out);
     victim.speak(4096);
-    while let Some(act) = script.next() {
+    while !script.is_empty() {
+        let act = script.byte();
         out.clear();
-        let odd = script.number() % 16 == 15;
-        let stream = script.number() as u16 % if odd { 6 } else { 4 };
-        let small = if odd { script.number() as u32 % 6 } else { 0 };
+        let odd = number(script) % 16 == 15;
+        let stream = number(script) as u16 % if odd { 6 } else { 4 };
+        let small = if odd { number(script) as u32 % 6 } else { 0 };
         match act % 16 {
-            0 if odd => Frame::Stream { stream, incarnation: small, ends: ends(script.number()) }.encode(&mut out),
+            0 if odd => Frame::Stream { stream, incarnation: small, ends: ends(number(script)) }.encode(&mut out),
             0..4 if odd => {
-                let len = script.any();
+                let len = any(script);
                 let message = message(script, len);
-                let offset = if message.op.reads() { 0 } else { script.any() };
+                let offset = if message.op.reads() { 0 } else { any(script) };
                 let most = message.len.saturating_sub(offset).min(SEGMENT as u64);
                 let len = if message.op.reads() { 0 } else { most };
                 let segment = Segment { message, offset, len: len as u32 };
@@ -306,7 +298,7 @@ fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
                 let begun = &mut peer.begun[usize::from(stream)];
                 let (token, message, offset) = begun.take().unwrap_or_else(|| {
                     peer.next_token += 1;
-                    let len = script.number() + if script.number() % 8 == 7 { SEGMENT as u64 } else { 0 };
+                    let len = number(script) + if number(script) % 8 == 7 { SEGMENT as u64 } else { 0 };
                     (peer.next_token, message(script, len), 0)
                 });
                 let len = if message.op.reads() { 0 } else { (message.len - offset).min(SEGMENT as u64) };
@@ -322,8 +314,8 @@ fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
                 let first = victim.memory.waiting.iter().min().map_or(small, |token| token.number);
                 let token = if odd { small } else { first };
                 if act % 16 == 5 {
-                    let len = if odd { (script.any() as usize).clamp(1, SEGMENT) } else { 8 };
-                    let offset = if odd { script.any() } else { 0 };
+                    let len = if odd { (any(script) as usize).clamp(1, SEGMENT) } else { 8 };
+                    let offset = if odd { any(script) } else { 0 };
                     Frame::Data { token, offset, payload: &payload[..len] }.encode(&mut out);
                 }
                 Frame::Answer { token, answer: answer(script) }.encode(&mut out);
@@ -336,18 +328,18 @@ fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
                 Frame::Cancel { token }.encode(&mut out);
             }
             7 if odd => {
-                let back = script.number() & 1 == 0;
-                Frame::Taken { stream, incarnation: small, back, bytes: script.any() }.encode(&mut out);
+                let back = number(script) & 1 == 0;
+                Frame::Taken { stream, incarnation: small, back, bytes: any(script) }.encode(&mut out);
             }
-            8 if odd => Frame::Credit { bytes: script.any() }.encode(&mut out),
+            8 if odd => Frame::Credit { bytes: any(script) }.encode(&mut out),
             9 => {
-                let bound = script.number() & 1 == 0;
-                Frame::Gid { gid: gid(script.number()), bound }.encode(&mut out);
+                let bound = number(script) & 1 == 0;
+                Frame::Gid { gid: gid(number(script)), bound }.encode(&mut out);
             }
-            10 => Frame::Ping { stamp: script.any() }.encode(&mut out),
+            10 => Frame::Ping { stamp: any(script) }.encode(&mut out),
             7 | 8 | 11 => {
                 let ends = Ends { source_gid: gid(5), dest_gid: gid(1), source_qpn: u32::from(stream), dest_qpn: 1 };
-                let len = if odd { script.any() } else { 8 };
+                let len = if odd { any(script) } else { 8 };
                 let message = message(script, len);
                 if let Submitted::Pending(token) = victim.connection.submit(victim.now, &ends, &message) {
                     assert!(victim.memory.waiting.insert(token), "a token was given twice");
@@ -361,13 +353,13 @@ fn acts(mut victim: Victim, script: &mut Bytes<'_>) -> Summary {
                     victim.events();
                 }
             }
-            13 => victim.give_back(script.number(), answer(script)),
+            13 => victim.give_back(number(script), answer(script)),
             14 => {
-                victim.memory.good = script.number() & 7 > 0;
-                victim.speak(1 + script.number() as usize * 64);
+                victim.memory.good = number(script) & 7 > 0;
+                victim.speak(1 + number(script) as usize * 64);
             }
             _ => {
-                victim.now += Duration::from_millis(script.number() / if odd { 1 } else { 8 });
+                victim.now += Duration::from_millis(number(script) / if odd { 1 } else { 8 });
                 let over = victim.connection.poll(victim.now).is_err();
                 victim.events();
                 if over {
