@@ -25,7 +25,7 @@ mod world;
 pub use build::{artifacts, c_program, debug_provider, mpi_program, workspace};
 pub use forky::Forky;
 pub use job::{Job, Output, Running};
-pub use pair::{ended_well, free_port, pair, pair_by_address, try_pair, wait_for_listener, wait_for_trace};
+pub use pair::{free_port, listening, pair, pair_by_address, try_pair, wait_for_listener, wait_for_trace};
 pub use perftest::{Figures, all_figures, figures};
 pub use stress::{Chance, amount};
 pub use world::{Doorbells, Provider, Stand, User, Uverbs, cannot_run, machine};

@@ -68,7 +68,5 @@ fn programs_of_today_connect_by_its_librdmacm() {
     let folder = old(&stand);
     assert!(folder.join("librdmacm.so.1").exists());
     let job = |guest| with(stand.job("rping").guest(guest), &folder).args(["-v", "-C", "10"]);
-    let (server, client) = pair_by_address(job("a").args(["-s"]), job("b").args(["-c", "-a", "127.0.0.1"]));
-    server.ok();
-    client.ok();
+    pair_by_address(job("a").args(["-s"]), job("b").args(["-c", "-a", "127.0.0.1"]));
 }

@@ -1,11 +1,7 @@
 //! Programs that others have built on librdmacm, within a guest and between two, each with a check of its data where it
 //! has one. The programs of librdmacm itself are in `connection_manager.rs`.
 
-use std::fs;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use pvrdma_tests::{Job, Provider, Running, Stand, User, free_port, machine, wait_for_listener};
+use pvrdma_tests::{Job, Provider, Stand, User, free_port, listening, machine, wait_for_listener};
 
 /// Guest of the server, guest of the client.
 const PLACES: [(&str, &str); 2] = [("a", "a"), ("a", "b")];
@@ -14,22 +10,6 @@ const SERVER: &str = "127.0.82.1";
 
 fn job<'a>(stand: &'a Stand, provider: &Provider, guest: &str, line: &[&str]) -> Job<'a> {
     stand.job(line[0]).guest(guest).provider(provider).args(&line[1..])
-}
-
-/// Starts a server, and comes back when it listens by rdma_cm.
-fn listening(server: Job<'_>) -> Running {
-    let trace = tempfile::NamedTempFile::new().expect("a temporary file");
-    let server = server.option("--trace", trace.path()).spawn();
-    let end = Instant::now() + Duration::from_secs(60);
-    while !said(trace.path(), "cm listen") {
-        assert!(Instant::now() < end, "it never listens: {}", server.logs());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    server
-}
-
-fn said(trace: &Path, what: &str) -> bool {
-    fs::read_to_string(trace).unwrap_or_default().contains(what)
 }
 
 /// The same line with the port at the end of one of its words.
