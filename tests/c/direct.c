@@ -40,7 +40,7 @@ static int send_one(const struct pvrdmadv_wq *sq, uint32_t opcode, uint64_t wr_i
     wqe->wr_id = wr_id;
     wqe->num_sge = 1;
     wqe->opcode = opcode;
-    wqe->send_flags = SEND_SIGNALED;
+    wqe->send_flags = PVRDMA_SEND_SIGNALED;
     wqe->ex.imm_data = htobe32(wr_id);
     if (to) {
         wqe->wr.rdma.remote_addr = (uintptr_t)to->buffer;
@@ -324,7 +324,7 @@ static void datagrams(void)
         wqe->wr_id = i;
         wqe->num_sge = 1;
         wqe->opcode = PVRDMA_WR_SEND;
-        wqe->send_flags = SEND_SIGNALED;
+        wqe->send_flags = PVRDMA_SEND_SIGNALED;
         wqe->wr.ud.remote_qpn = b.qp->qp_num;
         wqe->wr.ud.remote_qkey = QKEY;
         memcpy(&wqe->wr.ud.av, to.av, sizeof(to.av));

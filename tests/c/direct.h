@@ -6,11 +6,9 @@
 #define DIRECT_H
 
 #include <infiniband/pvrdmadv.h>
+#include <pvrdma.h>
 #include <rdma/vmw_pvrdma-abi.h>
 #include <string.h>
-
-/* The flag is of the kernel driver's private header. */
-#define SEND_SIGNALED (1u << 1)
 
 static inline uint32_t direct_load(const uint32_t *word)
 {

@@ -76,6 +76,14 @@ impl Size {
         }
         Err(BadCounter)
     }
+
+    /// As [`Size::used`], where neither counter is ours.
+    pub fn used_by_others(self, tail: u32, head: u32) -> Result<u32, BadCounter> {
+        if self.wrap(head) != head {
+            return Err(BadCounter);
+        }
+        self.used(tail, head, tail)
+    }
 }
 
 /// Bytes of one send WQE with room for `max_sge` entries: a power of two.

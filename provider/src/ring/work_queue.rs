@@ -166,11 +166,7 @@ impl WorkQueue {
         // Relaxed: whoever moved it is the caller, or has told the caller so.
         let tail = self.words.prod_tail().load(Ordering::Relaxed);
         let head = self.words.cons_head().load(Ordering::Acquire);
-        let size = self.size;
-        if size.wrap(head) != head {
-            return Err(Errno::EIO);
-        }
-        size.used(tail, head, tail).map_err(|_| Errno::EIO)?;
+        self.size.used_by_others(tail, head).map_err(|_| Errno::EIO)?;
         self.tail = tail;
         // The next post asks `refill`, which begins at `tail`.
         self.limit = self.next;
