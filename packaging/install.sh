@@ -115,6 +115,12 @@ put_pages() { # PROGRAM
     done
 }
 
+remove_pages() {
+    pages | while read -r file _; do
+        rm -f "$root$prefix/$file"
+    done
+}
+
 line_on() {
     mkdir -p "$(dirname "$config")"
     # rpm leaves a new package's file so, beside ours.
@@ -159,9 +165,7 @@ find_file() { # NAME
 
 if [ -n "$undo" ]; then
     if [ "$what" = pages ]; then
-        pages | while read -r file _; do
-            rm -f "$root$prefix/$file"
-        done
+        remove_pages
         exit
     fi
     [ "$what" = files ] || line_off
@@ -169,9 +173,7 @@ if [ -n "$undo" ]; then
         direct undo
         rm -f "$root$lib/libvmw_pvrdma.so" "$root$lib/libpvrdma_standin.so" "$root$prefix/bin/pvrdma" \
             "$root$prefix/$unit"
-        pages | while read -r file _; do
-            rm -f "$root$prefix/$file"
-        done
+        remove_pages
         for abi in $abis; do
             rm -f "$root$lib/libvmw_pvrdma-rdmav$abi.so"
         done

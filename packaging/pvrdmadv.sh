@@ -31,21 +31,20 @@ if [ "$verb" = undo ]; then
         "$top/share/man/man7/pvrdmadv.7" "$top/share/man/man3/pvrdmadv_"*.3
 else
     # A file is put in place by renaming, as install.sh does.
-    put() { # FROM TO
-        mkdir -p "$(dirname "$2")"
-        cp "$1" "$2.new"
-        chmod 644 "$2.new"
-        mv -f "$2.new" "$2"
+    put() { # TO
+        mkdir -p "$(dirname "$1")"
+        cat >"$1.new"
+        chmod 644 "$1.new"
+        mv -f "$1.new" "$1"
     }
     mkdir -p "$top/$lib/pkgconfig"
     ln -sfn "$target/libvmw_pvrdma.so" "$top/$lib/libpvrdmadv.so.1"
     ln -sfn libpvrdmadv.so.1 "$top/$lib/libpvrdmadv.so"
-    put "$source/include/pvrdma.h" "$top/include/pvrdma.h"
-    put "$source/include/infiniband/pvrdmadv.h" "$top/include/infiniband/pvrdmadv.h"
-    sed "s|@PREFIX@|$prefix|; s|@LIB@|$lib|" "$here/pvrdmadv.pc" >"$top/$lib/pkgconfig/pvrdmadv.pc"
-    chmod 644 "$top/$lib/pkgconfig/pvrdmadv.pc"
+    put "$top/include/pvrdma.h" <"$source/include/pvrdma.h"
+    put "$top/include/infiniband/pvrdmadv.h" <"$source/include/infiniband/pvrdmadv.h"
+    sed "s|@PREFIX@|$prefix|; s|@LIB@|$lib|" "$here/pvrdmadv.pc" | put "$top/$lib/pkgconfig/pvrdmadv.pc"
     for page in "$source/docs/man/"*.[37]; do
-        put "$page" "$top/share/man/man${page##*.}/$(basename "$page")"
+        put "$top/share/man/man${page##*.}/$(basename "$page")" <"$page"
     done
 fi
 # The loader has a list of names; in another root the package manager or nobody sees to it.

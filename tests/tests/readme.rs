@@ -29,7 +29,7 @@ const TRIAL: &str = "it takes a guest with the package installed; `cargo xtask p
 const BLOCKS: &[(&str, Way)] = &[
     (
         "cargo xtask demo",
-        NotHere("both are checks of their own; `cargo xtask demo --in SUITE` begins with a bare Debian"),
+        NotHere("the second is all checks; `cargo xtask package --all` runs the first in a bare Debian"),
     ),
     ("sudo apt install gcc make", NotHere("it takes Debian's kernel; `cargo xtask vm` builds the module so")),
     (

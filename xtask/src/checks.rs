@@ -50,7 +50,7 @@ pub fn exports_of(built: &Path) -> Result<()> {
 /// The versions of the provider's names, as the linker is told.
 const MAP: &str = "provider/pvrdmadv.map";
 
-/// The names of the header, with the version that the map gives them.
+/// The names of the map, with their version.
 fn direct_verbs() -> Result<Vec<String>> {
     let map = std::fs::read_to_string(shell::workspace().join(MAP))?;
     let mut version = "";

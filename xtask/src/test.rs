@@ -94,10 +94,10 @@ pub fn main(arguments: &[String]) -> Result<()> {
     if let Some(unknown) = arguments.iter().find(|name| CHECKS.iter().all(|check| check.name != *name)) {
         bail!("no such check: {unknown} (`cargo xtask test --list`)");
     }
-    let chosen = CHECKS.iter().filter(|check| arguments.is_empty() || arguments.iter().any(|name| check.name == name));
+    let chosen: Vec<_> =
+        CHECKS.iter().filter(|check| arguments.is_empty() || arguments.iter().any(|name| check.name == name)).collect();
 
     packages::install(packages::TEST)?;
-    let chosen: Vec<_> = chosen.collect();
     let is_chosen = |name: &str| chosen.iter().any(|check| check.name == name);
     // Now: nothing else may install while builds go on ahead.
     for (name, list) in [("fuzz", packages::FUZZ), ("package", packages::PACKAGE), ("vm", packages::VM)] {
@@ -111,9 +111,9 @@ pub fn main(arguments: &[String]) -> Result<()> {
         Ahead::start(AHEAD.iter().map(|build| build.check).filter(|name| is_ahead(name) && *name != WHOLE).collect());
     let mut results = Vec::new();
     let mut whole = None;
-    for check in &chosen {
-        let has_looked = results.iter().any(|(done, ..): &(&Check, _, _)| done.name == LOOKS_AROUND);
-        if whole.is_none() && is_ahead(WHOLE) && (has_looked || !is_chosen(LOOKS_AROUND)) {
+    for (index, check) in chosen.iter().enumerate() {
+        let nobody_looks = chosen[index..].iter().all(|check| check.name != LOOKS_AROUND);
+        if whole.is_none() && is_ahead(WHOLE) && nobody_looks {
             whole = Some(Ahead::start(vec![WHOLE]));
         }
         println!("\n=== {}: {}", check.name, check.shows);

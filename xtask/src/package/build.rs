@@ -42,9 +42,7 @@ impl Built {
     pub fn file(&self, name: &str) -> Result<&File> {
         self.files.iter().find(|file| file.name == name).with_context(|| format!("no {name} was built"))
     }
-}
 
-impl Built {
     /// Takes from another build what was not built here.
     pub fn take_the_rest(&mut self, other: &Built) -> Result<()> {
         for file in &other.files {
@@ -72,7 +70,7 @@ impl Built {
 }
 
 /// Package, its file in cargo's folder, and whether that is a program.
-const FILES: [(&str, &str, bool); 3] = [
+static FILES: [(&str, &str, bool); 3] = [
     ("vmw_pvrdma", "libvmw_pvrdma.so", false),
     ("pvrdma-standin", "libpvrdma_standin.so", false),
     ("pvrdma-cli", "pvrdma", true),
@@ -86,10 +84,16 @@ pub enum What {
     Provider,
 }
 
+impl What {
+    fn taken(self) -> &'static [(&'static str, &'static str, bool)] {
+        if self == What::All { &FILES } else { &FILES[..1] }
+    }
+}
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Built> {
-    let taken = if what == What::All { &FILES[..] } else { &FILES[..1] };
+    let taken = what.taken();
     let folder = release.scratch("build")?;
     shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
     let source = folder.join(release.folder());
@@ -142,7 +146,7 @@ pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Buil
 
 /// The source tarball also builds with the oldest Rust that is promised, which rustup brings: checked, not linked. The
 /// provider, and with `all` the rest; all of the tree is checked with it by the check `rust` of `cargo xtask test`.
-pub fn with_the_oldest_rust(release: &Release, tarball: &Path, all: bool) -> Result<()> {
+pub fn with_the_oldest_rust(release: &Release, tarball: &Path, what: What) -> Result<()> {
     let version = env!("CARGO_PKG_RUST_VERSION");
     if !checks::has_rust(version)? {
         return Ok(());
@@ -151,8 +155,7 @@ pub fn with_the_oldest_rust(release: &Release, tarball: &Path, all: bool) -> Res
     shell::output(Command::new("tar").arg("-xf").arg(tarball).arg("-C").arg(&folder))?;
     let home = folder.join("cargo-home");
     fs::create_dir(&home)?;
-    let packages: &[&str] =
-        if all { &["-p", "vmw_pvrdma", "-p", "pvrdma-standin", "-p", "pvrdma-cli"] } else { &["-p", "vmw_pvrdma"] };
+    let packages = what.taken().iter().flat_map(|(package, ..)| ["-p", *package]);
     shell::run(
         Command::new("rustup")
             .args(["run", version, "cargo", "check", "--quiet", "--release", "--offline", "--locked"])

@@ -69,17 +69,12 @@ pub fn main(arguments: &[String]) -> Result<()> {
     let commit = source::commit()?;
     let place = shell::target().join("package");
     // Builds leave a core idle at times, and roots come from the network: side by side they take less.
+    let again = if all { What::All } else { What::Provider };
     let (first, second, roots) = thread::scope(|scope| {
         let second = twice.then(|| {
             scope.spawn(|| {
                 let work = place.join("another/folder/for/work");
-                Made::new(
-                    &commit,
-                    place.join("second/out"),
-                    work,
-                    if all { What::All } else { What::Provider },
-                    " again",
-                )
+                Made::new(&commit, place.join("second/out"), work, again, " again")
             })
         });
         let roots = trial.then(|| scope.spawn(|| timed("roots", || trial::roots(all))));
@@ -95,7 +90,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
         same(&release.out, &second.release.out)?;
         fs::remove_dir_all(&second.release.work)?;
         fs::remove_dir_all(&second.release.out)?;
-        timed("oldest Rust", || build::with_the_oldest_rust(&release, &source, all))?;
+        timed("oldest Rust", || build::with_the_oldest_rust(&release, &source, again))?;
     }
     if let Some(roots) = roots.transpose()? {
         trial::main(&release, &built, &roots, all)?;
@@ -249,10 +244,14 @@ fn desk(built: &Built, tree: &Path) -> Result<()> {
     for section in ["man3", "man7"] {
         fs::remove_dir_all(to.join("share/man").join(section))?;
     }
-    let pages = to.join("share/man/man1");
-    for page in names(&pages)? {
+    compress(&to.join("share/man/man1"))
+}
+
+/// Compresses manual pages.
+fn compress(folder: &Path) -> Result<()> {
+    for page in names(folder)? {
         // No name and no date in it.
-        shell::output(Command::new("gzip").args(["-9", "-n"]).arg(pages.join(page)))?;
+        shell::output(Command::new("gzip").args(["-9", "-n"]).arg(folder.join(page)))?;
     }
     Ok(())
 }
@@ -344,7 +343,7 @@ fn tar(release: &Release, folder: &Path, name: &str, file: &Path) -> Result<()> 
 fn direct_verbs(built: &Built, tree: &Path, lib: &str) -> Result<()> {
     let script = built.source.join("packaging/pvrdmadv.sh");
     shell::output(Command::new(script).arg("install").arg(tree).args(["/usr", lib]))?;
-    Ok(())
+    ["man3", "man7"].iter().try_for_each(|section| compress(&tree.join("usr/share/man").join(section)))
 }
 
 /// The private ABIs of libibverbs that a release has links for: the list of `packaging/install.sh`.
