@@ -4,6 +4,7 @@
 use pvrdma_cm::connection::*;
 use pvrdma_cm::manager::*;
 use pvrdma_cm::message::*;
+use pvrdma_ffi::rng::Rng;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -19,19 +20,8 @@ impl Services for Listening {
     }
 }
 
-/// Pseudo random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let bits = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) >> 16
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
-    }
+fn chance(random: &mut Rng, percent: u64) -> bool {
+    random.below(100) < percent
 }
 
 /// The end that asks is 0, the other one 1.
@@ -40,7 +30,7 @@ struct Bench {
     ends: [Manager; 2],
     verdict: Verdict,
     wire: VecDeque<Outgoing>,
-    random: Random,
+    random: Rng,
     /// Percent of datagrams that are lost, and that come twice; and whether they overtake each other.
     loses: u64,
     repeats: u64,
@@ -60,7 +50,7 @@ impl Bench {
             ends: [end(0), end(1)],
             verdict: Verdict::Listener(LISTENER),
             wire: VecDeque::new(),
-            random: Random(seed),
+            random: Rng::new(seed),
             loses: 0,
             repeats: 0,
             overtakes: false,
@@ -106,15 +96,15 @@ impl Bench {
             if self.wire.is_empty() {
                 return;
             }
-            let at = if self.overtakes { self.random.next() as usize % self.wire.len() } else { 0 };
+            let at = if self.overtakes { self.random.word() as usize % self.wire.len() } else { 0 };
             let out = self.wire.remove(at).expect("a datagram");
-            if self.random.chance(self.loses) {
+            if chance(&mut self.random, self.loses) {
                 continue;
             }
             let to = usize::from(out.to == gid(1));
             let mut services = Listening(self.verdict);
             self.ends[to].receive(self.now, out.from, out.to, &out.mad, &mut services);
-            if self.random.chance(self.repeats) {
+            if chance(&mut self.random, self.repeats) {
                 self.wire.push_back(out);
             }
         }
@@ -421,22 +411,22 @@ fn what_is_not_its_time_is_refused() {
 #[test]
 fn no_bytes_break_a_manager() {
     let (mut bench, here, there) = Bench::connected();
-    let mut random = Random(8);
+    let mut random = Rng::new(8);
     let mut known = Vec::new();
     for step in 0..50_000u32 {
-        let mut mad: Mad = std::array::from_fn(|_| random.next() as u8);
+        let mut mad: Mad = std::array::from_fn(|_| random.word() as u8);
         mad[..4].copy_from_slice(&[1, 7, 2, 3]);
-        mad[16..18].copy_from_slice(&(0x10 + (random.next() % 9) as u16).to_be_bytes());
+        mad[16..18].copy_from_slice(&(0x10 + (random.word() % 9) as u16).to_be_bytes());
         for at in [24, 28] {
             // Names that mean something, often enough.
-            let name = [here.0, there.0, 0, random.next() as u32][random.next() as usize % 4];
+            let name = [here.0, there.0, 0, random.word() as u32][random.word() as usize % 4];
             mad[at..at + 4].copy_from_slice(&name.to_be_bytes());
         }
-        if random.chance(50) {
+        if chance(&mut random, 50) {
             mad[32..40].copy_from_slice(&SERVICE.to_be_bytes());
         }
-        let end = random.next() as usize % 2;
-        let len = if random.chance(5) { random.next() as usize % 256 } else { 256 };
+        let end = random.word() as usize % 2;
+        let len = if chance(&mut random, 5) { random.word() as usize % 256 } else { 256 };
         let mut services = Listening(bench.verdict);
         bench.ends[end].receive(bench.now, gid(1 - end), gid(end), &mad[..len], &mut services);
         bench.collect();

@@ -210,10 +210,6 @@ fn a_network_that_loses_answers_is_mended_by_retries() {
 struct Found(Mutex<Vec<u64>>);
 
 impl Far for Found {
-    fn pull(&self, _memory: &dyn Memory, _into: &[Span]) -> Result<(), CopyFault> {
-        Ok(())
-    }
-
     fn pull_from(&self, _skip: u64, _memory: &dyn Memory, _into: &[Span]) -> Result<(), CopyFault> {
         Ok(())
     }

@@ -87,7 +87,7 @@ pub fn copy_under(
         Direction::Read => libc::SYS_process_vm_readv,
         Direction::Write => libc::SYS_process_vm_writev,
     };
-    let mut left: u64 = local.iter().map(|span| span.len).sum();
+    let mut left = total(local);
     let (mut here, mut there) = (&mut here[..here_cnt], &mut there[..there_cnt]);
     // A call moves at most MAX_RW_COUNT (2 GiB) and may stop early; go on where it stopped.
     while left > 0 {

@@ -5,7 +5,7 @@
 //! unmap at any time, moves by `copy.rs` and ends as a status instead of a fault.
 
 use crate::copy::{Direction, copy, span_of};
-use pvrdma_device::memory::{DmaAddr, Fault, Memory, Span};
+use pvrdma_device::memory::{DmaAddr, Fault, Memory, Span, total};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The memory of this process.
@@ -70,9 +70,9 @@ impl Memory for ProcessMemory {
     fn gather(&self, spans: &[Span], into: &mut [u8]) -> Result<(), Fault> {
         // SAFETY: no preconditions.
         let own = unsafe { libc::gettid() };
-        let total: u64 = spans.iter().map(|span| span.len).sum();
-        let room = usize::try_from(total).ok().and_then(|total| into.get_mut(..total)).ok_or(Fault)?;
-        let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len: total }];
+        let len = total(spans);
+        let room = usize::try_from(len).ok().and_then(|len| into.get_mut(..len)).ok_or(Fault)?;
+        let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len }];
         if copy(own, Direction::Read, &local, spans) { Ok(()) } else { Err(Fault) }
     }
 }

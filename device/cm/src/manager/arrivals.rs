@@ -32,16 +32,11 @@ impl Manager {
             let mad = Message::Rej(Box::new(rej)).to_mad(tid);
             manager.out.push_back(Outgoing { from: at, to: from, mad, question: None });
         };
-        if req.transport_service_type != 0 || req.extended_transport_type != 0 {
-            // The device has RC alone.
-            return match services.find(req.service_id, &req.private_data, false) {
-                Verdict::NotNow => {}
-                Verdict::Listener(_) => refuse(self, reason::INVALID_TRANSPORT),
-                Verdict::Nobody => refuse(self, reason::INVALID_SERVICE_ID),
-            };
-        }
+        // The device has RC alone.
+        let is_rc = req.transport_service_type == 0 && req.extended_transport_type == 0;
         let listener = match services.find(req.service_id, &req.private_data, false) {
-            Verdict::Listener(listener) => listener,
+            Verdict::Listener(listener) if is_rc => listener,
+            Verdict::Listener(_) => return refuse(self, reason::INVALID_TRANSPORT),
             Verdict::Nobody => return refuse(self, reason::INVALID_SERVICE_ID),
             Verdict::NotNow => return,
         };

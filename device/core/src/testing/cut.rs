@@ -130,10 +130,6 @@ struct Piece<'a> {
 }
 
 impl Far for Piece<'_> {
-    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        self.pull_from(0, memory, into)
-    }
-
     fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         assert_eq!(crate::memory::total(into), self.len - skip, "all of the piece that is new, and no more");
         self.far.pull_from(self.offset + skip, memory, into)
@@ -161,10 +157,6 @@ pub struct ByValue {
 }
 
 impl Far for ByValue {
-    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        self.pull_from(0, memory, into)
-    }
-
     fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         let bytes = &self.bytes[skip as usize..];
         assert_eq!(crate::memory::total(into), bytes.len() as u64, "all of the piece that is new, and no more");

@@ -156,10 +156,6 @@ struct Endless {
 }
 
 impl Far for Endless {
-    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        self.pull_from(0, memory, into)
-    }
-
     fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         assert_eq!(total(into), self.len - skip, "what is new of the piece");
         into.iter()

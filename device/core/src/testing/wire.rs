@@ -339,8 +339,7 @@ impl Transport for Wire {
         if state.one_by_one && !request.alone {
             return Submitted::WhenAlone;
         }
-        let total: u64 = local.iter().map(|span| span.len).sum();
-        assert_eq!(total, request.len, "the spans hold the payload, no more and no less");
+        assert_eq!(total(local), request.len, "the spans hold the payload, no more and no less");
         assert!(
             state.flights.iter().all(|flight| flight.request.token != request.token),
             "two requests on the wire have one name"

@@ -165,7 +165,9 @@ pub enum CopyFault {
 /// The requester's end of a payload, as the responder sees it. Spans hold exactly `Request::len` bytes.
 pub trait Far {
     /// Copies the payload into the responder's memory.
-    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
+    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
+        self.pull_from(0, memory, into)
+    }
     /// The same without the first `skip` bytes, which were carried before, and as far as `into` has room.
     fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault>;
     /// Copies from the responder's memory to the requester.
@@ -185,10 +187,6 @@ pub const DATAGRAM_MAX: u64 = 4096;
 pub struct Payload<'a>(pub &'a [u8]);
 
 impl Far for Payload<'_> {
-    fn pull(&self, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
-        memory.scatter(into, self.0).map_err(|_| CopyFault::Near)
-    }
-
     fn pull_from(&self, skip: u64, memory: &dyn Memory, into: &[Span]) -> Result<(), CopyFault> {
         let rest = usize::try_from(skip).ok().and_then(|skip| self.0.get(skip..)).ok_or(CopyFault::Far)?;
         memory.scatter(into, rest).map_err(|_| CopyFault::Near)

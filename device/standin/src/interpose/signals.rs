@@ -11,7 +11,7 @@ use crate::kernel::segv::{is_trapped, previous, set_previous};
 use crate::support::config;
 use crate::support::raw::{KernelSigaction, copy_in, copy_out, fail, signal_bit, syscall};
 use std::ffi::{c_int, c_long};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 type Handler = libc::sighandler_t;
 
@@ -260,11 +260,10 @@ pub fn action_by_number(signal: c_int, new: usize, old: usize, size: usize) -> c
     let ours = size == size_of::<u64>() && config::get().is_some();
     let mut action = None;
     if ours && new != 0 {
-        let mut words = [0u64; 4];
-        if let Err(errno) = copy_in(new as u64, words.as_mut_bytes()) {
+        let mut given = KernelSigaction::new_zeroed();
+        if let Err(errno) = copy_in(new as u64, given.as_mut_bytes()) {
             return fail(errno).into();
         }
-        let mut given = KernelSigaction::read_from_bytes(words.as_bytes()).expect("of one size");
         given.mask &= !signal_bit(libc::SIGSEGV);
         action = Some(given);
     }

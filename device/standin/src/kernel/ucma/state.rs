@@ -71,7 +71,7 @@ pub struct State {
     pub cm: Manager,
     pub ports: Ports,
     ids: BTreeMap<u32, Id>,
-    /// Numbers below the highest id that are nobody's.
+    /// Numbers that were somebody's and are nobody's.
     free: BTreeSet<u32>,
     /// The ids that listen, by service id.
     listeners: Listeners,
