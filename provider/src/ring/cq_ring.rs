@@ -48,8 +48,6 @@ pub struct CqRing {
     credit: i32,
     /// For extended CQs, under a lock that is held over several calls.
     pub walk: Walk,
-    /// Was the application told where the ring is? Then it may poll past us.
-    is_shown: bool,
 }
 
 /// A walk over entries that are there: they are given back at its end, all at once.
@@ -92,7 +90,6 @@ impl CqRing {
             mark: 0,
             credit: EAGER,
             walk: Walk { next: ptr::null(), limit: ptr::null(), qp_num: 0, at: 0, start: ptr::null() },
-            is_shown: false,
         }
     }
 
@@ -267,16 +264,10 @@ impl CqRing {
         (self.walk.next, self.walk.limit) = (ptr::null(), ptr::null());
     }
 
-    /// The application is told where the ring is, and what it has polled past us by now is done with.
-    pub fn show(&mut self) -> Result<(), BadCounter> {
-        self.is_shown = true;
-        self.catch_up()
-    }
-
     /// Go on where the shared counter is: the application may have polled past us. Not in a walk, whose entries are
     /// not given back yet.
     #[cold]
-    fn catch_up(&mut self) -> Result<(), BadCounter> {
+    pub fn catch_up(&mut self) -> Result<(), BadCounter> {
         if !self.walk.next.is_null() {
             return Ok(());
         }
@@ -296,9 +287,6 @@ impl CqRing {
     /// Take out the entries that are `gone`, keeping the order of the others. The device's counter must not be
     /// impossible.
     pub fn remove(&mut self, gone: impl Fn(Cqe) -> bool) -> Result<(), BadCounter> {
-        if self.is_shown {
-            self.catch_up()?;
-        }
         let ready = self.ready()?;
         // In the middle of a walk, if it is one of the same thread: what it has passed is not ours to look at.
         let is_walk = !self.walk.next.is_null();
