@@ -17,7 +17,7 @@
 mod incoming;
 mod outgoing;
 
-use crate::event::{Arrival, Event, Hold, Receipt, Source, Submitted, Token};
+use crate::event::{Arrival, Event, Hold, Receipt, ReplyKey, Source, Submitted, Token};
 use crate::frame::{self, Answer, Bad, Datagram, Ends, FRAME, Frame, Gid, HEAD, Hello, Message, Reason, VERSION};
 use crate::lanes::{Intake, Lane, Ring, Turn};
 use crate::limits::{Limits, Patience};
@@ -230,6 +230,13 @@ impl Connection {
             self.incoming.reply(&receipt, &mut self.ring, &mut self.events);
         } else {
             self.events.push_back(Event::ReplyEnded(receipt.key));
+        }
+    }
+
+    /// What was not there yet when it was asked for ([`Source::reply`]) is there now.
+    pub fn more(&mut self, key: ReplyKey) {
+        if key.epoch == self.epoch {
+            self.incoming.more(key, &mut self.ring);
         }
     }
 

@@ -18,6 +18,8 @@ pub struct ReplyKey {
     pub(crate) epoch: u64,
     /// Number of the request, never given twice.
     pub(crate) serial: u64,
+    /// Its number on the wire.
+    pub(crate) token: u32,
 }
 
 /// A segment that is in the caller's hands. It is given back exactly once: `Connection::answer` or `reply`. It fills
@@ -125,6 +127,7 @@ pub trait Source {
     /// Fills `into` with the payload of a request, from `offset` on. `false`: it cannot be read.
     fn payload(&mut self, token: Token, offset: u64, into: &mut [u8]) -> bool;
 
-    /// Fills `into` with what a peer reads, from `offset` on. An error is the answer.
-    fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<(), Answer>;
+    /// Fills `into` with what a peer reads, from `offset` on. `Ok(false)`: it is not there yet, and
+    /// `Connection::more` will be called when it is. An error is the answer.
+    fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, Answer>;
 }

@@ -482,6 +482,13 @@ impl Hosts {
         }
     }
 
+    /// See [`Connection::more`].
+    pub fn more(&mut self, key: ReplyKey) {
+        if let Some(connection) = self.connection(key.epoch) {
+            connection.more(key);
+        }
+    }
+
     /// See [`Connection::release`].
     pub fn release(&mut self, hold: Hold) {
         if let Some(connection) = self.connection(hold.epoch) {

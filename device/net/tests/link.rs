@@ -44,9 +44,9 @@ impl Source for Good {
         offset + into.len() as u64 <= self.0
     }
 
-    fn reply(&mut self, _key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<(), Answer> {
+    fn reply(&mut self, _key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, Answer> {
         into.fill(8);
-        if offset + into.len() as u64 <= self.0 { Ok(()) } else { Err(Answer::Nak(2)) }
+        if offset + into.len() as u64 <= self.0 { Ok(true) } else { Err(Answer::Nak(2)) }
     }
 }
 

@@ -74,6 +74,8 @@ struct Host {
     hosts: Hosts,
     tokens: HashMap<Token, Name>,
     replies: HashMap<ReplyKey, Name>,
+    /// What was asked for was not there yet.
+    late: Vec<ReplyKey>,
     /// Cancelled while events were taken out: an answer that is among them already is told all the same.
     forgotten: HashSet<Token>,
     /// Given back later.
@@ -105,6 +107,7 @@ struct Wire {
 struct Payloads<'a> {
     tokens: &'a HashMap<Token, Name>,
     replies: &'a HashMap<ReplyKey, Name>,
+    late: &'a mut Vec<ReplyKey>,
     faults: bool,
     rng: &'a mut Rng,
 }
@@ -127,10 +130,14 @@ impl Source for Payloads<'_> {
         !(self.faults && self.rng.one_in(2000))
     }
 
-    fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<(), Answer> {
+    fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, Answer> {
         let name = self.replies[&key];
+        if self.rng.one_in(8) {
+            self.late.push(key);
+            return Ok(false);
+        }
         fill(name, offset, into);
-        if self.faults && self.rng.one_in(2000) { Err(Answer::Nak(4)) } else { Ok(()) }
+        if self.faults && self.rng.one_in(2000) { Err(Answer::Nak(4)) } else { Ok(true) }
     }
 }
 
@@ -222,6 +229,7 @@ impl Sim {
             tokens: HashMap::new(),
             replies: HashMap::new(),
             forgotten: HashSet::new(),
+            late: Vec::new(),
             receipts: VecDeque::new(),
             holds: VecDeque::new(),
             stopped: Duration::ZERO,
@@ -521,7 +529,8 @@ impl Sim {
         let way = &mut wire.ways[side];
         if way.unsent.is_empty() {
             let faults = now < self.plan.trouble;
-            let mut source = Payloads { tokens: &of.tokens, replies: &of.replies, faults, rng: &mut self.rng };
+            let (tokens, replies, late) = (&of.tokens, &of.replies, &mut of.late);
+            let mut source = Payloads { tokens, replies, late, faults, rng: &mut self.rng };
             of.hosts.transmit(now, bearer, &mut way.unsent, 1 << 16, &mut source);
             assert!(way.unsent.len() <= (1 << 16) + FRAME + 256);
         }
@@ -588,6 +597,7 @@ impl Sim {
     fn give_back(&mut self, host: u16) {
         let now = self.now;
         let of = &mut self.hosts[usize::from(host - 1)];
+        of.late.drain(..).for_each(|key| of.hosts.more(key));
         for _ in 0..of.receipts.len() {
             let (at, receipt, answer) = of.receipts.pop_front().expect("counted");
             match answer {

@@ -164,7 +164,7 @@ impl Incoming {
             stream.current = None;
         }
         let receipt = Receipt {
-            key: ReplyKey { epoch: self.epoch, serial: request.serial },
+            key: ReplyKey { epoch: self.epoch, serial: request.serial, token },
             token,
             stream: index,
             opened: stream.opened,
@@ -258,6 +258,17 @@ impl Incoming {
         }
     }
 
+    /// The reply can go on.
+    pub fn more(&mut self, key: ReplyKey, ring: &mut Ring) {
+        let request = self.requests.get(&key.token).filter(|request| request.serial == key.serial);
+        let Some(index) = request.map(|request| request.stream) else { return };
+        let Some(stream) = self.streams[usize::from(index)].as_mut() else { return };
+        if !stream.replies.is_empty() && !stream.in_ring {
+            stream.in_ring = true;
+            ring.push_back(Turn::Replies(index));
+        }
+    }
+
     /// The request is answered, unless it is already.
     fn end(&mut self, token: u32, answer: Answer, events: &mut VecDeque<Event>) {
         let Some(request) = self.requests.get_mut(&token) else { return };
@@ -267,7 +278,7 @@ impl Incoming {
         request.answered = Answered::Waits(answer);
         self.answers.push_back(token);
         if request.reply.take().is_some() {
-            events.push_back(Event::ReplyEnded(ReplyKey { epoch: self.epoch, serial: request.serial }));
+            events.push_back(Event::ReplyEnded(ReplyKey { epoch: self.epoch, serial: request.serial, token }));
             if let Some(stream) = self.streams[usize::from(request.stream)].as_mut() {
                 stream.replies.retain(|reply| *reply != token);
             }
@@ -286,11 +297,12 @@ impl Incoming {
 
     /// Nothing more goes out.
     pub fn close(&mut self, events: &mut VecDeque<Event>) {
-        let mut replies: Vec<u64> =
-            self.requests.values().filter(|request| request.reply.is_some()).map(|request| request.serial).collect();
-        replies.sort_unstable();
-        let ended = replies.into_iter().map(|serial| ReplyKey { epoch: self.epoch, serial });
-        events.extend(ended.map(Event::ReplyEnded));
+        let epoch = self.epoch;
+        let replies = self.requests.iter().filter(|(_, request)| request.reply.is_some());
+        let mut ended: Vec<ReplyKey> =
+            replies.map(|(token, request)| ReplyKey { epoch, serial: request.serial, token: *token }).collect();
+        ended.sort_unstable();
+        events.extend(ended.into_iter().map(Event::ReplyEnded));
         self.requests.clear();
         self.streams.clear();
     }
@@ -337,16 +349,21 @@ impl Incoming {
             return 0;
         }
         let start = out.len();
-        let mut outcome = Ok(());
+        let mut outcome = Ok(true);
         if len > 0 {
             begin_data(out, token, offset, len as usize);
             let at = out.len();
             out.resize(at + len as usize, 0);
-            let key = ReplyKey { epoch: self.epoch, serial: request.serial };
+            let key = ReplyKey { epoch: self.epoch, serial: request.serial, token };
             outcome = source.reply(key, offset, &mut out[at..]);
         }
         match outcome {
-            Ok(()) => {
+            // `more` puts it into the ring again.
+            Ok(false) => {
+                out.truncate(start);
+                return 0;
+            }
+            Ok(true) => {
                 stream.lane.send(len);
                 request.reply = Some(offset + len);
                 if offset + len == request.message.len {

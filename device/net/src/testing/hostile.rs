@@ -63,10 +63,10 @@ impl Source for Memory {
         self.good
     }
 
-    fn reply(&mut self, key: ReplyKey, _offset: u64, into: &mut [u8]) -> Result<(), Answer> {
+    fn reply(&mut self, key: ReplyKey, _offset: u64, into: &mut [u8]) -> Result<bool, Answer> {
         assert!(self.replies.contains(&key), "a reply that has ended");
         into.fill(2);
-        if self.good { Ok(()) } else { Err(Answer::Nak(2)) }
+        if self.good { Ok(true) } else { Err(Answer::Nak(2)) }
     }
 }
 
