@@ -599,7 +599,8 @@ static void nonsense(void)
     struct {
         const char *text;
         int error;
-    } nobodys[] = {{"192.0.2.1", ENODEV}, {"2001:db8::1", ENODEV}, {"127.0.82.200", ETIMEDOUT}};
+    } nobodys[] = {{"192.0.2.1", ENODEV}, {"2001:db8::1", ENODEV}, {"127.0.82.200", ETIMEDOUT},
+                   {"127.9.82.1", ETIMEDOUT}};
     for (size_t i = 0; i < COUNT(nobodys); i++) {
         union address address = literal(nobodys[i].text, 7471);
         cm_id *id = new_id(client, RDMA_PS_TCP);

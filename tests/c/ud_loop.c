@@ -205,6 +205,13 @@ static void lost(void)
     wr = datagram(3, &sge, ah, &b);
     wr.wr.ud.remote_qpn = 0xfffff0;
     send_lost(wr);
+    /* Nobody, at the address of another host's guest: those are reached or not, but one may send to them. */
+    struct ibv_ah_attr attr = ah_attr_to(&device);
+    memcpy(attr.grh.dgid.raw, "\0\0\0\0\0\0\0\0\0\0\xff\xff\x7f\x9\x52\1", 16);
+    struct ibv_ah *far = ibv_create_ah(device.pd, &attr);
+    CHECK(far, "no address handle to another host");
+    send_lost(datagram(5, &sge, far, &b));
+    CHECK(!ibv_destroy_ah(far));
     /* The receive is still there for one that fits. */
     wr = datagram(4, &sge, ah, &b);
     post_send(&a, &wr);

@@ -161,6 +161,8 @@ impl<'a> Job<'a> {
             .current_dir(self.stand.run_folder())
             .env("TMPDIR", self.stand.run_folder())
             .env("XDG_RUNTIME_DIR", self.stand.run_folder())
+            // Nothing is there: a host without a number, whatever this machine is otherwise.
+            .env("PVRDMA_LINK", self.stand.path("link"))
             .env("LC_ALL", "C.UTF-8")
             .env_remove("PVRDMA_UVERBS")
             .envs(self.environment.iter().map(|(name, value)| (name, value)));

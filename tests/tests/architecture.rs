@@ -20,7 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-vfio-user"]),
+    ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-net", "pvrdma-vfio-user"]),
     // These three drive what a user has, by its command line, as everybody else would.
     ("pvrdma-tests", &[]),
     ("pvrdma-perftest", &["pvrdma-tests"]),

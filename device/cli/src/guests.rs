@@ -1,5 +1,5 @@
-//! The guest registry of a run directory: `guests/INDEX/` with the guest's name, RoCE version, lock, sysfs tree
-//! and provider links.
+//! The guest registry of a run directory: `guests/INDEX/` with the guest's name, RoCE version, number of its host,
+//! lock, sysfs tree and provider links.
 //!
 //! A guest lives while someone holds its lock shared. All changes happen under one exclusive lock, so a guest that
 //! nobody holds can be removed by whoever notices first.
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 const LOCK: &str = "lock";
 const NAME: &str = "name";
 const ROCE: &str = "roce";
+const HOST: &str = "host";
 const SYSFS: &str = "sys";
 
 /// A place in a guest: it exists at least until [`Seat::leave`].
@@ -39,9 +40,9 @@ pub fn check_name(name: &str) -> Result<(), Usage> {
 }
 
 impl Seat {
-    /// Takes a place in the guest called `name`, which is made if it does not exist. `roce` must agree with an
-    /// existing guest; `None` agrees with any.
-    pub fn take(run_dir: &Path, name: &str, roce: Option<Roce>) -> anyhow::Result<Seat> {
+    /// Takes a place in the guest called `name` of the host with this number; it is made if it does not exist. `roce`
+    /// must agree with an existing guest, `None` agrees with any; the number must agree with all guests.
+    pub fn take(run_dir: &Path, host: u8, name: &str, roce: Option<Roce>) -> anyhow::Result<Seat> {
         let registry = run_dir.join("registry");
         let guests = run_dir.join("guests");
         let lock = lock::open(&registry).context("cannot open the guest registry")?;
@@ -49,16 +50,21 @@ impl Seat {
         fs::create_dir_all(&guests).context("cannot make the guest registry")?;
 
         let mut taken = BTreeSet::new();
+        let mut wanted = None;
         for entry in fs::read_dir(&guests)? {
             let dir = entry?.path();
             let Some(live) = Live::look(&dir)? else { continue };
-            if live.name == name {
-                return live.join(roce, &registry, dir);
-            }
+            live.check_host(host)?;
             taken.insert(live.guest.index());
+            if live.name == name {
+                wanted = Some((live, dir));
+            }
+        }
+        if let Some((live, dir)) = wanted {
+            return live.join(roce, &registry, dir);
         }
         let index = (0..MAX_GUESTS).find(|index| !taken.contains(index));
-        let guest = index.and_then(|index| Guest::new(index, roce.unwrap_or_default()));
+        let guest = index.and_then(|index| Guest::new(host, index, roce.unwrap_or_default()));
         let guest = guest.with_context(|| format!("all {MAX_GUESTS} guests of this host are in use"))?;
         let dir = guests.join(guest.index().to_string());
         make(&dir, name, guest).with_context(|| format!("cannot set up guest {name}"))?;
@@ -127,9 +133,20 @@ impl Live {
         let damaged = || format!("{} is damaged", dir.display());
         let name = fs::read_to_string(dir.join(NAME)).with_context(damaged)?;
         let roce = fs::read_to_string(dir.join(ROCE)).with_context(damaged)?.parse().ok();
+        let host = fs::read_to_string(dir.join(HOST)).with_context(damaged)?.parse().ok();
         let index = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        let guest = index.zip(roce).and_then(|(index, roce)| Guest::new(index, roce)).with_context(damaged)?;
+        let known = host.zip(index).zip(roce);
+        let guest = known.and_then(|((host, index), roce)| Guest::new(host, index, roce)).with_context(damaged)?;
         Ok(Some(Live { name, guest }))
+    }
+
+    /// All guests of a run directory have addresses of one host.
+    fn check_host(&self, host: u8) -> anyhow::Result<()> {
+        let (name, is) = (&self.name, self.guest.host());
+        if is != host {
+            bail!("guest {name} has the addresses of host {is}, and this is host {host} now; end its programs first");
+        }
+        Ok(())
     }
 
     fn join(self, roce: Option<Roce>, registry: &Path, dir: PathBuf) -> anyhow::Result<Seat> {
@@ -146,6 +163,7 @@ fn make(dir: &Path, name: &str, guest: Guest) -> anyhow::Result<()> {
     fs::create_dir(dir)?;
     fs::write(dir.join(NAME), name)?;
     fs::write(dir.join(ROCE), guest.roce().name())?;
+    fs::write(dir.join(HOST), guest.host().to_string())?;
     let machine = Path::new(sysfs::MACHINE);
     sysfs::write(&dir.join(SYSFS), guest, Names::free(machine), machine)?;
     Ok(())
@@ -158,9 +176,9 @@ mod tests {
     #[test]
     fn programs_of_one_guest_share_it_and_others_get_the_next_index() {
         let dir = tempfile::tempdir().unwrap();
-        let a = Seat::take(dir.path(), "a", None).unwrap();
-        let again = Seat::take(dir.path(), "a", None).unwrap();
-        let b = Seat::take(dir.path(), "b", Some(Roce::V1)).unwrap();
+        let a = Seat::take(dir.path(), 0, "a", None).unwrap();
+        let again = Seat::take(dir.path(), 0, "a", None).unwrap();
+        let b = Seat::take(dir.path(), 0, "b", Some(Roce::V1)).unwrap();
         assert_eq!((a.guest().index(), again.guest().index(), b.guest().index()), (0, 0, 1));
         assert_eq!((a.guest().roce(), b.guest().roce()), (Roce::V2, Roce::V1));
     }
@@ -168,41 +186,55 @@ mod tests {
     #[test]
     fn an_index_is_free_again_when_its_last_program_left() {
         let dir = tempfile::tempdir().unwrap();
-        let a = Seat::take(dir.path(), "a", None).unwrap();
-        let again = Seat::take(dir.path(), "a", None).unwrap();
+        let a = Seat::take(dir.path(), 0, "a", None).unwrap();
+        let again = Seat::take(dir.path(), 0, "a", None).unwrap();
         a.leave().unwrap();
         assert!(dir.path().join("guests/0").exists());
         again.leave().unwrap();
         assert!(!dir.path().join("guests/0").exists());
-        assert_eq!(Seat::take(dir.path(), "b", None).unwrap().guest().index(), 0);
+        assert_eq!(Seat::take(dir.path(), 0, "b", None).unwrap().guest().index(), 0);
     }
 
     #[test]
     fn a_guest_whose_programs_were_killed_makes_room() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Seat::take(dir.path(), "a", Some(Roce::V1)).unwrap());
-        let b = Seat::take(dir.path(), "a", Some(Roce::V2)).unwrap();
+        drop(Seat::take(dir.path(), 0, "a", Some(Roce::V1)).unwrap());
+        let b = Seat::take(dir.path(), 0, "a", Some(Roce::V2)).unwrap();
         assert_eq!((b.guest().index(), b.guest().roce()), (0, Roce::V2));
     }
 
     #[test]
     fn a_guest_outlives_its_seat_while_a_descendant_holds_it() {
         let dir = tempfile::tempdir().unwrap();
-        let a = Seat::take(dir.path(), "a", None).unwrap();
+        let a = Seat::take(dir.path(), 0, "a", None).unwrap();
         let inherited = a.hold().unwrap();
         a.leave().unwrap();
-        assert_eq!(Seat::take(dir.path(), "b", None).unwrap().guest().index(), 1);
+        assert_eq!(Seat::take(dir.path(), 0, "b", None).unwrap().guest().index(), 1);
         drop(inherited);
-        assert_eq!(Seat::take(dir.path(), "c", None).unwrap().guest().index(), 0);
+        assert_eq!(Seat::take(dir.path(), 0, "c", None).unwrap().guest().index(), 0);
     }
 
     #[test]
     fn two_roce_versions_in_one_guest_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _a = Seat::take(dir.path(), "a", Some(Roce::V1)).unwrap();
-        assert_eq!(Seat::take(dir.path(), "a", None).unwrap().guest().roce(), Roce::V1);
-        let error = Seat::take(dir.path(), "a", Some(Roce::V2)).err().unwrap().to_string();
+        let _a = Seat::take(dir.path(), 0, "a", Some(Roce::V1)).unwrap();
+        assert_eq!(Seat::take(dir.path(), 0, "a", None).unwrap().guest().roce(), Roce::V1);
+        let error = Seat::take(dir.path(), 0, "a", Some(Roce::V2)).err().unwrap().to_string();
         assert!(error.contains("runs RoCE v1"), "{error}");
+    }
+
+    #[test]
+    fn another_number_of_the_host_is_refused_until_the_guests_have_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = Seat::take(dir.path(), 7, "a", None).unwrap();
+        assert_eq!(a.guest().host(), 7);
+        for name in ["a", "b"] {
+            let error = Seat::take(dir.path(), 0, name, None).err().unwrap().to_string();
+            assert!(error.contains("guest a has the addresses of host 7") && error.contains("host 0 now"), "{error}");
+        }
+        assert_eq!(Seat::take(dir.path(), 7, "b", None).unwrap().guest().index(), 1);
+        a.leave().unwrap();
+        assert_eq!(Seat::take(dir.path(), 0, "a", None).unwrap().guest().host(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod child;
 mod doctor;
 mod guests;
+mod link;
 mod lock;
 mod manual;
 mod options;

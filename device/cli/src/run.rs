@@ -7,7 +7,7 @@
 use crate::guests::{Seat, check_name};
 use crate::provider::{Provider, installed_library};
 use crate::rundir::RunDir;
-use crate::{Usage, child, options, program};
+use crate::{Usage, child, link, options, program};
 use anyhow::Context;
 use pvrdma_device::guest::Roce;
 use std::ffi::{OsStr, OsString};
@@ -34,7 +34,8 @@ Options:
                                 delay (time, 50us), dead (after so many requests), seed (number)
   -h, --help                    this text
 
-The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.0.82.N, N 1 for the first guest.
+The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.H.82.N, N 1 for the first guest. H is the
+number of this host: the line in the file number of $PVRDMA_LINK, or else of ~/.config/pvrdma/link; 0 without one.
 RDMA devices of the machine stay usable beside it; if one has that name, ours takes the next number.
 Exit status: the program's; 128 + N if signal N ended it; 127 if it was not found, 126 if it cannot
 be run, 2 for a mistake on the command line, 1 for anything else that keeps it from starting.
@@ -91,21 +92,23 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let program = program::find(&options.program)?;
     let standin = installed_library("libpvrdma_standin.so")?;
     let trace = options.trace.as_deref().map(options::trace_file).transpose()?;
+    let host = link::folder::host_number()?;
 
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let result = in_run_dir(&options, &program, &standin, trace.as_deref(), &run_dir);
+    let result = in_run_dir(&options, host, &program, &standin, trace.as_deref(), &run_dir);
     run_dir.leave().context("cannot clean up the run directory")?;
     Ok(ExitCode::from(result?))
 }
 
 fn in_run_dir(
     options: &Options,
+    host: u8,
     program: &Path,
     standin: &Path,
     trace: Option<&Path>,
     run_dir: &RunDir,
 ) -> anyhow::Result<u8> {
-    let seat = Seat::take(run_dir.path(), &options.guest, options.roce)?;
+    let seat = Seat::take(run_dir.path(), host, &options.guest, options.roce)?;
     let result = in_guest(options, program, standin, trace, run_dir, &seat);
     seat.leave().with_context(|| format!("cannot clean up guest {}", options.guest))?;
     result
@@ -126,6 +129,7 @@ fn in_guest(
     std::os::unix::process::CommandExt::arg0(&mut command, &options.program);
     command.args(&options.args);
     command.env("PVRDMA_HOST_DIR", run_dir.path());
+    command.env("PVRDMA_HOST_NUMBER", guest.host().to_string());
     command.env("PVRDMA_GUEST_INDEX", guest.index().to_string());
     command.env("PVRDMA_ROCE", guest.roce().name());
     match options.trap {

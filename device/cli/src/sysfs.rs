@@ -270,14 +270,14 @@ mod tests {
     fn the_tree_says_what_discovery_asks() {
         let dir = tempfile::tempdir().unwrap();
         let (root, machine) = (dir.path().join("sys"), dir.path().join("machine"));
-        write(&root, Guest::new(2, Roce::V1).unwrap(), Names::free(&machine), &machine).unwrap();
+        write(&root, Guest::new(7, 2, Roce::V1).unwrap(), Names::free(&machine), &machine).unwrap();
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
         assert_eq!(read("class/infiniband_verbs/uverbs0/ibdev"), "vmw_pvrdma0\n");
         assert_eq!(read("class/infiniband/vmw_pvrdma0/device/modalias"), format!("{MODALIAS}\n"));
-        assert_eq!(read("class/infiniband/vmw_pvrdma0/node_guid"), "00c9:00ff:fe00:0003\n");
+        assert_eq!(read("class/infiniband/vmw_pvrdma0/node_guid"), "00c9:00ff:fe00:0703\n");
         let port = "class/infiniband/vmw_pvrdma0/ports/1";
-        assert_eq!(read(&format!("{port}/gids/0")), "fe80:0000:0000:0000:00c9:00ff:fe00:0003\n");
-        assert_eq!(read(&format!("{port}/gids/1")), "0000:0000:0000:0000:0000:ffff:7f00:5203\n");
+        assert_eq!(read(&format!("{port}/gids/0")), "fe80:0000:0000:0000:00c9:00ff:fe00:0703\n");
+        assert_eq!(read(&format!("{port}/gids/1")), "0000:0000:0000:0000:0000:ffff:7f07:5203\n");
         assert_eq!(read(&format!("{port}/gids/15")), "0000:0000:0000:0000:0000:0000:0000:0000\n");
         assert_eq!(read(&format!("{port}/gid_attrs/types/15")), "IB/RoCE v1\n");
     }
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!((names.device().as_str(), names.uverbs().as_str()), ("vmw_pvrdma1", "uverbs2"));
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, Roce::V2).unwrap(), names, machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), names, machine.path()).unwrap();
         assert_eq!(Names::read(&root), Some(names));
         assert_eq!(listed(&root, "infiniband"), ["mlx5_0", "vmw_pvrdma0", "vmw_pvrdma1"]);
         assert_eq!(listed(&root, "infiniband_verbs"), ["abi_version", "uverbs0", "uverbs1", "uverbs2"]);
@@ -346,7 +346,7 @@ mod tests {
         let machine = machine(&[("rxe0", "uverbs0")]);
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
         let ours = root.join("class/infiniband/vmw_pvrdma0");
         let before = fs::metadata(&ours).unwrap().modified().unwrap();
         let class = |name: &str| machine.path().join("sys/class").join(name);
@@ -367,7 +367,7 @@ mod tests {
         fs::write(machine.path().join("devices/iron").join(LINKED), "4: RNIC\n").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
         let ib = root.join("class/infiniband");
         let modalias = |name: &str| fs::read_to_string(ib.join(name).join("device/modalias"));
         assert_eq!(modalias("soft").unwrap(), "rdma_device:Nrxe\n");

@@ -1,4 +1,4 @@
-//! Who a guest is on the host's fabric: MAC, GUID and GIDs, all derived from its index.
+//! Who a guest is: MAC, GUID and GIDs, all derived from the number of its host and from its index there.
 //!
 //! Both sides of the stand-in need the same answer (`pvrdma run` writes it into the sysfs tree, the preload
 //! library binds it in the device), so it is computed here and stored nowhere.
@@ -7,6 +7,8 @@ use crate::handle::Gid;
 
 /// Length of a guest's GID table; entries past the second are empty.
 pub const GID_TBL_LEN: u32 = 16;
+/// Highest number of a host that is linked to others. A host that is not has number 0.
+pub const MAX_HOST: u8 = 254;
 /// Number of guests a host can have: the index plus one is the last byte of an IPv4 host address.
 pub const MAX_GUESTS: u8 = 254;
 /// The RDMA device's name inside every guest, without the number that the Linux driver adds.
@@ -63,17 +65,34 @@ impl std::str::FromStr for Roce {
     }
 }
 
-/// A guest of this host.
+/// A guest of this host or of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
+    host: u8,
     index: u8,
     roce: Roce,
 }
 
 impl Guest {
-    /// The guest with this index, if a host can have so many.
-    pub fn new(index: u8, roce: Roce) -> Option<Guest> {
-        (index < MAX_GUESTS).then_some(Guest { index, roce })
+    /// The guest with this index on the host with this number, if there can be such a host and it can have so many.
+    pub fn new(host: u8, index: u8, roce: Roce) -> Option<Guest> {
+        (host <= MAX_HOST && index < MAX_GUESTS).then_some(Guest { host, index, roce })
+    }
+
+    /// The guest that has this address, whatever its encapsulation; the default one is put in. `None`: an address that
+    /// is no guest's, on no host.
+    pub fn of(gid: &Gid) -> Option<Guest> {
+        let (host, last) = match *gid {
+            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x00, 0xc9, 0, 0xff, 0xfe, 0, host, last] => (host, last),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, host, 82, last] => (host, last),
+            _ => return None,
+        };
+        Guest::new(host, last.checked_sub(1)?, Roce::default())
+    }
+
+    /// Number of its host.
+    pub fn host(self) -> u8 {
+        self.host
     }
 
     /// Its index on the host.
@@ -86,9 +105,9 @@ impl Guest {
         self.roce
     }
 
-    /// MAC of the paired network interface: locally administered, last byte the index plus one.
+    /// MAC of the paired network interface: locally administered, last bytes the host and the index plus one.
     pub fn mac(self) -> [u8; 6] {
-        [0x02, 0xc9, 0, 0, 0, self.index + 1]
+        [0x02, 0xc9, 0, 0, self.host, self.index + 1]
     }
 
     /// Node GUID, the EUI-64 of the MAC, in network order.
@@ -98,7 +117,7 @@ impl Guest {
     }
 
     /// Entry `index` of the GID table: 0 the link-local address of the MAC, 1 the IPv4 address
-    /// `127.0.82.(index + 1)`; all others are empty.
+    /// `127.(host).82.(index + 1)`; all others are empty.
     pub fn gid(self, index: u32) -> Option<Gid> {
         let mut gid = [0; 16];
         match index {
@@ -108,11 +127,16 @@ impl Guest {
             }
             1 => {
                 gid[10..12].copy_from_slice(&[0xff, 0xff]);
-                gid[12..].copy_from_slice(&[127, 0, 82, self.index + 1]);
+                gid[12..].copy_from_slice(&[127, self.host, 82, self.index + 1]);
             }
             _ => return None,
         }
         Some(gid)
+    }
+
+    /// Whether it has this address.
+    pub fn has(self, gid: &Gid) -> bool {
+        Guest::of(gid).is_some_and(|owner| (owner.host, owner.index) == (self.host, self.index))
     }
 
     /// The indices of the GID table that hold an address.
@@ -122,14 +146,11 @@ impl Guest {
 }
 
 /// The MAC that owns `gid`, without asking anybody: from the EUI-64 of a link-local address, or from the guest an
-/// IPv4 address belongs to. `None` for an address that is nobody's on this host.
+/// IPv4 address belongs to. `None` for an address that tells of none.
 pub fn mac_of(gid: &Gid) -> Option<[u8; 6]> {
     match *gid {
         [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => Some([a ^ 0x02, b, c, d, e, f]),
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 82, last] => {
-            Guest::new(last.checked_sub(1)?, Roce::default()).map(Guest::mac)
-        }
-        _ => None,
+        _ => Guest::of(gid).map(Guest::mac),
     }
 }
 
@@ -139,7 +160,7 @@ mod tests {
 
     #[test]
     fn first_guest_has_the_documented_addresses() {
-        let guest = Guest::new(0, Roce::V2).unwrap();
+        let guest = Guest::new(0, 0, Roce::V2).unwrap();
         assert_eq!(guest.mac(), [0x02, 0xc9, 0, 0, 0, 1]);
         assert_eq!(guest.node_guid(), [0x00, 0xc9, 0, 0xff, 0xfe, 0, 0, 1]);
         let link_local = guest.gid(0).unwrap();
@@ -149,29 +170,46 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_the_host_is_in_each_address() {
+        let guest = Guest::new(7, 2, Roce::V2).unwrap();
+        assert_eq!(guest.mac(), [0x02, 0xc9, 0, 0, 7, 3]);
+        assert_eq!(guest.node_guid(), [0x00, 0xc9, 0, 0xff, 0xfe, 0, 7, 3]);
+        assert_eq!(guest.gid(0).unwrap()[8..], guest.node_guid());
+        assert_eq!(guest.gid(1).unwrap()[10..], [0xff, 0xff, 127, 7, 82, 3]);
+    }
+
+    #[test]
     fn every_gid_leads_back_to_its_guest() {
-        for index in 0..MAX_GUESTS {
-            let guest = Guest::new(index, Roce::V1).unwrap();
+        for (host, index) in (0..=MAX_HOST).flat_map(|host| (0..MAX_GUESTS).map(move |index| (host, index))) {
+            let guest = Guest::new(host, index, Roce::default()).unwrap();
             for (_, gid) in guest.gids() {
-                assert_eq!(mac_of(&gid), Some(guest.mac()));
+                assert_eq!((Guest::of(&gid), mac_of(&gid)), (Some(guest), Some(guest.mac())));
+                assert!(guest.has(&gid));
+                let others = [(host ^ 1, index), (host, index ^ 1)];
+                let others = others.into_iter().filter_map(|(host, index)| Guest::new(host, index, Roce::V1));
+                assert!(others.into_iter().all(|other| !other.has(&gid)));
             }
         }
     }
 
     #[test]
-    fn strangers_have_no_mac() {
-        assert_eq!(mac_of(&[0; 16]), None);
-        let mut gid = Guest::new(0, Roce::V2).unwrap().gid(1).unwrap();
-        gid[15] = 0;
-        assert_eq!(mac_of(&gid), None);
-        gid[15] = 255;
-        assert_eq!(mac_of(&gid), None);
-        gid[12..].copy_from_slice(&[10, 0, 0, 1]);
-        assert_eq!(mac_of(&gid), None);
+    fn strangers_are_no_guests() {
+        let no_guest = |gid: &Gid| assert_eq!((Guest::of(gid), mac_of(gid)), (None, None));
+        no_guest(&[0; 16]);
+        let mut gid = Guest::new(0, 0, Roce::V2).unwrap().gid(1).unwrap();
+        for (at, no_guests) in [(15, 0), (15, 255), (13, 255), (14, 81), (12, 10)] {
+            let was = std::mem::replace(&mut gid[at], no_guests);
+            no_guest(&gid);
+            gid[at] = was;
+        }
+        // An adapter of another kind.
+        let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x50, 0x56, 0xff, 0xfe, 1, 2, 3];
+        assert_eq!((Guest::of(&link_local), mac_of(&link_local)), (None, Some([0, 0x50, 0x56, 1, 2, 3])));
     }
 
     #[test]
-    fn indices_past_the_last_address_are_refused() {
-        assert!(Guest::new(MAX_GUESTS, Roce::V2).is_none());
+    fn numbers_past_the_last_address_are_refused() {
+        assert!(Guest::new(0, MAX_GUESTS, Roce::V2).is_none());
+        assert!(Guest::new(MAX_HOST + 1, 0, Roce::V2).is_none());
     }
 }

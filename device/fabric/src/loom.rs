@@ -142,7 +142,7 @@ impl Inbound for Rc<Other> {
 
 /// QP 3 of a process.
 fn endpoint(process: usize) -> Endpoint {
-    let gid = Guest::new(1, Roce::V2).unwrap().gids().next().unwrap().1;
+    let gid = Guest::new(0, 1, Roce::V2).unwrap().gids().next().unwrap().1;
     Endpoint { gid, qpn: Qpn((process as u32 + 1) << 15 | 3) }
 }
 

@@ -6,6 +6,7 @@ use crate::say::say;
 use crate::section;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::words::REQUEST_WORDS;
+use pvrdma_device::guest::{Guest, Roce};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -114,7 +115,8 @@ struct Seat {
     owner: AtomicU64,
     /// Guest index.
     guest: AtomicU32,
-    reserved: u32,
+    /// Number of the guest's host, the same in all seats. Others look at it only once the owner is ready.
+    host: AtomicU32,
     /// Held by the owner's side thread.
     guard: Guard,
     /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
@@ -150,7 +152,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0008;
+const LAYOUT: u64 = 0x7076_7264_6d61_0009;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -220,6 +222,7 @@ pub struct Segment {
     own: usize,
     own_region: &'static Region,
     owner: Owner,
+    host: u8,
     /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
     seen: Box<[AtomicU64]>,
 }
@@ -241,9 +244,9 @@ pub struct Process {
 const SURE: u64 = 20;
 
 impl Segment {
-    /// Maps the fabric below `dir`, making it if need be, and takes a free region for `guest`. `hide` takes the file's
-    /// descriptor out of the program's reach and returns its new number.
-    pub fn join(dir: &Path, guest: u32, hide: fn(RawFd) -> RawFd) -> io::Result<Segment> {
+    /// Maps the fabric below `dir`, making it if need be, and takes a free region for `guest` of the host with number
+    /// `host`. `hide` takes the file's descriptor out of the program's reach and returns its new number.
+    pub fn join(dir: &Path, host: u8, guest: u32, hide: fn(RawFd) -> RawFd) -> io::Result<Segment> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -274,6 +277,7 @@ impl Segment {
         let owner = Owner::new(incarnation, own_pid(), started);
         let namespace = pid_namespace();
         fabric.enter(namespace)?;
+        fabric.agree(host)?;
         let own = claim(fabric, owner)?;
         if fabric.pid_namespace.load(Ordering::SeqCst) != namespace {
             // Somebody else found it empty a moment ago.
@@ -295,11 +299,17 @@ impl Segment {
         let seat = &fabric.seats[own];
         seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
         seat.guest.store(guest, Ordering::Relaxed);
+        seat.host.store(host.into(), Ordering::Relaxed);
         seat.guard.clear();
         let owner = owner.ready();
         seat.owner.store(owner.0, Ordering::SeqCst);
+        // Somebody else may have come since. Each of us looks when it can be seen itself, so not both stay.
+        if let Err(error) = fabric.agree(host) {
+            seat.owner.store(0, Ordering::SeqCst);
+            return Err(error);
+        }
         let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
-        Ok(Segment { fabric, file, regions, own, own_region, owner, seen })
+        Ok(Segment { fabric, file, regions, own, own_region, owner, host, seen })
     }
 
     /// This process's region.
@@ -360,9 +370,15 @@ impl Segment {
         self.fabric.seats[process.index].guard.thread().unwrap_or(process.pid)
     }
 
-    /// The guest that `process` belongs to.
-    pub fn guest(&self, process: Process) -> Option<u8> {
-        u8::try_from(self.fabric.seats.get(process.index)?.guest.load(Ordering::Relaxed)).ok()
+    /// Number of the host that all guests here belong to.
+    pub fn host(&self) -> u8 {
+        self.host
+    }
+
+    /// The guest that `process` belongs to; its encapsulation is not known here, and the default one is put in.
+    pub fn guest(&self, process: Process) -> Option<Guest> {
+        let index = self.fabric.seats.get(process.index)?.guest.load(Ordering::Relaxed);
+        Guest::new(self.host, u8::try_from(index).ok()?, Roce::default())
     }
 
     /// Regions that somebody owns or once owned.
@@ -371,7 +387,7 @@ impl Segment {
     }
 
     /// The guests that the processes of this host belong to, with repeats.
-    pub fn guests(&self) -> impl Iterator<Item = u8> + '_ {
+    pub fn guests(&self) -> impl Iterator<Item = Guest> + '_ {
         self.used().filter_map(|index| self.guest(self.process(index)?))
     }
 
@@ -556,7 +572,28 @@ fn other_namespace() -> io::Error {
     )
 }
 
+fn other_host(number: u32) -> io::Error {
+    let theirs = match number {
+        0 => "without a number".to_owned(),
+        number => format!("with number {number}"),
+    };
+    io::Error::other(format!("processes of a host {theirs} use it; end them first"))
+}
+
 impl Fabric {
+    /// Makes sure that no process of a host with another number owns a region and is there to use it. One that is not
+    /// ready yet will ask this itself.
+    fn agree(&self, host: u8) -> io::Result<()> {
+        let others = |seat: &Seat| {
+            let found = Owner(seat.owner.load(Ordering::SeqCst));
+            let number = seat.host.load(Ordering::Relaxed);
+            let differs = found.is_ready() && number != u32::from(host);
+            let lives = differs && !seat.guard.has_died() && !is_over(seat, found);
+            (lives && seat.owner.load(Ordering::SeqCst) == found.0).then_some(number)
+        };
+        self.seats.iter().find_map(others).map_or(Ok(()), |number| Err(other_host(number)))
+    }
+
     /// Makes sure that all who own regions see the same PIDs.
     fn enter(&self, namespace: u64) -> io::Result<()> {
         let owners =
@@ -659,6 +696,7 @@ pub mod by_hand {
             regions: regions.iter().map(|region| AtomicPtr::new(std::ptr::from_ref(*region).cast_mut())).collect(),
             own,
             owner,
+            host: 0,
             seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -689,7 +727,49 @@ mod tests {
     }
 
     fn join(dir: &Path) -> io::Result<Segment> {
-        Segment::join(dir, 1, |file| file)
+        join_host(dir, 0)
+    }
+
+    fn join_host(dir: &Path, host: u8) -> io::Result<Segment> {
+        Segment::join(dir, host, 1, |file| file)
+    }
+
+    #[test]
+    fn another_host_is_told_so_while_somebody_is_there() {
+        let dir = std::env::temp_dir().join(format!("pvrdma-test-hosts-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let first = join_host(&dir, 7).unwrap();
+        let refused = |host: u8| join_host(&dir, host).err().unwrap().to_string();
+        assert!(refused(0).contains("a host with number 7"), "{}", refused(0));
+        assert_eq!((first.host(), first.guests().map(Guest::host).collect()), (7, vec![7]));
+        first.leave();
+        let second = join_host(&dir, 0).unwrap();
+        assert!(refused(7).contains("a host without a number"), "{}", refused(7));
+        // One that was killed has nothing to say any more.
+        let owner = Owner::new(1, own_pid(), second.owner.0 >> 23 ^ 1).ready();
+        second.fabric.seats[second.own].owner.store(owner.0, Ordering::SeqCst);
+        join_host(&dir, 7).unwrap().leave();
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn of_two_hosts_that_come_together_not_both_stay() {
+        let (fabric, _) = by_hand::file();
+        let owner = |seat: u32| Owner::new(seat + 1, own_pid(), started(own_pid()).unwrap().unwrap());
+        let owners = [owner(0), owner(1)];
+        for _ in 0..2000 {
+            let stays = |seat: usize| {
+                fabric.seats[seat].host.store(seat as u32, Ordering::Relaxed);
+                fabric.seats[seat].owner.store(owners[seat].ready().0, Ordering::SeqCst);
+                fabric.agree(seat as u8).is_ok()
+            };
+            let stay = std::thread::scope(|scope| {
+                let there = scope.spawn(|| stays(1));
+                [stays(0), there.join().unwrap()]
+            });
+            assert_ne!(stay, [true, true]);
+            fabric.seats.iter().for_each(|seat| seat.owner.store(0, Ordering::SeqCst));
+        }
     }
 
     #[test]

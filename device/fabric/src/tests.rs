@@ -22,7 +22,7 @@ fn processes() -> [Arc<HostTransport>; 2] {
 
 /// QP 3 of a process.
 fn endpoint(process: u32) -> Endpoint {
-    let gid = Guest::new(1, Roce::V2).unwrap().gids().next().unwrap().1;
+    let gid = Guest::new(0, 1, Roce::V2).unwrap().gids().next().unwrap().1;
     Endpoint { gid, qpn: Qpn((process + 1) << 15 | 3) }
 }
 

@@ -8,7 +8,6 @@ use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::words::{decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
-use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::*;
@@ -129,8 +128,7 @@ impl HostTransport {
     fn target(&self, dest: &Endpoint) -> Option<Process> {
         let index = (dest.qpn.0 >> HANDLE_BITS).checked_sub(1)? as usize;
         let process = self.segment.process(index)?;
-        let guest = Guest::new(self.segment.guest(process)?, Roce::V2)?;
-        guest.gids().any(|(_, gid)| gid == dest.gid).then_some(process)
+        self.segment.guest(process)?.has(&dest.gid).then_some(process)
     }
 
     /// The processes of the guest with this address that have a management QP. Each plays the guest's kernel for its
@@ -138,8 +136,7 @@ impl HostTransport {
     fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {
         self.segment.used().filter_map(move |index| {
             let process = self.segment.process(index)?;
-            let guest = Guest::new(self.segment.guest(process)?, Roce::V2)?;
-            guest.gids().find(|(_, own)| own == gid)?;
+            self.segment.guest(process).filter(|guest| guest.has(gid))?;
             let qp = self.segment.region(index)?.qps.get(GSI as usize)?;
             let has_one = qp.qpn.load(Ordering::Relaxed) == GSI && self.segment.has_its_pid(process);
             has_one.then_some(process)

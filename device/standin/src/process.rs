@@ -133,11 +133,12 @@ fn faults() -> Result<Option<Faults>, i32> {
 impl Process {
     fn join() -> Result<Process, i32> {
         let dir = PathBuf::from(std::env::var_os("PVRDMA_HOST_DIR").ok_or(libc::ENODEV)?);
-        let number = std::env::var("PVRDMA_GUEST_INDEX").ok().and_then(|index| index.parse().ok());
+        let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse().ok());
+        let numbers = number("PVRDMA_HOST_NUMBER").zip(number("PVRDMA_GUEST_INDEX"));
         let roce = std::env::var("PVRDMA_ROCE").ok().and_then(|roce| roce.parse().ok()).unwrap_or_default();
-        let guest = number.and_then(|index| Guest::new(index, roce)).ok_or(libc::ENODEV)?;
+        let guest = numbers.and_then(|(host, index)| Guest::new(host, index, roce)).ok_or(libc::ENODEV)?;
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
-        let segment = Segment::join(&dir, u32::from(guest.index()), fd::hide).map_err(|error| {
+        let segment = Segment::join(&dir, guest.host(), guest.index().into(), fd::hide).map_err(|error| {
             say(format_args!("{}: {error}", dir.join("fabric").display()));
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;
@@ -169,8 +170,8 @@ impl Process {
         Ok(Process { pid: raw::getpid(), driver, transport, directory: dir, begun, placed })
     }
 
-    /// Indices of the guests that have a process on this host, with repeats.
-    pub fn guests_on_host(&self) -> impl Iterator<Item = u8> + '_ {
+    /// The guests that have a process on this host, with repeats.
+    pub fn guests_on_host(&self) -> impl Iterator<Item = Guest> + '_ {
         self.transport.segment().guests()
     }
 
@@ -252,9 +253,7 @@ impl ucma::Machine for Process {
     fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
         let segment = self.transport.segment();
         let process = segment.process(number as usize)?;
-        let guest = Guest::new(segment.guest(process)?, self.driver.guest.roce())?;
-        let same = guest.gids().any(|(_, own)| own == *gid);
-        same.then_some(u64::from(process.incarnation) << 32 | u64::from(number))
+        segment.guest(process)?.has(gid).then_some(u64::from(process.incarnation) << 32 | u64::from(number))
     }
 
     fn runs(&self, process: u64) -> bool {

@@ -1,10 +1,11 @@
-//! What `pvrdma run` needs: copies between processes, room in memory, one PID namespace.
+//! What `pvrdma run` needs: copies between processes, room in memory, one PID namespace, a sensible number of the host.
 
 use std::path::Path;
 
 use super::machine::Machine;
 use super::pci;
 use super::report::Finding;
+use crate::link;
 use crate::provider::installed_library;
 use crate::rundir::RunDir;
 
@@ -38,6 +39,7 @@ pub fn check(machine: &Machine) -> Vec<Finding> {
         });
     }
     findings.extend(namespace(machine));
+    findings.extend(number(link::folder::host_number()));
     findings
 }
 
@@ -106,6 +108,21 @@ fn namespace(machine: &Machine) -> Option<Finding> {
     Some(Finding::note("pid-namespace", what))
 }
 
+/// Most hosts have none, and nothing is to be said of it.
+fn number(found: anyhow::Result<u8>) -> Option<Finding> {
+    const CHECK: &str = "host-number";
+    match found {
+        Ok(0) => None,
+        Ok(number) => {
+            Some(Finding::ok(CHECK, format!("{number}: guests of this host are 127.{number}.82.1 and so on")))
+        }
+        Err(why) => {
+            let cure = "write a number that no other of your hosts has, or remove the file";
+            Some(Finding::fail(CHECK, format!("{why:#}")).cure(cure))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +133,14 @@ mod tests {
         assert_eq!(copies(copy_to_self()).level, Level::Ok);
         let refused = copies(Err(std::io::Error::from_raw_os_error(libc::EPERM)));
         assert!(refused.level == Level::Fail && refused.cure.unwrap().contains("SYS_PTRACE"));
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named() {
+        assert!(number(Ok(0)).is_none());
+        let seven = number(Ok(7)).unwrap();
+        assert!(seven.level == Level::Ok && seven.what.contains("127.7.82.1"));
+        assert_eq!(number(Err(anyhow::anyhow!("300"))).unwrap().level, Level::Fail);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! The addresses of the guests' network interface, which is the loopback interface: `getifaddrs`.
 //!
-//! Before libibverbs builds an address handle for an IPv4-mapped GID it asks for the interface that has the address. A
-//! guest's 127.0.82.N is reachable on every Linux box, but the kernel lists only 127.0.0.1. So this list names those of
-//! all guests on the host too, once the program has opened the device.
+//! Before libibverbs builds an address handle for an IPv4-mapped GID it asks for the interface that has the source
+//! address. A guest's 127.H.82.N is reachable on every Linux box, but the kernel lists only 127.0.0.1. So this list
+//! names those of all guests on the host too, once the program has opened the device. Those of other hosts' guests are
+//! not this interface's: who sends to one asks the kernel for the way, which knows all of 127.0.0.0/8.
 
 use crate::interpose::next::{call_next, next};
 use crate::process;
 use crate::support::fresh::{self, Chain, OWN};
-use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::guest::Guest;
 use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
 
@@ -78,10 +79,8 @@ pub unsafe extern "C" fn getifaddrs(list: *mut *mut libc::ifaddrs) -> c_int {
     let _held = OWN.addresses.gate.lock();
     // SAFETY: the gate is held.
     let chain = unsafe { &mut *OWN.addresses.chain.get() };
-    for index in process.guests_on_host() {
-        if let Some(guest) = Guest::new(index, Roce::default()) {
-            chain.add(guest);
-        }
+    for guest in process.guests_on_host() {
+        chain.add(guest);
     }
     // SAFETY: the C library has just put a list there; it is the caller's alone, and its last node's to write.
     unsafe {

@@ -11,8 +11,8 @@
 //! | `PVRDMA_HOOKS` | tests | `1`: the program may use the functions of `hooks.rs` |
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
 //!
-//! `process.rs` reads the rest when the device is opened: `PVRDMA_GUEST_INDEX`, `PVRDMA_ROCE` and, set by
-//! `pvrdma run --fault`, `PVRDMA_FAULT`.
+//! `process.rs` reads the rest when the device is opened: `PVRDMA_HOST_NUMBER`, `PVRDMA_GUEST_INDEX`,
+//! `PVRDMA_ROCE` and, set by `pvrdma run --fault`, `PVRDMA_FAULT`.
 
 use crate::support::raw;
 use std::ffi::CStr;

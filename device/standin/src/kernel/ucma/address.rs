@@ -1,11 +1,12 @@
-//! Addresses of programs: what a `sockaddr` means among the guests of a host.
+//! Addresses of programs: what a `sockaddr` means among guests.
 //!
-//! A guest has two addresses of its own, 127.0.82.N and the link-local one of its MAC. All guests share the machine's
-//! network interface, so an address of the machine itself (127.0.0.1, its name) is an address of each of them, just as
-//! with TCP: who connects to it reaches the guest in which somebody listens on the port.
+//! A guest has two addresses of its own, 127.H.82.N and the link-local one of its MAC, both with the number of its host
+//! in them. All guests of a host share the machine's network interface, so an address of the machine itself (127.0.0.1,
+//! its name) is an address of each of them, just as with TCP: who connects to it reaches the guest in which somebody
+//! listens on the port.
 
 use crate::support::raw::{self, syscall};
-use pvrdma_device::guest::{Guest, Roce, mac_of};
+use pvrdma_device::guest::{Guest, mac_of};
 use pvrdma_device::handle::Gid;
 
 /// `AF_IB`.
@@ -27,8 +28,8 @@ pub enum Address {
 pub enum Place {
     /// Nobody's in particular.
     Any,
-    /// The guest with that index.
-    Guest(u8),
+    /// That guest's, of this host or of another one.
+    Guest(Guest),
     /// The machine that all guests share.
     Machine,
     /// No guest's.
@@ -155,12 +156,11 @@ impl Address {
         if gid == [0; 16] || self.is_v4() && [a, b, c, d] == [0; 4] {
             return Place::Any;
         }
-        if let Some(mac) = mac_of(&gid) {
-            let owner =
-                (0..=u8::MAX).find(|index| Guest::new(*index, Roce::V2).is_some_and(|guest| guest.mac() == mac));
-            return owner.map_or(Place::Elsewhere, Place::Guest);
+        if let Some(guest) = Guest::of(&gid) {
+            return Place::Guest(guest);
         }
-        if self.is_ib() || !is_local(self) { Place::Elsewhere } else { Place::Machine }
+        // A MAC tells of somebody else.
+        if self.is_ib() || mac_of(&gid).is_some() || !is_local(self) { Place::Elsewhere } else { Place::Machine }
     }
 }
 
@@ -186,6 +186,7 @@ fn is_local(address: &Address) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvrdma_device::guest::Roce;
 
     fn v4(addr: [u8; 4]) -> Address {
         Address::V4 { addr, port: 7 }
@@ -211,16 +212,22 @@ mod tests {
 
     #[test]
     fn every_address_has_its_place() {
-        assert_eq!(v4([127, 0, 82, 1]).place(), Place::Guest(0));
-        assert_eq!(v4([127, 0, 82, 254]).place(), Place::Guest(253));
+        let guest = |host, index| Place::Guest(Guest::new(host, index, Roce::default()).unwrap());
+        assert_eq!(v4([127, 0, 82, 1]).place(), guest(0, 0));
+        assert_eq!(v4([127, 0, 82, 254]).place(), guest(0, 253));
+        assert_eq!(v4([127, 9, 82, 1]).place(), guest(9, 0));
         assert_eq!(v4([127, 0, 0, 1]).place(), Place::Machine);
+        assert_eq!(v4([127, 255, 82, 1]).place(), Place::Machine);
         assert_eq!(v4([0; 4]).place(), Place::Any);
         assert_eq!(v4([192, 0, 2, 1]).place(), Place::Elsewhere);
-        let guest = Guest::new(4, Roce::V2).unwrap();
-        let link_local = Address::V6 { addr: guest.gid(0).unwrap(), port: 1, scope: 0 };
-        assert_eq!(link_local.place(), Place::Guest(4));
-        let mapped = Address::V6 { addr: guest.gid(1).unwrap(), port: 1, scope: 0 };
-        assert_eq!(mapped.place(), Place::Guest(4));
+        for host in [0, 9] {
+            for (_, addr) in Guest::new(host, 4, Roce::V1).unwrap().gids() {
+                assert_eq!(Address::V6 { addr, port: 1, scope: 0 }.place(), guest(host, 4));
+                assert_eq!(Address::Ib { gid: addr, sid: 1, mask: 0 }.place(), guest(host, 4));
+            }
+        }
+        let adapter = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x50, 0x56, 0xff, 0xfe, 0, 0, 1];
+        assert_eq!(Address::V6 { addr: adapter, port: 1, scope: 0 }.place(), Place::Elsewhere);
         let nobody = Address::V6 { addr: [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], port: 1, scope: 0 };
         assert_eq!(nobody.place(), Place::Elsewhere);
     }

@@ -9,7 +9,7 @@ use crate::support::trace;
 use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path, Services, Verdict, Whose};
 use pvrdma_cm::manager::Manager;
 use pvrdma_cm::message::{Message, Rep, Req, SidrRep, SidrReq, private_len, sidr_status};
-use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::guest::{Guest, MAX_GUESTS};
 use pvrdma_device::handle::Gid;
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -121,6 +121,33 @@ pub fn port_space(service_id: u64) -> Option<u16> {
     u16::try_from(service_id >> 16)
         .ok()
         .filter(|ps| matches!(*ps, RDMA_PS_IPOIB | RDMA_PS_IB | RDMA_PS_TCP | RDMA_PS_UDP))
+}
+
+/// Whether both are one, whatever their encapsulation.
+fn is_same(a: Guest, b: Guest) -> bool {
+    a.mac() == b.mac()
+}
+
+/// Whether an address is one of a guest of our own host. Of others nothing is known here: not which of them are there,
+/// and not whether a process of theirs still runs. Messages go to them, and time tells.
+fn is_here(own: Guest, gid: &Gid) -> bool {
+    Guest::of(gid).is_some_and(|guest| guest.host() == own.host())
+}
+
+/// Who is at the other end of a connection, by the address and the number that it has there.
+fn whose(machine: &dyn Machine, gid: &Gid, remote_id: u32) -> Whose {
+    match (remote_id >> ID_BITS).checked_sub(1) {
+        // Nobody with that number at that address: then it is gone, for it was there.
+        Some(number) if is_here(machine.guest(), gid) => {
+            machine.process(gid, number).map_or(Whose::Gone, Whose::Process)
+        }
+        _ => Whose::Stranger,
+    }
+}
+
+/// Whether there may be a way from our host to another guest's: hosts without a number have none.
+fn links(own: Guest, to: Guest) -> bool {
+    own.host() != 0 && to.host() != 0
 }
 
 /// Finds who listens.
@@ -366,10 +393,10 @@ impl State {
     }
 
     /// The path from here to a guest, between addresses like `address`.
-    fn path(&self, guest: u8, address: &Address) -> Option<Path> {
+    fn path(&self, guest: Guest, address: &Address) -> Option<Path> {
         let like = |place| !address.is_v4() && matches!(place, Place::Guest(_)) && address.to_gid()[0] == 0xfe;
         let index = if like(address.place()) { 0 } else { 1 };
-        let remote = Guest::new(guest, Roce::default())?.gid(index)?;
+        let remote = guest.gid(index)?;
         Some(Path { remote_gid: remote, ..self.local_path(index)? })
     }
 
@@ -386,10 +413,9 @@ impl State {
 
     /// What an id that is bound to `address` has of a path: its own end; `Ok(None)` for nobody's in particular.
     pub fn bound_path(&self, address: &Address) -> Result<Option<Path>> {
-        let own = self.guest().index();
         match address.place() {
             Place::Any => Ok(None),
-            Place::Guest(guest) if guest == own => {
+            Place::Guest(guest) if is_same(guest, self.guest()) => {
                 let index = u32::from(self.gid_index(&address.to_gid()));
                 self.local_path(index).map(Some).ok_or(libc::ENODEV)
             }
@@ -412,11 +438,14 @@ impl State {
     }
 
     /// The guest that an address means to this id. `None`: none, for now or for ever.
-    fn find_guest(&self, id: &Id, dst: &Address) -> Option<u8> {
-        let own = self.guest().index();
+    fn find_guest(&self, id: &Id, dst: &Address) -> Option<Guest> {
+        let own = self.guest();
         match dst.place() {
             Place::Any => Some(own),
-            Place::Guest(guest) => (guest == own || self.directory_of(guest).join("lock").exists()).then_some(guest),
+            Place::Guest(guest) if guest.host() != own.host() => links(own, guest).then_some(guest),
+            Place::Guest(guest) => {
+                (is_same(guest, own) || self.directory_of(guest.index()).join("lock").exists()).then_some(guest)
+            }
             // Whoever listens there: this guest before others.
             Place::Machine => {
                 let service = id.service(dst);
@@ -424,9 +453,9 @@ impl State {
                 if here || self.ports.is_held_elsewhere(id.ps, dst) {
                     return Some(own);
                 }
-                let others = (0..pvrdma_device::guest::MAX_GUESTS).filter(|guest| *guest != own);
-                let found = others.into_iter().find(|guest| port::is_held_in(&self.directory_of(*guest), id.ps, dst));
-                Some(found.unwrap_or(own))
+                let others = (0..MAX_GUESTS).filter(|index| *index != own.index());
+                let found = others.into_iter().find(|index| port::is_held_in(&self.directory_of(*index), id.ps, dst));
+                found.map_or(Some(own), |index| Guest::new(own.host(), index, own.roce()))
             }
             Place::Elsewhere => None,
         }
@@ -527,12 +556,7 @@ impl State {
 
     fn tick(&mut self, now: Instant) {
         let machine = self.machine;
-        let whose = |gid: &Gid, remote_id: u32| match (remote_id >> ID_BITS).checked_sub(1) {
-            None => Whose::Stranger,
-            // Nobody with that number at that address: then it is gone, for it was there.
-            Some(number) => machine.process(gid, number).map_or(Whose::Gone, Whose::Process),
-        };
-        self.cm.watch(now, whose, |process| machine.runs(process));
+        self.cm.watch(now, |gid, remote_id| whose(machine, gid, remote_id), |process| machine.runs(process));
         for number in self.resolving.clone() {
             self.resolve(now, number);
         }
@@ -552,6 +576,7 @@ impl State {
 
     fn send(&mut self, now: Instant, out: &Outgoing) {
         if let Some(comm) = out.question
+            && is_here(self.guest(), &out.to)
             && !self.machine.has_manager(&out.to)
         {
             // A guest in which no process uses the connection manager: its kernel would have refused.
@@ -738,5 +763,79 @@ pub fn qp_type_of(ps: u16, asked: u8) -> Option<u8> {
         RDMA_PS_UDP | RDMA_PS_IPOIB => Some(QPT_UD),
         RDMA_PS_IB => Some(asked),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvrdma_device::device::Device;
+    use pvrdma_device::guest::Roce;
+    use std::sync::Arc;
+
+    fn guest(host: u8, index: u8) -> Guest {
+        Guest::new(host, index, Roce::default()).unwrap()
+    }
+
+    /// Host 7, with process 3, of its second guest.
+    struct Seven;
+
+    impl Machine for Seven {
+        fn device(&self) -> &Arc<Device> {
+            unreachable!("nobody asks for it")
+        }
+
+        fn guest(&self) -> Guest {
+            guest(7, 0)
+        }
+
+        fn number(&self) -> u32 {
+            2
+        }
+
+        fn seed(&self) -> u64 {
+            1
+        }
+
+        fn directory(&self) -> &std::path::Path {
+            std::path::Path::new("/nowhere")
+        }
+
+        fn has_manager(&self, _: &Gid) -> bool {
+            false
+        }
+
+        fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
+            (number == 3 && guest(7, 1).has(gid)).then_some(33)
+        }
+
+        fn runs(&self, process: u64) -> bool {
+            process == 33
+        }
+
+        fn wake(&self) {}
+    }
+
+    #[test]
+    fn nobody_watches_a_process_of_another_host() {
+        let of = |guest: Guest, number: u32| {
+            let gids = guest.gids().map(|(_, gid)| whose(&Seven, &gid, (number + 1) << ID_BITS | 5));
+            gids.collect::<Vec<_>>()
+        };
+        assert_eq!(of(guest(7, 1), 3), [Whose::Process(33); 2]);
+        assert_eq!(of(guest(7, 1), 4), [Whose::Gone; 2]);
+        assert_eq!(of(guest(7, 2), 3), [Whose::Gone; 2]);
+        assert_eq!(of(guest(8, 1), 3), [Whose::Stranger; 2]);
+        assert_eq!(of(guest(0, 1), 3), [Whose::Stranger; 2]);
+        // A kernel's numbers are not ours.
+        assert_eq!(whose(&Seven, &guest(7, 1).gid(1).unwrap(), 5), Whose::Stranger);
+    }
+
+    #[test]
+    fn only_hosts_with_numbers_have_a_way_to_each_other() {
+        assert!(links(guest(7, 0), guest(8, 0)));
+        assert!(!links(guest(0, 0), guest(8, 0)) && !links(guest(7, 0), guest(0, 0)));
+        assert!(is_here(guest(7, 0), &guest(7, 200).gid(0).unwrap()));
+        assert!(!is_here(guest(7, 0), &guest(0, 0).gid(1).unwrap()) && !is_here(guest(7, 0), &[0; 16]));
     }
 }

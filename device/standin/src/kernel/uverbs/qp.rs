@@ -267,8 +267,8 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
     if asked.attr_mask & PVRDMA_QP_AV != 0 {
         context.note(format_args!(" dest_qpn={:#x}", asked.dest_qp_num));
     }
-    // The kernel resolves the neighbour of a connected QP. Ours are on this host and known; who is not gets no MAC,
-    // and the device looks at the GID anyway.
+    // The kernel resolves the neighbour of a connected QP. Guests are known, whatever their host; who is none gets no
+    // MAC, and the device looks at the GID anyway.
     let dmac = guest::mac_of(&asked.dest.dgid).unwrap_or_default();
     let attrs = pvrdma_qp_attr {
         qp_state: asked.qp_state.into(),

@@ -1,0 +1,3 @@
+//! What makes a host one of several.
+
+pub mod folder;
