@@ -99,6 +99,8 @@ const HOUSES: &[House] = &[
         src: "device/net/src",
         tests: &["testing"],
         rooms: &[
+            ("folder", &["fabric", "gids", "identity"]),
+            ("join", &["fabric", "identity"]),
             ("identity", &["gids"]),
             ("fabric", &["gids"]),
             ("hosts", &["connection", "event", "frame", "gids"]),

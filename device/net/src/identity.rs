@@ -12,13 +12,14 @@ use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,7 +41,9 @@ pub const HOST: &str = "host.pem";
 pub const HOST_KEY: &str = "host.key";
 
 /// No file here is longer.
-const LONGEST: u64 = 64 * 1024;
+pub const LONGEST: u64 = 512 * 1024;
+/// The last second of the year 9999, beyond any certificate's end.
+const END_OF_TIME: Duration = Duration::from_secs(253_402_300_799);
 
 /// Why there is no identity.
 #[derive(Debug, Error)]
@@ -50,8 +53,10 @@ pub enum Refused {
     File { path: PathBuf, error: io::Error },
     #[error("{path} can be read by others (mode {mode:o}); make it 600, or better a new key", path = .path.display())]
     Readable { path: PathBuf, mode: u32 },
-    #[error("{path} belongs to user {owner}", path = .path.display())]
+    #[error("{path} belongs to user {owner}; run this as that user, or give the file to who runs it", path = .path.display())]
     NotOurs { path: PathBuf, owner: u32 },
+    #[error("{path} is longer than {LONGEST} bytes", path = .path.display())]
+    TooLong { path: PathBuf },
     #[error("{path} holds no key or certificate", path = .path.display())]
     Pem { path: PathBuf },
     #[error("a host's number is 1 to {MAX_HOST}, not {0}")]
@@ -60,6 +65,14 @@ pub enum Refused {
     Make(#[from] rcgen::Error),
     #[error("the certificate is for no host of a fabric")]
     NoHost,
+    #[error("the certificate was not made by this fabric's authority")]
+    Authority,
+    #[error("the certificate ended on {}; its host has to join anew", date(*.0))]
+    Ended(SystemTime),
+    #[error("the certificate begins on {} only: is this machine's clock right?", date(*.0))]
+    Early(SystemTime),
+    #[error("the key is not that of the certificate")]
+    OtherKey,
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
     #[error("TLS: {0}")]
@@ -120,11 +133,18 @@ pub fn new_host(ca_key: &str, number: u16, now: SystemTime, good_for: Duration) 
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// Writes a file that was not there, with these permission bits.
+/// The day of a time, as `2036-11-25`.
+pub fn date(time: SystemTime) -> String {
+    OffsetDateTime::from(time).date().to_string()
+}
+
+/// Writes a file that was not there, with these permission bits whatever the umask. It is on the disk afterwards.
 pub fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Refused> {
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
     };
     write().map_err(|error| Refused::File { path: path.into(), error })
 }
@@ -135,9 +155,7 @@ pub fn read(path: &Path, private: bool) -> Result<String, Refused> {
     let file = fs::File::open(path).map_err(broken)?;
     let found = file.metadata().map_err(broken)?;
     if private {
-        // Whose we are is told by a file of our own: no call for it is in std.
-        let ours = fs::metadata("/proc/self").map_err(broken)?.uid();
-        if found.uid() != ours {
+        if found.uid() != whose_we_are().map_err(broken)? {
             return Err(Refused::NotOurs { path: path.into(), owner: found.uid() });
         }
         if found.mode() & 0o077 != 0 {
@@ -145,8 +163,17 @@ pub fn read(path: &Path, private: bool) -> Result<String, Refused> {
         }
     }
     let mut text = String::new();
-    file.take(LONGEST).read_to_string(&mut text).map_err(broken)?;
-    Ok(text)
+    let len = file.take(LONGEST + 1).read_to_string(&mut text).map_err(broken)?;
+    // Half of a file may well be a file.
+    match len as u64 > LONGEST {
+        true => Err(Refused::TooLong { path: path.into() }),
+        false => Ok(text),
+    }
+}
+
+/// Our user. No call for it is in std, so a file of our own tells.
+pub(crate) fn whose_we_are() -> io::Result<u32> {
+    Ok(fs::metadata("/proc/self")?.uid())
 }
 
 /// Whether a connection from or to this address may be without certificates.
@@ -173,13 +200,21 @@ impl Identity {
     /// Reads the files of a host.
     pub fn load(folder: &Path) -> Result<Identity, Refused> {
         let (ca, host, key) = (folder.join(CA), folder.join(HOST), folder.join(HOST_KEY));
-        let certificate = |path: &Path| {
-            CertificateDer::from_pem_slice(read(path, false)?.as_bytes())
-                .map_err(|_| Refused::Pem { path: path.into() })
+        let pair = Pair { certificate: read(&host, false)?, key: read(&key, true)? };
+        Identity::from_pem(&read(&ca, false)?, &pair).map_err(|refused| match refused {
+            Refused::Pem { path } => Refused::Pem { path: folder.join(path) },
+            other => other,
+        })
+    }
+
+    /// From the text of a host's files.
+    pub fn from_pem(ca: &str, host: &Pair) -> Result<Identity, Refused> {
+        let certificate = |pem: &str, name: &str| {
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Refused::Pem { path: name.into() })
         };
-        let private = PrivateKeyDer::from_pem_slice(read(&key, true)?.as_bytes());
-        let private = private.map_err(|_| Refused::Pem { path: key })?;
-        Identity::new(certificate(&ca)?, certificate(&host)?, private)
+        let key = PrivateKeyDer::from_pem_slice(host.key.as_bytes());
+        let key = key.map_err(|_| Refused::Pem { path: HOST_KEY.into() })?;
+        Identity::new(certificate(ca, CA)?, certificate(&host.certificate, HOST)?, key)
     }
 
     /// From an authority's certificate, and a host's with its key.
@@ -200,6 +235,48 @@ impl Identity {
         self.number
     }
 
+    /// Whether other hosts would believe it now.
+    pub fn check(&self, now: SystemTime) -> Result<(), Refused> {
+        self.judge(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())?;
+        // It compares key and certificate.
+        match self.server() {
+            Err(Refused::Tls(rustls::Error::InconsistentKeys(_))) => Err(Refused::OtherKey),
+            other => other.map(drop),
+        }
+    }
+
+    /// When its certificate ends.
+    pub fn ends(&self) -> Option<SystemTime> {
+        // A certificate is judged by its times first, and the judge says which they are.
+        match self.judge(END_OF_TIME) {
+            Err(Refused::Ended(end)) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// What others say of its certificate at this time, since 1970.
+    fn judge(&self, time: Duration) -> Result<(), Refused> {
+        let since_1970 = |time: UnixTime| SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+        let judged =
+            self.verifier()?.verify_client_cert(&self.certificate, &[], UnixTime::since_unix_epoch(time)).map(drop);
+        judged.map_err(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) => {
+                Refused::Ended(since_1970(not_after))
+            }
+            rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
+                Refused::Early(since_1970(not_before))
+            }
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature | CertificateError::UnknownIssuer) => {
+                Refused::Authority
+            }
+            other => Refused::Tls(other),
+        })
+    }
+
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, Refused> {
+        Ok(WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone()).build()?)
+    }
+
     /// For the end that dials; it wants [`server_name`] of the host.
     pub fn client(&self) -> Result<ClientConfig, Refused> {
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
@@ -212,11 +289,9 @@ impl Identity {
 
     /// For the end that is called; it asks [`number_of`] the certificate whose it is.
     pub fn server(&self) -> Result<ServerConfig, Refused> {
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone()).build()?;
         let builder = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier);
+            .with_client_cert_verifier(self.verifier()?);
         let mut config = builder.with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
         config.send_tls13_tickets = 0;
         Ok(config)

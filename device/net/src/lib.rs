@@ -13,9 +13,11 @@
 //! | `hosts.rs` | this host and all others: links, and which request goes where |
 //! | `identity.rs` | who a host is: certificates, and what TLS makes of them |
 //! | `fabric.rs` | the list of hosts, as a file |
+//! | `folder.rs` | a host's settings, as a folder |
+//! | `join.rs` | what a host joins a fabric with, as a file |
 //!
 //! Nothing here sends, waits or reads a clock: the caller hands in bytes and the time, and takes out bytes and events.
-//! It knows no device and no guest; what a request does is the caller's. Only `identity` reads files.
+//! It knows no device and no guest; what a request does is the caller's. Only `identity` and `folder` read files.
 
 #![forbid(unsafe_code)]
 
@@ -23,11 +25,15 @@ pub mod connection;
 pub mod event;
 #[cfg(feature = "identity")]
 pub mod fabric;
+#[cfg(feature = "identity")]
+pub mod folder;
 pub mod frame;
 pub mod gids;
 pub mod hosts;
 #[cfg(feature = "identity")]
 pub mod identity;
+#[cfg(feature = "identity")]
+pub mod join;
 mod lanes;
 pub mod limits;
 #[cfg(any(test, feature = "test-utils"))]

@@ -129,6 +129,40 @@ fn a_host_makes_no_hosts() {
     assert!(error.starts_with("server: "), "{error}");
 }
 
+/// What a host can see of itself before it meets another one, and when it will be too late.
+#[test]
+fn a_host_knows_whether_others_would_believe_it() {
+    let (fabric, other) = (Fabric::new(), Fabric::new());
+    let now = SystemTime::now();
+    let pair = new_host(&fabric.0.key, 3, now, Duration::from_secs(3600)).expect("a host");
+    let host = fabric.identity(&pair);
+    host.check(now).expect("believed");
+    let end = host.ends().expect("an end");
+    let left = end.duration_since(now).expect("it is to come").as_secs();
+    assert!((3598..=3600).contains(&left), "{left}");
+    // At its end, and days before it was made.
+    assert!(matches!(host.check(end + Duration::from_secs(2)), Err(Refused::Ended(seen)) if seen == end));
+    assert!(matches!(host.check(now - Duration::from_secs(48 * 3600)), Err(Refused::Early(_))));
+    // Of another authority, and with another's key.
+    let strange = Identity::from_pem(&other.0.certificate, &pair).expect("three texts");
+    assert!(matches!(strange.check(now), Err(Refused::Authority)));
+    let key = new_host(&fabric.0.key, 3, now, Duration::from_secs(3600)).expect("a host").key;
+    let mixed = Identity::from_pem(&fabric.0.certificate, &Pair { certificate: pair.certificate, key });
+    assert!(matches!(mixed.expect("three texts").check(now), Err(Refused::OtherKey)));
+    assert_eq!(date(SystemTime::UNIX_EPOCH + Duration::from_secs(951_782_400)), "2000-02-29");
+}
+
+#[test]
+fn a_file_is_read_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("file");
+    for (len, whole) in [(LONGEST, true), (LONGEST + 1, false)] {
+        fs::write(&path, "#".repeat(len as usize)).expect("written");
+        assert_eq!(read(&path, false).is_ok_and(|text| text.len() as u64 == len), whole, "{len}");
+    }
+    assert!(matches!(read("/dev/zero".as_ref(), false), Err(Refused::TooLong { .. })));
+}
+
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
