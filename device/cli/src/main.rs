@@ -1,11 +1,12 @@
-//! `pvrdma`: runs a program in a guest that has a PVRDMA device, serves such a device to a virtual machine, or says why
-//! RDMA does not work.
+//! `pvrdma`: runs a program in a guest that has a PVRDMA device, serves such a device to a virtual machine, makes hosts
+//! one fabric, or says why RDMA does not work.
 //!
 //! This file only picks the subcommand and turns its outcome into an exit status and one line on stderr.
 
 mod child;
 mod doctor;
 mod guests;
+mod json;
 mod link;
 mod lock;
 mod manual;
@@ -27,10 +28,11 @@ A PVRDMA device in software.
 Usage:
   pvrdma run [OPTIONS] -- PROGRAM [ARGS...]   run a program in a guest with a PVRDMA device
   pvrdma serve [OPTIONS]                      serve the device to virtual machines (vfio-user)
+  pvrdma link COMMAND [OPTIONS]               make several hosts one fabric
   pvrdma doctor [OPTIONS]                     say why RDMA works here or not, with the cure
   pvrdma man COMMAND                          the manual page of a command, for man -l
   pvrdma completion bash|zsh|fish             completion of this command line
-  pvrdma COMMAND --help                       the options of run, serve and doctor
+  pvrdma COMMAND --help                       the options of run, serve, link and doctor
   pvrdma --version
 ";
 
@@ -68,6 +70,7 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
     match first.to_str() {
         Some("run") => run::main(args.collect()),
         Some("serve") => serve::main(args.collect()),
+        Some("link") => link::main(args.collect()),
         Some("doctor") => doctor::main(args.collect()),
         Some("man") => printed(args, manual::man),
         Some("completion") => printed(args, manual::completion),

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::{Usage, doctor, run, serve};
+use crate::{Usage, doctor, link, run, serve};
 
 /// A help text in parts.
 struct Help {
@@ -37,8 +37,17 @@ impl Opt {
     }
 }
 
-fn helps() -> [Help; 3] {
-    [("run", run::HELP), ("serve", serve::HELP), ("doctor", doctor::HELP)].map(|(command, text)| parse(command, text))
+/// Commands that have a help text.
+const HELPS: [(&str, &str); 4] =
+    [("run", run::HELP), ("serve", serve::HELP), ("link", link::HELP), ("doctor", doctor::HELP)];
+
+fn helps() -> [Help; HELPS.len()] {
+    HELPS.map(|(command, text)| parse(command, text))
+}
+
+/// The names of those commands.
+fn pages() -> String {
+    HELPS.map(|(command, _)| command).join(" ")
 }
 
 /// The house style of a help text: a summary, `Usage:`, `Options:` with one or more blanks before the explanation, and
@@ -73,8 +82,7 @@ fn parse(command: &'static str, text: &str) -> Help {
 pub fn man(command: &str) -> Result<String, Usage> {
     let helps = helps();
     let help = helps.iter().find(|help| help.command == command);
-    let help =
-        help.ok_or_else(|| Usage(format!("there is no page for {command:?}; run, serve and doctor have one")))?;
+    let help = help.ok_or_else(|| Usage(format!("there is no page for {command:?}, only for {}", pages())))?;
     let mut page = format!(".TH PVRDMA-{} 1 \"\" \"pvrdma {}\"\n", command.to_uppercase(), env!("CARGO_PKG_VERSION"));
     let mut put = |text: &str| writeln!(page, "{text}").expect("a string grows");
     put(".SH NAME");
@@ -130,7 +138,25 @@ fn long_options(help: &Help) -> String {
     help.options.iter().map(|option| format!("--{}", option.long())).collect::<Vec<_>>().join(" ")
 }
 
-const COMMANDS: &str = "run serve doctor man completion --help --version";
+fn commands() -> String {
+    format!("{} man completion --help --version", pages())
+}
+
+/// What follows a command, but for its options: words, by what bash and zsh call it. A word of `link` may be a file's.
+fn words(command: &str) -> (&'static str, Files) {
+    match command {
+        // What `run` starts is a program.
+        "run" => ("", Files::Programs),
+        "link" => (link::COMMANDS, Files::Any),
+        _ => ("", Files::None),
+    }
+}
+
+enum Files {
+    None,
+    Any,
+    Programs,
+}
 
 /// `pvrdma completion SHELL`: a script for that shell.
 pub fn completion(shell: &str) -> Result<String, Usage> {
@@ -160,7 +186,7 @@ fn bash() -> String {
     let mut put = |line: &str| writeln!(text, "{line}").expect("a string grows");
     put("    COMPREPLY=()");
     put("    if [ \"$COMP_CWORD\" = 1 ]; then");
-    put(&format!("        COMPREPLY=($(compgen -W '{COMMANDS}' -- \"$cur\"))"));
+    put(&format!("        COMPREPLY=($(compgen -W '{}' -- \"$cur\"))", commands()));
     put("        return");
     put("    fi");
     put("    case ${COMP_WORDS[COMP_CWORD-1]} in");
@@ -171,13 +197,21 @@ fn bash() -> String {
     put("    esac");
     put("    case ${COMP_WORDS[1]} in");
     for help in helps() {
-        // What `run` starts is a program.
-        let programs = if help.command == "run" { " $(compgen -c -- \"$cur\")" } else { "" };
+        let (words, files) = words(help.command);
+        let files = match files {
+            Files::None => "",
+            Files::Any => " $(compgen -f -- \"$cur\")",
+            Files::Programs => " $(compgen -c -- \"$cur\")",
+        };
+        // The first word is one of those, and later ones are files or programs.
+        let first = if words.is_empty() { files.to_owned() } else { format!(" $(compgen -W '{words}' -- \"$cur\")") };
         let options = long_options(&help);
-        put(&format!("    {}) COMPREPLY=($(compgen -W '{options}' -- \"$cur\"))", help.command));
-        put(&format!("        [[ $cur == -* ]] || COMPREPLY=({programs} ) ;;"));
+        put(&format!("    {})", help.command));
+        put(&format!("        if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '{options}' -- \"$cur\"))"));
+        put(&format!("        elif [ \"$COMP_CWORD\" = 2 ]; then COMPREPLY=({first} )"));
+        put(&format!("        else COMPREPLY=({files} ); fi ;;"));
     }
-    put("    man) COMPREPLY=($(compgen -W 'run serve doctor' -- \"$cur\")) ;;");
+    put(&format!("    man) COMPREPLY=($(compgen -W '{}' -- \"$cur\")) ;;", pages()));
     put("    completion) COMPREPLY=($(compgen -W 'bash zsh fish' -- \"$cur\")) ;;");
     put("    esac");
     put("}");
@@ -188,7 +222,7 @@ fn bash() -> String {
 fn zsh() -> String {
     let mut text = "#compdef pvrdma\n# Completion of pvrdma for zsh.\n".to_owned();
     let mut put = |line: &str| writeln!(text, "{line}").expect("a string grows");
-    put(&format!("if (( CURRENT == 2 )); then compadd -- {COMMANDS}; return; fi"));
+    put(&format!("if (( CURRENT == 2 )); then compadd -- {}; return; fi", commands()));
     put("case $words[CURRENT-1] in");
     for (name, words, files) in with_values() {
         let words = if words.is_empty() { String::new() } else { format!("compadd -- {words}; ") };
@@ -198,10 +232,17 @@ fn zsh() -> String {
     put("esac");
     put("case $words[2] in");
     for help in helps() {
-        let else_ = if help.command == "run" { " || _command_names -e" } else { "" };
-        put(&format!("({}) [[ $PREFIX == -* ]] && compadd -- {}{else_} ;;", help.command, long_options(&help)));
+        let (words, files) = words(help.command);
+        let files = match files {
+            Files::None => ":",
+            Files::Any => "_files",
+            Files::Programs => "_command_names -e",
+        };
+        let first = if words.is_empty() { files.to_owned() } else { format!("compadd -- {words}") };
+        put(&format!("({}) if [[ $PREFIX == -* ]]; then compadd -- {}", help.command, long_options(&help)));
+        put(&format!("elif (( CURRENT == 3 )); then {first}; else {files}; fi ;;"));
     }
-    put("(man) compadd -- run serve doctor ;;");
+    put(&format!("(man) compadd -- {} ;;", pages()));
     put("(completion) compadd -- bash zsh fish ;;");
     put("esac");
     text
@@ -227,7 +268,10 @@ fn fish() -> String {
             put(&format!("{line} -d {}", quoted(&option.text)));
         }
     }
-    put("complete -c pvrdma -n '__fish_seen_subcommand_from man' -a 'run serve doctor'");
+    let link = link::COMMANDS;
+    put(&format!("complete -c pvrdma -n '__fish_prev_arg_in link' -a '{link}'"));
+    put("complete -c pvrdma -n '__fish_seen_subcommand_from join' -F");
+    put(&format!("complete -c pvrdma -n '__fish_seen_subcommand_from man' -a '{}'", pages()));
     put("complete -c pvrdma -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'");
     text
 }
@@ -248,7 +292,7 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part}:\n{page}");
         }
-        for command in ["run", "serve", "doctor"] {
+        for (command, _) in HELPS {
             let page = man(command).unwrap();
             let help = helps().into_iter().find(|help| help.command == command).unwrap();
             assert!(help.options.len() > 4 && help.options.iter().all(|option| !option.long().is_empty()));
@@ -275,6 +319,11 @@ mod tests {
         assert_eq!(complete(&["run", "--roce", ""]), ["v1", "v2"]);
         assert_eq!(complete(&["doctor", "--j"]), ["--json"]);
         assert_eq!(complete(&["serve", "--so"]), ["--socket"]);
+        assert_eq!(complete(&["li"]), ["link"]);
+        assert_eq!(complete(&["link", "a"]), ["add"]);
+        assert_eq!(complete(&["link", "init", "--lo"]), ["--loopback"]);
+        assert_eq!(complete(&["link", "join", "Cargo.t"]), ["Cargo.toml"]);
+        assert_eq!(complete(&["man", "l"]), ["link"]);
         assert!(complete(&["run", "bas"]).contains(&"bash".to_owned()));
     }
 

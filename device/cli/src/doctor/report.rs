@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::json::quoted;
+
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -128,20 +130,6 @@ pub fn json(findings: &[Finding]) -> String {
         status(findings),
         lines.join(",\n")
     )
-}
-
-/// A string of JSON.
-fn quoted(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if u32::from(c) < 0x20 => write!(out, "\\u{:04x}", u32::from(c)).expect("a string grows"),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 /// What `--fix` prints: a script to read, and to run if one agrees.

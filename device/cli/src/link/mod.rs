@@ -1,3 +1,97 @@
-//! What makes a host one of several.
+//! `pvrdma link`: several hosts as one fabric. Who belongs to it, and by what a host is known.
+//!
+//! Called by `main.rs` with the arguments after the subcommand. What the files mean is said in `device/net/src`
+//! (`device/net/src/folder.rs` has the list); here they are written.
+//!
+//! | file | |
+//! |---|---|
+//! | `options.rs` | the command line |
+//! | `folder.rs` | the number of this host, for `run` |
+//! | `place.rs` | where the settings are; folders and files that are there whole or not at all |
+//! | `make.rs` | `init` and `join`: a host gets its settings |
+//! | `hosts.rs` | `add`, `remove`, `join --update`: the fabric gets other hosts |
+//! | `issued.rs` | the numbers that were given |
+//! | `list.rs` | `list` |
 
 pub mod folder;
+mod hosts;
+mod issued;
+mod list;
+mod make;
+mod options;
+mod place;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+pub use options::COMMANDS;
+use options::Command;
+
+/// Help text of the subcommand.
+pub const HELP: &str = "\
+Makes several hosts one fabric: who belongs to it, and by what they know each other.
+
+Usage: pvrdma link COMMAND [OPTIONS]
+
+Options:
+  --address IP:PORT  where the other hosts reach that host; port 7471 if it is left out
+  --name NAME        init: what this host is called [default: the machine's name]
+  --number NUMBER    init, add: the host's number, 1 to 254 [default: the lowest that no host has or had]
+  --loopback         init: a fabric of this machine alone, for trials, without certificates
+  --update           join: take the hosts anew from a fabric.toml
+  --json             list: one JSON object
+  --folder FOLDER    the host's settings [default: $PVRDMA_LINK, else pvrdma/link in $XDG_CONFIG_HOME or ~/.config]
+  -h, --help         this text
+
+Commands:
+  init --address IP:PORT      makes a fabric; this host is its first, and others are added here
+  add NAME --address IP:PORT  adds a host: all that it needs is written to NAME.join, in the current folder
+  join FILE                   on the new host: takes it into the fabric, with that file
+  join --update fabric.toml   on a host that joined before: takes the hosts from a copy of the first host's file
+  remove NAME                 takes a host out
+  list                        the hosts, which of them this is, and how long its certificate is good
+
+The first host, then the new one:
+  red$ pvrdma link init --address 192.0.2.1
+  red$ pvrdma link add blue --address 192.0.2.2
+  red$ scp blue.join 192.0.2.2: && rm blue.join
+  blue$ pvrdma link join blue.join && rm blue.join
+
+NAME.join holds the new host's private key. Whoever reads it can be that host, so carry it by a way that nobody else
+reads, and delete it when the host has joined. A file or folder that others may read or change is refused.
+
+Hosts that joined before do not know the new one until they have the new list: copy fabric.toml from the first host's
+settings to each, and run `pvrdma link join --update` there. An address is changed by hand in that file.
+
+The certificate of a host that was removed is good until it ends, after ten years. Hosts that have the new list do not
+answer it. Its number goes to no other host unless --number asks for it. Where a key was stolen, make a new fabric.
+
+With --loopback all addresses are of this machine, 127.0.0.1 and port 7470 plus the host's number unless --address says
+otherwise. Such hosts have no certificates: any user of the machine can be one of them. A fabric whose hosts have other
+addresses always has certificates.
+Exit status: 0 done, 2 a mistake on the command line, 1 anything else.
+";
+
+/// Entry point of the subcommand.
+pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    let Some((command, folder)) = options::parse(args)? else {
+        print!("{HELP}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let folder = place::settings(folder)?;
+    match command {
+        Command::Init(init) => make::init(&folder, init),
+        Command::Join(file) => make::join(&folder, &file),
+        Command::Update(file) => hosts::update(&folder, &file),
+        Command::Add(add) => hosts::add(&folder, add),
+        Command::Remove(name) => hosts::remove(&folder, &name),
+        Command::List { json } => list::list(&folder, json),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line for people. What it tells is done, whether anybody reads it or not.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,17 @@
+//! The little JSON that is written here.
+
+use std::fmt::Write;
+
+/// A string of JSON.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if u32::from(c) < 0x20 => write!(out, "\\u{:04x}", u32::from(c)).expect("a string grows"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}

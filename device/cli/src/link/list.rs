@@ -1,0 +1,65 @@
+//! `pvrdma link list`: the hosts, which of them this is, and whether others would believe it.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::SystemTime;
+
+use pvrdma_net::folder::Settings;
+use pvrdma_net::identity::{CA_KEY, date};
+
+use super::say;
+use crate::json::quoted;
+
+pub fn list(folder: &Path, json: bool) -> anyhow::Result<()> {
+    let settings = Settings::load(folder)?;
+    let problem = settings.identity.as_ref().map(|identity| identity.check(SystemTime::now()));
+    let problem = problem.and_then(Result::err);
+    let adds = settings.identity.is_none() || folder.join(CA_KEY).exists();
+    let ends = settings.identity.as_ref().and_then(|identity| identity.ends()).map(date);
+    match json {
+        true => say(&object(folder, &settings, adds, ends.as_deref(), problem.as_ref().map(ToString::to_string))),
+        false => say(&text(&settings, adds, ends.as_deref())),
+    }
+    problem.map_or(Ok(()), |problem| Err(problem.into()))
+}
+
+fn text(settings: &Settings, adds: bool, ends: Option<&str>) -> String {
+    let width = settings.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for host in &settings.hosts {
+        let this = if host.number == settings.number { "  this host" } else { "" };
+        writeln!(text, "{:>3}  {:<width$}  {}{this}", host.number, host.name, host.address).expect("a string grows");
+    }
+    match ends {
+        Some(ends) => write!(text, "certificate good until {ends}"),
+        None => write!(text, "no certificates: a fabric of this machine alone"),
+    }
+    .expect("a string grows");
+    text.push_str(if adds { "; hosts can be added here" } else { "" });
+    text
+}
+
+fn object(folder: &Path, settings: &Settings, adds: bool, ends: Option<&str>, problem: Option<String>) -> String {
+    let or_null = |text: Option<&str>| text.map_or("null".to_owned(), quoted);
+    let hosts: Vec<String> = settings
+        .hosts
+        .iter()
+        .map(|host| {
+            format!(
+                "    {{\"number\": {}, \"name\": {}, \"address\": {}}}",
+                host.number,
+                quoted(&host.name),
+                quoted(&host.address.to_string())
+            )
+        })
+        .collect();
+    format!(
+        "{{\n  \"folder\": {},\n  \"number\": {},\n  \"adds_hosts\": {adds},\n  \"certificate_ends\": {},\n  \
+         \"problem\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
+        quoted(&folder.to_string_lossy()),
+        settings.number,
+        or_null(ends),
+        or_null(problem.as_deref()),
+        hosts.join(",\n")
+    )
+}

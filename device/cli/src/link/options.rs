@@ -1,0 +1,248 @@
+//! The command line of `pvrdma link`: which command, and that it was given what it takes and nothing else.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+use pvrdma_net::fabric;
+use pvrdma_net::gids::MAX_HOST;
+
+use crate::Usage;
+
+/// Where a host listens, unless it is said. On loopback the number of the host is added to the one before.
+pub const PORT: u16 = 7471;
+
+/// The commands, for completion.
+pub const COMMANDS: &str = "init add join remove list";
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    Init(Init),
+    Add(Add),
+    Join(PathBuf),
+    Update(PathBuf),
+    Remove(String),
+    List { json: bool },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Init {
+    /// `None`: the machine's.
+    pub name: Option<String>,
+    pub number: u16,
+    /// Always there, but on loopback.
+    pub address: Option<SocketAddr>,
+    pub loopback: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Add {
+    pub name: String,
+    pub number: Option<u16>,
+    pub address: Option<SocketAddr>,
+}
+
+/// All that can be on the line; what was there is taken out.
+#[derive(Default)]
+struct Given {
+    words: Vec<OsString>,
+    address: Option<SocketAddr>,
+    name: Option<String>,
+    number: Option<u16>,
+    loopback: bool,
+    update: bool,
+    json: bool,
+}
+
+/// The command, and the folder that was named. `None`: only the help text was wanted.
+pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<PathBuf>)>> {
+    let mut given = Given::default();
+    let mut folder = None;
+    let mut args = lexopt::Parser::from_args(args);
+    while let Some(arg) = args.next()? {
+        match arg {
+            Long("address") => given.address = Some(address(&args.value()?.string()?)?),
+            Long("name") => given.name = Some(name(args.value()?)?),
+            Long("number") => given.number = Some(number(&args.value()?.string()?)?),
+            Long("loopback") => given.loopback = true,
+            Long("update") => given.update = true,
+            Long("json") => given.json = true,
+            Long("folder") => folder = Some(args.value()?.into()),
+            Short('h') | Long("help") => return Ok(None),
+            Value(word) => given.words.push(word),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some((given.command()?, folder)))
+}
+
+impl Given {
+    fn command(mut self) -> Result<Command, Usage> {
+        if self.words.is_empty() {
+            return Err(Usage("no command of link; try pvrdma link --help".into()));
+        }
+        let first = self.words.remove(0);
+        let first = first.to_string_lossy();
+        let command = match &*first {
+            "init" => Command::Init(Init {
+                name: self.name.take(),
+                number: self.number.take().unwrap_or(1),
+                address: self.address.take(),
+                loopback: std::mem::take(&mut self.loopback),
+            }),
+            "add" => Command::Add(Add {
+                name: name(self.word("add", "the new host's name")?)?,
+                number: self.number.take(),
+                address: self.address.take(),
+            }),
+            "join" if std::mem::take(&mut self.update) => {
+                Command::Update(self.word("join --update", "a fabric.toml")?.into())
+            }
+            "join" => Command::Join(self.word("join", "the file that `pvrdma link add` has written")?.into()),
+            "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
+            "list" => Command::List { json: std::mem::take(&mut self.json) },
+            _ => return Err(Usage(format!("unknown command link {first}; try pvrdma link --help"))),
+        };
+        self.is_empty(&first)?;
+        if let Command::Init(Init { address: None, loopback: false, .. }) = command {
+            return Err(Usage("init wants --address IP:PORT, where the other hosts reach this one".into()));
+        }
+        Ok(command)
+    }
+
+    fn word(&mut self, command: &str, what: &str) -> Result<OsString, Usage> {
+        match self.words.is_empty() {
+            true => Err(Usage(format!("{command} wants {what}; try pvrdma link --help"))),
+            false => Ok(self.words.remove(0)),
+        }
+    }
+
+    /// Nothing was said that the command has no use for.
+    fn is_empty(&self, command: &str) -> Result<(), Usage> {
+        let word = self.words.first().map(|word| word.to_string_lossy().into_owned());
+        let more = [
+            ("--address", self.address.is_some()),
+            ("--name", self.name.is_some()),
+            ("--number", self.number.is_some()),
+            ("--loopback", self.loopback),
+            ("--update", self.update),
+            ("--json", self.json),
+        ];
+        match word.or(more.into_iter().find(|(_, given)| *given).map(|(option, _)| option.into())) {
+            Some(what) => Err(Usage(format!("link {command} takes no {what}; try pvrdma link --help"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn name(text: OsString) -> Result<String, Usage> {
+    let text = text.to_string_lossy().into_owned();
+    match fabric::is_name(&text) {
+        true => Ok(text),
+        false => Err(Usage(format!(
+            "{text:?} is no name of a host: 1 to 63 letters, digits, - and ., the first a letter or digit"
+        ))),
+    }
+}
+
+fn number(text: &str) -> Result<u16, Usage> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_HOST).contains(number));
+    number.ok_or_else(|| Usage(format!("a host's number is 1 to {MAX_HOST}, not {text:?}")))
+}
+
+/// `IP:PORT`, or the port is left out.
+fn address(text: &str) -> Result<SocketAddr, Usage> {
+    let without_port = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let address = text.parse().or_else(|_| without_port().map(|ip| SocketAddr::new(ip, PORT)));
+    let address: SocketAddr = address.map_err(|_| {
+        Usage(format!("--address is IP:PORT, as 192.0.2.1:{PORT} or [2001:db8::1]:{PORT}, not {text:?}"))
+    })?;
+    match fabric::unreachable(address) {
+        Some(why) => Err(Usage(format!("--address {text}: {why}"))),
+        None => Ok(SocketAddr::new(address.ip().to_canonical(), address.port())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &str) -> anyhow::Result<Option<(Command, Option<PathBuf>)>> {
+        parse(words.split_whitespace().map(Into::into).collect())
+    }
+
+    fn command(words: &str) -> Command {
+        parsed(words).unwrap().unwrap().0
+    }
+
+    fn at(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn commands_take_what_they_need() {
+        let init = |name: Option<&str>, number, address, loopback| {
+            Command::Init(Init { name: name.map(str::to_owned), number, address, loopback })
+        };
+        assert_eq!(command("init --address 192.0.2.1:1"), init(None, 1, at("192.0.2.1:1"), false));
+        assert_eq!(command("init --loopback --number 7 --name red"), init(Some("red"), 7, None, true));
+        let add = |number, address| Command::Add(Add { name: "blue".into(), number, address });
+        assert_eq!(command("add blue --address [::1]:5"), add(None, at("[::1]:5")));
+        assert_eq!(command("--number 9 add blue"), add(Some(9), None));
+        assert_eq!(command("join a.join"), Command::Join("a.join".into()));
+        assert_eq!(command("join --update fabric.toml"), Command::Update("fabric.toml".into()));
+        assert_eq!(command("join fabric.toml --update"), Command::Update("fabric.toml".into()));
+        assert_eq!(command("remove blue"), Command::Remove("blue".into()));
+        assert_eq!(command("list --json"), Command::List { json: true });
+        assert_eq!(parsed("list --folder x").unwrap().unwrap(), (Command::List { json: false }, Some("x".into())));
+        assert!(parsed("add --help").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_address_needs_no_port_and_is_an_address() {
+        for (text, is) in [
+            ("192.0.2.1", "192.0.2.1:7471"),
+            ("2001:db8::1", "[2001:db8::1]:7471"),
+            ("[2001:db8::1]", "[2001:db8::1]:7471"),
+            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
+            ("::ffff:192.0.2.1", "192.0.2.1:7471"),
+        ] {
+            assert_eq!(address(text).ok(), at(is), "{text}");
+        }
+        for text in ["", "red", "red:7471", "192.0.2.1:0", "192.0.2.1:65536", "0.0.0.0", "::", "224.0.0.1", "fe80::1"] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for words in [
+            "",
+            "ini",
+            "init",
+            "init red --loopback",
+            "init --loopback --number 0",
+            "init --loopback --number 255",
+            "init --loopback --name a_b",
+            "init --loopback --json",
+            "add",
+            "add -x",
+            "add ../x --address 192.0.2.1",
+            "add blue green",
+            "add blue --loopback",
+            "add blue --name red",
+            "join",
+            "join --update",
+            "join a b",
+            "join a --number 3",
+            "remove",
+            "remove a --update",
+            "list a",
+            "list --address 192.0.2.1",
+            "list --folder",
+        ] {
+            assert!(parsed(words).is_err(), "{words}");
+        }
+    }
+}
