@@ -103,10 +103,8 @@ pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Buil
     // An empty home: whatever cargo needs is in the tarball, or this fails.
     let home = folder.join("cargo-home");
     fs::create_dir(&home)?;
-    let flags = [
-        format!("--remap-path-prefix={}=/usr/src/{}", source.display(), release.folder()),
-        "-Clink-arg=-Wl,--build-id=sha1".to_owned(),
-    ];
+    let elsewhere = format!("{}=/usr/src/{}", source.display(), release.folder());
+    let flags = [format!("--remap-path-prefix={elsewhere}"), "-Clink-arg=-Wl,--build-id=sha1".to_owned()];
     println!("# cargo build, offline, from {}", tarball.display());
     // One after the other: built beside others, a package gets the features that they ask of its dependencies, and
     // would not be the one that a packager builds by itself.
@@ -128,6 +126,8 @@ pub fn from_source(release: &Release, tarball: &Path, what: What) -> Result<Buil
             .env("CARGO_TARGET_DIR", &target)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
             .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", &linker)
+            // The same for the C of crates, whose debug information is part of the build id.
+            .env("CFLAGS", format!("-ffile-prefix-map={elsewhere}"))
             .env("SOURCE_DATE_EPOCH", release.date.to_string())
             .env("CARGO_INCREMENTAL", "0"),
         )?;
