@@ -15,6 +15,7 @@
 //! | `hazard.rs` | a copy is running; who waits for it, and how long |
 //! | `section.rs` | what is done only while a word holds |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
+//! | `gateway.rs` | requests to and from other hosts |
 //! | `words.rs` | requests and answers as words of a slot |
 //! | `copy.rs` | one copy between two processes |
 //! | `bell.rs` | who sleeps and how to wake them |
@@ -26,11 +27,12 @@
 //!
 //! The stand-in is a process of this fabric (`device/standin/src/process.rs`) and is the only user. A peer's words are
 //! untrusted: what they name is looked up, and what they hold is judged after it was read. Payload is named by virtual
-//! addresses and copied by the kernel, so a bad address is an error and never a fault. Links to other hosts have their
-//! place here too: [`transport::HostTransport`] sees every request that leaves a process, with the GID it is for.
+//! addresses and copied by the kernel, so a bad address is an error and never a fault. A request whose
+//! GID is another host's goes to the gateway, which carries it there.
 
 pub mod bell;
 pub mod copy;
+pub mod gateway;
 mod guard;
 mod hazard;
 #[cfg(all(loom, test))]

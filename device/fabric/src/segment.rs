@@ -31,6 +31,9 @@ pub const HAZARDS: usize = 8;
 /// Most spans of a payload: a WQE has at most 16 SGEs and each is one span in a process.
 pub const SLOT_SPANS: usize = 16;
 
+/// In place of a guest's index: the process that carries requests to other hosts (`gateway.rs`).
+pub const GATEWAY: u32 = u32::MAX;
+
 /// State of a slot, the low bits of its word.
 pub mod slot_state {
     /// Its owner may fill it.
@@ -165,6 +168,8 @@ pub struct Fabric {
     used: AtomicU32,
     /// The PID namespace of all who own a region: the numbers of another one name other processes.
     pid_namespace: AtomicU64,
+    /// Who carries requests to other hosts: region, counted from 1 (bits 32..), and incarnation. 0: nobody does.
+    gateway: AtomicU64,
     seats: [Seat; MAX_PROCESSES],
 }
 
@@ -438,6 +443,18 @@ impl Segment {
         let thread = unsafe { libc::gettid() } as u32;
         KNOWN.set((self.owner.pid(), thread));
         thread
+    }
+
+    /// Who carries requests to other hosts.
+    pub fn gateway(&self) -> Option<Process> {
+        let word = self.fabric.gateway.load(Ordering::Acquire);
+        let process = self.process((word >> 32).checked_sub(1)? as usize)?;
+        (process.incarnation == word as u32).then_some(process)
+    }
+
+    /// From now on this process does. It has joined as [`GATEWAY`].
+    pub fn become_gateway(&self) {
+        self.fabric.gateway.store((self.own as u64 + 1) << 32 | u64::from(self.incarnation()), Ordering::Release);
     }
 
     /// Gives the region back.

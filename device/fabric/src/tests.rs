@@ -1,12 +1,15 @@
 //! Two processes of the fabric in one, without a device: what becomes of requests.
 
+use crate::copy::span_of;
+use crate::gateway::{NotCopied, Taken};
 use crate::memory::ProcessMemory;
 use crate::segment::by_hand;
-use crate::transport::{HostTransport, Inbound};
+use crate::transport::{Deferred, HostTransport, Inbound};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
 use pvrdma_device::rings::wqe::Ext;
+use pvrdma_device::transport::segment::{Part, Segment as Piece};
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
@@ -48,6 +51,10 @@ impl<F: Fn(Token)> Inbound for While<F> {
     fn receive(&self, request: &Request, _far: &dyn Far) -> Answer {
         (self.0)(request.token);
         Answer::Ack
+    }
+
+    fn receive_segment(&self, _segment: &Piece, _far: &dyn Far) -> Answer {
+        Answer::Silence
     }
 
     fn answered(&self, token: Token, answer: Answer) {
@@ -112,4 +119,136 @@ fn who_left_has_lost_what_it_did_not_answer_and_nothing_else() {
     assert!(here.lost(message(2).token));
     here.pump_for(&nothing);
     assert_eq!(*nothing.1.borrow(), [Answer::Ack]);
+}
+
+/// In the gateway's place: takes over what there is.
+#[derive(Default)]
+struct TakesOver(RefCell<Vec<Taken>>);
+
+impl Inbound for TakesOver {
+    fn receive(&self, _request: &Request, _far: &dyn Far) -> Answer {
+        Answer::Ack
+    }
+
+    fn receive_segment(&self, _segment: &Piece, _far: &dyn Far) -> Answer {
+        Answer::Silence
+    }
+
+    fn answered(&self, _token: Token, _answer: Answer) {}
+
+    fn deferred(&self) -> Option<&dyn Deferred> {
+        Some(self)
+    }
+}
+
+impl Deferred for TakesOver {
+    fn take(&self, taken: Taken) {
+        self.0.borrow_mut().push(taken);
+    }
+}
+
+/// A message of the first process for a guest of another host.
+fn outward(psn: u32, len: u64) -> Request {
+    let gid = Guest::new(7, 1, Roce::V2).unwrap().gids().next().unwrap().1;
+    Request { dest: Endpoint { gid, qpn: Qpn(0x8003) }, len, ..message(psn) }
+}
+
+#[test]
+fn what_is_for_another_host_is_answered_when_the_gateway_says_so() {
+    let [near, gateway] = processes();
+    let submit = |psn: u32, spans: &[Span]| near.submit(&outward(psn, 5), &ProcessMemory, spans);
+    let mut payload = *b"hello";
+    let spans = [span_of(&payload[..2]), span_of(&payload[2..])];
+    // Nobody carries it.
+    assert_eq!(submit(1, &spans), Submitted::Answered(Answer::Silence));
+    gateway.segment().become_gateway();
+    assert_eq!(submit(1, &spans), Submitted::Pending);
+    assert_eq!(submit(2, &spans), Submitted::Pending);
+    let taken = TakesOver::default();
+    gateway.pump_for(&taken);
+    let taken = taken.0.take();
+    assert_eq!(taken.iter().map(|taken| taken.request).collect::<Vec<_>>(), [outward(1, 5), outward(2, 5)]);
+    // From it, and back to it, in pieces; and not beyond its ends.
+    let mut piece = [0; 3];
+    assert_eq!(gateway.fetch(&taken[0], 1, &mut piece), Ok(()));
+    assert_eq!(&piece, b"ell");
+    assert_eq!(gateway.fetch(&taken[0], 3, &mut piece), Err(NotCopied::Fault));
+    assert_eq!(gateway.store(&taken[0], 1, b"u"), Ok(()));
+    assert_eq!(std::hint::black_box(&mut payload), b"hullo");
+    let done = While(|_| {}, RefCell::default());
+    near.pump_for(&done);
+    assert_eq!(done.1.take(), [], "nothing is answered yet");
+    gateway.give(&taken[1], Answer::RnrNak(3));
+    gateway.give(&taken[0], Answer::Ack);
+    gateway.give(&taken[0], Answer::Silence);
+    near.pump_for(&done);
+    assert_eq!(done.1.take(), [Answer::Ack, Answer::RnrNak(3)]);
+}
+
+#[test]
+fn what_the_gateway_has_is_taken_back_without_it() {
+    let [near, gateway] = processes();
+    gateway.segment().become_gateway();
+    let payload = [7; 8];
+    assert_eq!(near.submit(&outward(1, 8), &ProcessMemory, &[span_of(&payload)]), Submitted::Pending);
+    let taken = TakesOver::default();
+    gateway.pump_for(&taken);
+    let taken = taken.0.take().pop().unwrap();
+    assert!(gateway.is_wanted(&taken));
+    // The gateway does nothing meanwhile.
+    near.cancel(outward(1, 8).token);
+    assert!(!gateway.is_wanted(&taken));
+    let mut piece = [0; 8];
+    assert_eq!(gateway.fetch(&taken, 0, &mut piece), Err(NotCopied::Gone));
+    assert_eq!(gateway.store(&taken, 0, &[9; 8]), Err(NotCopied::Gone));
+    assert_eq!((piece, std::hint::black_box(payload)), ([0; 8], [7; 8]));
+    // Its slot is another request's now, and is not answered by mistake.
+    assert_eq!(near.submit(&outward(2, 0), &ProcessMemory, &[]), Submitted::Pending);
+    gateway.give(&taken, Answer::Ack);
+    let done = While(|_| {}, RefCell::default());
+    near.pump_for(&done);
+    assert_eq!(done.1.take(), []);
+}
+
+#[test]
+fn guests_take_pieces_from_the_gateway_and_answer_it() {
+    let [target, gateway] = processes();
+    gateway.segment().become_gateway();
+    let from = outward(0, 0).dest;
+    let bytes = vec![5; 4096];
+    let segment = Piece {
+        source: from,
+        dest: endpoint(0),
+        psn: Psn::new(1),
+        packets: 4,
+        len: 4096,
+        part: Part::WriteFirst { remote_addr: 0x1000, rkey: Rkey(3), total: 8192 },
+    };
+    let token = |epoch| Token { qp: QpHandle(0), epoch, psn: Psn::default() };
+    assert_eq!(gateway.submit_segment(token(1), &segment, &[span_of(&bytes)]), Submitted::Pending);
+    // Not its length: nobody sends so.
+    let odd = Piece { len: 4095, ..segment };
+    assert_eq!(gateway.submit_segment(token(2), &odd, &[span_of(&bytes)]), Submitted::Pending);
+    struct Takes(RefCell<Vec<(Piece, Vec<u8>)>>);
+    impl Inbound for Takes {
+        fn receive(&self, _request: &Request, _far: &dyn Far) -> Answer {
+            Answer::Silence
+        }
+        fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer {
+            let into = vec![0; segment.len as usize];
+            far.pull(&ProcessMemory, &[span_of(&into)]).unwrap();
+            self.0.borrow_mut().push((*segment, into));
+            Answer::Ack
+        }
+        fn answered(&self, _token: Token, _answer: Answer) {}
+    }
+    let takes = Takes(RefCell::default());
+    target.pump_for(&takes);
+    assert_eq!(takes.0.take(), [(segment, bytes)]);
+    let done = While(|_| {}, RefCell::default());
+    gateway.pump_for(&done);
+    assert_eq!(done.1.take(), [Answer::Ack, Answer::Silence]);
+    // What is for another host does not come back to the gateway.
+    let stray = Piece { dest: from, ..segment };
+    assert_eq!(gateway.submit_segment(token(3), &stray, &[]), Submitted::Answered(Answer::Silence));
 }

@@ -3,13 +3,15 @@
 
 use crate::bell::Bell;
 use crate::copy::{Copied, Direction, Gone, RemoteFar, copy_under};
+use crate::gateway::{Taken, is_elsewhere};
 use crate::hazard::{self, Hazard};
 use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
-use crate::words::{decode, decode_answer, encode, encode_answer, to_words};
+use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
 use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
+use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
@@ -28,7 +30,7 @@ const SEQUENCE_MASK: u64 = (1 << 48) - 1;
 
 /// See the module text.
 pub struct HostTransport {
-    segment: Segment,
+    pub(crate) segment: Segment,
     device: OnceLock<Weak<Device>>,
     out: Mutex<Outbox>,
     /// One thread empties the inbox at a time; what it remembers of the channels it reads.
@@ -58,13 +60,29 @@ struct Flying {
 pub trait Inbound {
     /// Carries out a request.
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
+    /// Carries out a piece of one.
+    fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer;
     /// Takes in an answer.
     fn answered(&self, token: Token, answer: Answer);
+    /// Takes over a request, to answer it later; `None` by who answers at once.
+    fn deferred(&self) -> Option<&dyn Deferred> {
+        None
+    }
+}
+
+/// Who answers requests later.
+pub trait Deferred {
+    /// Takes one over.
+    fn take(&self, taken: Taken);
 }
 
 impl Inbound for Device {
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
         self.receive(request, far)
+    }
+
+    fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer {
+        self.receive_segment(segment, far)
     }
 
     fn answered(&self, token: Token, answer: Answer) {
@@ -73,7 +91,7 @@ impl Inbound for Device {
 }
 
 /// The payload of a request.
-enum Body<'a> {
+pub(crate) enum Body<'a> {
     /// Where it is in the requester's memory.
     Spans(&'a [Span]),
     /// Itself.
@@ -116,7 +134,7 @@ impl HostTransport {
         &self.segment
     }
 
-    fn device(&self) -> Option<Arc<Device>> {
+    pub(crate) fn device(&self) -> Option<Arc<Device>> {
         self.device.get()?.upgrade()
     }
 
@@ -125,7 +143,7 @@ impl HostTransport {
     }
 
     /// The process that a request is for: its QP number names the region, its GID must be that guest's.
-    fn target(&self, dest: &Endpoint) -> Option<Process> {
+    pub(crate) fn target(&self, dest: &Endpoint) -> Option<Process> {
         let index = (dest.qpn.0 >> HANDLE_BITS).checked_sub(1)? as usize;
         let process = self.segment.process(index)?;
         self.segment.guest(process)?.has(&dest.gid).then_some(process)
@@ -143,16 +161,17 @@ impl HostTransport {
         })
     }
 
-    /// Whether anybody takes management datagrams at this address.
+    /// Whether anybody takes management datagrams at this address. Of another host's nobody knows here.
     pub fn has_manager(&self, gid: &Gid) -> bool {
-        self.managers(gid).next().is_some()
+        let elsewhere = is_elsewhere(&self.segment, gid) && self.segment.gateway().is_some();
+        elsewhere || self.managers(gid).next().is_some()
     }
 
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
     /// `None`: let the target judge.
-    fn place(&self, request: &Request, target: Process, local: &[Span]) -> Option<Answer> {
+    pub(crate) fn place(&self, request: &Request, target: Process, local: &[Span]) -> Option<Answer> {
         let (addr, rkey, purpose, right) = match request.op {
             Op::Write { remote_addr, rkey, imm: None } => {
                 (remote_addr, rkey, Use::RemoteWrite, PVRDMA_ACCESS_REMOTE_WRITE)
@@ -234,17 +253,24 @@ impl HostTransport {
         if memory.gather(local, payload).is_err() {
             return Submitted::Answered(Answer::RequesterFault);
         }
-        if request.dest.qpn.0 == GSI {
+        self.deliver_datagram(request, payload)
+    }
+
+    /// Sends a datagram with this payload.
+    pub(crate) fn deliver_datagram(&self, request: &Request, payload: &[u8]) -> Submitted {
+        let elsewhere = is_elsewhere(&self.segment, &request.dest.gid);
+        if request.dest.qpn.0 == GSI && !elsewhere {
             return self.send_to_managers(request, payload);
         }
-        let Some(target) = self.target(&request.dest) else {
+        let target = if elsewhere { self.segment.gateway() } else { self.target(&request.dest) };
+        let Some(target) = target else {
             return Submitted::Answered(Answer::Silence);
         };
         if target.index == self.segment.index() {
             let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &Payload(payload)));
             return Submitted::Answered(answer);
         }
-        match self.send(request, target, Body::Bytes(payload)) {
+        match self.send(request.token, &encode(request), target, Body::Bytes(payload)) {
             Submitted::Busy => {
                 self.reclaim_datagrams();
                 Submitted::Busy
@@ -260,7 +286,7 @@ impl HostTransport {
                 if let Some(device) = self.device() {
                     device.receive(request, &Payload(payload));
                 }
-            } else if self.send(request, target, Body::Bytes(payload)) == Submitted::Busy {
+            } else if self.send(request.token, &encode(request), target, Body::Bytes(payload)) == Submitted::Busy {
                 self.reclaim_datagrams();
             }
         }
@@ -299,7 +325,13 @@ impl HostTransport {
     }
 
     /// Puts a request into the inbox of `target`.
-    fn send(&self, request: &Request, target: Process, body: Body<'_>) -> Submitted {
+    pub(crate) fn send(
+        &self,
+        token: Token,
+        words: &[u64; REQUEST_WORDS],
+        target: Process,
+        body: Body<'_>,
+    ) -> Submitted {
         let Some(region) = self.segment.region(target.index) else { return Submitted::Busy };
         let own = self.segment.own();
         let mut out = self.outbox();
@@ -332,8 +364,8 @@ impl HostTransport {
         let sequence = out.sequence;
         // A target that still looks at the former request finds that it is over if it finds a word of this one.
         fence(Ordering::Release);
-        for (word, value) in slot.words.iter().zip(encode(request)) {
-            word.store(value, Ordering::Relaxed);
+        for (word, value) in slot.words.iter().zip(words) {
+            word.store(*value, Ordering::Relaxed);
         }
         let datagram = match body {
             Body::Spans(spans) => {
@@ -356,7 +388,7 @@ impl HostTransport {
         slot.word.store(sequence << 16 | slot_state::QUEUED, Ordering::Release);
         let cell = &channel.cells[tail as usize % CHANNEL_LEN];
         cell.store(sequence << 16 | u64::from(slot_index), Ordering::Relaxed);
-        out.flying.push(Flying { slot: slot_index, sequence, token: request.token, target, datagram });
+        out.flying.push(Flying { slot: slot_index, sequence, token, target, datagram });
         // Release: cell and slot are written before the tail that shows them.
         channel.tail.store(tail.wrapping_add(1), Ordering::Release);
         drop(out);
@@ -466,6 +498,12 @@ impl HostTransport {
                 continue;
             }
             moved = true;
+            if let Some(later) = device.deferred()
+                && let Some(request) = self.take(process, (cell & 0xffff) as u16, taken)
+            {
+                later.take(request);
+                continue;
+            }
             let reply = Reply { word: &slot.word, taken, bell: &region.bell };
             let payload = &region.payloads[(cell & 0xffff) as usize];
             let answer = self.carry_out(device, slot, payload, process, &reply);
@@ -482,19 +520,10 @@ impl HostTransport {
         process: Process,
         reply: &Reply<'_>,
     ) -> Answer {
-        let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
-        let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
-        let mut spans = [Span::default(); SLOT_SPANS];
-        for (span, [addr, len]) in spans.iter_mut().zip(&slot.spans).take(count) {
-            *span = Span { addr: DmaAddr(addr.load(Ordering::Relaxed)), len: len.load(Ordering::Relaxed) };
-        }
-        fence(Ordering::Acquire);
-        // Else it was taken back, and this is a mixture of it and the next one.
-        if slot.word.load(Ordering::Relaxed) != reply.taken {
-            return Answer::Silence;
-        }
-        let Some(request) = decode(&words) else { return Answer::Silence };
-        if let Op::Datagram { .. } = request.op {
+        let Some((carried, spans, count)) = read(slot, reply.taken) else { return Answer::Silence };
+        if let Carried::Whole(request) = &carried
+            && let Op::Datagram { .. } = request.op
+        {
             let mut buffer = [0u8; DATAGRAM_MAX as usize];
             let Some(bytes) = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len)) else {
                 return Answer::Silence;
@@ -504,21 +533,20 @@ impl HostTransport {
             }
             // The slot is free before the receiver can answer: a sender's slots last as long as its target is behind.
             reply.give(Answer::Ack);
-            return device.receive(&request, &Payload(bytes));
+            return device.receive(request, &Payload(bytes));
         }
-        let Some(spans) = spans.get(..count) else { return Answer::Silence };
-        if spans.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len)) != Some(request.len) {
-            return Answer::Silence;
-        }
+        let spans = &spans[..count];
         // In this order: whoever takes the request back either sees the hazard, or we see that it has.
         let leave = || {
             let hazard = Hazard::of_inbox(&self.segment, process);
             if slot.word.load(Ordering::SeqCst) == reply.taken { Ok(hazard) } else { Err(Gone) }
         };
-        device.receive(
-            &request,
-            &Served { memory: RemoteFar { pid: self.segment.reach(process), spans, leave: Some(&leave) }, reply },
-        )
+        let memory = RemoteFar { pid: self.segment.reach(process), spans, leave: Some(&leave) };
+        let far = Served { memory, reply };
+        match &carried {
+            Carried::Whole(request) => device.receive(request, &far),
+            Carried::Segment(segment) => device.receive_segment(segment, &far),
+        }
     }
 
     /// Takes the answered requests out of the flying ones.
@@ -544,16 +572,40 @@ impl HostTransport {
     }
 }
 
+/// What a taken slot asks for, and the first so many of the spans, which hold as many bytes as it says.
+pub(crate) fn read(slot: &Slot, taken: u64) -> Option<(Carried, [Span; SLOT_SPANS], usize)> {
+    let words = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
+    let count = slot.span_cnt.load(Ordering::Relaxed) as usize;
+    let mut spans = [Span::default(); SLOT_SPANS];
+    for (span, [addr, len]) in spans.iter_mut().zip(&slot.spans).take(count) {
+        *span = Span { addr: DmaAddr(addr.load(Ordering::Relaxed)), len: len.load(Ordering::Relaxed) };
+    }
+    fence(Ordering::Acquire);
+    // Else it was taken back, and this is a mixture of it and the next one.
+    if slot.word.load(Ordering::Relaxed) != taken {
+        return None;
+    }
+    let carried = decode(&words)?;
+    let len = match &carried {
+        // Its payload lies in the slot.
+        Carried::Whole(Request { op: Op::Datagram { .. }, .. }) => return Some((carried, spans, 0)),
+        Carried::Whole(request) => request.len,
+        Carried::Segment(segment) => segment.len,
+    };
+    let held = spans.get(..count)?.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len));
+    (held == Some(len)).then_some((carried, spans, count))
+}
+
 /// Where the answer to a taken request goes, once.
-struct Reply<'a> {
-    word: &'a AtomicU64,
-    taken: u64,
-    bell: &'a Bell,
+pub(crate) struct Reply<'a> {
+    pub word: &'a AtomicU64,
+    pub taken: u64,
+    pub bell: &'a Bell,
 }
 
 impl Reply<'_> {
     /// Answers, unless that was done; the owner of the slot may have given up on us.
-    fn give(&self, answer: Answer) {
+    pub fn give(&self, answer: Answer) {
         let done = self.taken & !0xffff | encode_answer(answer) << 4 | slot_state::DONE;
         if self.word.compare_exchange(self.taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.bell.ring();
@@ -594,6 +646,13 @@ impl Transport for HostTransport {
         if let Op::Datagram { .. } = request.op {
             return self.send_datagram(request, memory, local);
         }
+        if is_elsewhere(&self.segment, &request.dest.gid) {
+            // It answers when the other host has.
+            let gateway = self.segment.gateway();
+            return gateway.map_or(Submitted::Answered(Answer::Silence), |gateway| {
+                self.send(request.token, &encode(request), gateway, Body::Spans(local))
+            });
+        }
         let Some(target) = self.target(&request.dest) else {
             return Submitted::Answered(Answer::Silence);
         };
@@ -606,7 +665,7 @@ impl Transport for HostTransport {
             Some(answer) => Submitted::Answered(answer),
             // Behind others it could only go the long way, and keep those after it from the short one.
             None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,
-            None => self.send(request, target, Body::Spans(local)),
+            None => self.send(request.token, &encode(request), target, Body::Spans(local)),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh};
+use pvrdma_device::transport::segment::{Carried, Part, Segment};
 use pvrdma_device::transport::*;
 
 /// A GID as two words.
@@ -83,6 +84,56 @@ fn decode_ext(word: u64) -> Ext {
     }
 }
 
+/// What a piece of a message is, in place of `Op`: the seventh word says whether an event is solicited.
+fn encode_part(part: &Part) -> OpWords {
+    match *part {
+        Part::SendFirst => [6, 0, 0, 0, 0, 0, 0],
+        Part::SendMiddle => [7, 0, 0, 0, 0, 0, 0],
+        Part::SendLast { ext, solicited } => [8, 0, 0, encode_ext(ext), 0, 0, solicited.into()],
+        Part::WriteFirst { remote_addr, rkey, total } => [9, remote_addr, rkey.0.into(), 0, total, 0, 0],
+        Part::WriteMiddle => [10, 0, 0, 0, 0, 0, 0],
+        Part::WriteLast { imm, solicited } => [11, 0, 0, encode_ext(Ext::imm(imm)), 0, 0, solicited.into()],
+        Part::Read { remote_addr, rkey, rest } => [12, remote_addr, rkey.0.into(), 0, rest, 0, 0],
+    }
+}
+
+fn decode_part(words: &OpWords) -> Option<Part> {
+    let [kind, remote_addr, key, ext, bytes, _, solicited] = *words;
+    let (rkey, ext, solicited) = (Rkey(key as u32), decode_ext(ext), solicited != 0);
+    let imm = match ext {
+        Ext::Imm(imm) => Some(imm),
+        _ => None,
+    };
+    Some(match kind {
+        6 => Part::SendFirst,
+        7 => Part::SendMiddle,
+        8 => Part::SendLast { ext, solicited },
+        9 => Part::WriteFirst { remote_addr, rkey, total: bytes },
+        10 => Part::WriteMiddle,
+        11 => Part::WriteLast { imm, solicited },
+        12 => Part::Read { remote_addr, rkey, rest: bytes },
+        _ => return None,
+    })
+}
+
+/// A piece of a message as words. Its token is the sender's own affair.
+pub fn encode_segment(segment: &Segment) -> [u64; REQUEST_WORDS] {
+    let request = Request {
+        token: Token::default(),
+        source: segment.source,
+        dest: segment.dest,
+        psn: segment.psn,
+        packets: segment.packets,
+        op: Op::Send { ext: Ext::None },
+        len: segment.len,
+        solicited: false,
+        alone: false,
+    };
+    let mut words = encode(&request);
+    words[10..17].copy_from_slice(&encode_part(&segment.part));
+    words
+}
+
 /// A request as words.
 pub fn encode(request: &Request) -> [u64; REQUEST_WORDS] {
     let [kind, addr, key, ext, first, second, grh] = encode_op(&request.op);
@@ -112,23 +163,21 @@ pub fn encode(request: &Request) -> [u64; REQUEST_WORDS] {
     ]
 }
 
-/// The request that was encoded; `None` if nobody encodes so.
-pub fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Request> {
+/// The request, or the piece of one, that was encoded; `None` if nobody encodes so.
+pub fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Carried> {
     let [token, token_psn, source_high, source_low, source_qpn, dest_high, dest_low, dest_qpn, psn, packets, ..] =
         *words;
     let [.., len, solicited, alone] = *words;
-    let op = words[10..17].try_into().ok().and_then(decode_op)?;
-    Some(Request {
-        token: Token { qp: QpHandle((token >> 32) as u32), epoch: token as u32, psn: Psn::new(token_psn as u32) },
-        source: Endpoint { gid: to_gid([source_high, source_low]), qpn: Qpn(source_qpn as u32) },
-        dest: Endpoint { gid: to_gid([dest_high, dest_low]), qpn: Qpn(dest_qpn as u32) },
-        psn: Psn::new(psn as u32),
-        packets: packets as u32,
-        op,
-        len,
-        solicited: solicited != 0,
-        alone: alone != 0,
-    })
+    let what = words[10..17].try_into().ok()?;
+    let source = Endpoint { gid: to_gid([source_high, source_low]), qpn: Qpn(source_qpn as u32) };
+    let dest = Endpoint { gid: to_gid([dest_high, dest_low]), qpn: Qpn(dest_qpn as u32) };
+    let (psn, packets) = (Psn::new(psn as u32), packets as u32);
+    if let Some(part) = decode_part(what) {
+        return Some(Carried::Segment(Segment { source, dest, psn, packets, len, part }));
+    }
+    let token = Token { qp: QpHandle((token >> 32) as u32), epoch: token as u32, psn: Psn::new(token_psn as u32) };
+    let (op, solicited, alone) = (decode_op(what)?, solicited != 0, alone != 0);
+    Some(Carried::Whole(Request { token, source, dest, psn, packets, op, len, solicited, alone }))
 }
 
 /// An answer in at most 12 bits.
@@ -194,7 +243,28 @@ mod tests {
                 solicited: true,
                 alone: false,
             };
-            assert_eq!(decode(&encode(&request)), Some(request));
+            assert_eq!(decode(&encode(&request)), Some(Carried::Whole(request)));
+        }
+        for part in [
+            Part::SendFirst,
+            Part::SendMiddle,
+            Part::SendLast { ext: Ext::Invalidate(Rkey(9)), solicited: true },
+            Part::SendLast { ext: Ext::None, solicited: false },
+            Part::WriteFirst { remote_addr: u64::MAX, rkey: Rkey(0x1234_5601), total: 1 << 31 },
+            Part::WriteMiddle,
+            Part::WriteLast { imm: Some(0), solicited: true },
+            Part::WriteLast { imm: None, solicited: false },
+            Part::Read { remote_addr: 7, rkey: Rkey(u32::MAX), rest: 1 << 31 },
+        ] {
+            let segment = Segment {
+                source: Endpoint { gid: std::array::from_fn(|n| n as u8), qpn: Qpn(0x8002) },
+                dest: Endpoint { gid: [0xfe; 16], qpn: Qpn(0x00ff_8003) },
+                psn: Psn::new(77),
+                packets: 64,
+                len: 256 << 10,
+                part,
+            };
+            assert_eq!(decode(&encode_segment(&segment)), Some(Carried::Segment(segment)));
         }
         for answer in [
             Answer::Ack,

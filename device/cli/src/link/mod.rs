@@ -12,6 +12,7 @@
 //! | `hosts.rs` | `add`, `remove`, `join --update`: the fabric gets other hosts |
 //! | `issued.rs` | the numbers that were given |
 //! | `list.rs` | `list` |
+//! | `run.rs` | `run`, `status` |
 
 pub mod folder;
 mod hosts;
@@ -20,6 +21,7 @@ mod list;
 mod make;
 mod options;
 mod place;
+mod run;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -30,7 +32,7 @@ use options::Command;
 
 /// Help text of the subcommand.
 pub const HELP: &str = "\
-Makes several hosts one fabric: who belongs to it, and by what they know each other.
+Makes several hosts one fabric, and carries what their guests have for each other.
 
 Usage: pvrdma link COMMAND [OPTIONS]
 
@@ -40,7 +42,8 @@ Options:
   --number NUMBER    init, add: the host's number, 1 to 254 [default: the lowest that no host has or had]
   --loopback         init: a fabric of this machine alone, for trials, without certificates
   --update           join: take the hosts anew from a fabric.toml
-  --json             list: one JSON object
+  --listen IP:PORT   run: wait here for other hosts [default: this host's address in fabric.toml]
+  --json             list, status: one JSON object
   --folder FOLDER    the host's settings [default: $PVRDMA_LINK, else pvrdma/link in $XDG_CONFIG_HOME or ~/.config]
   -h, --help         this text
 
@@ -51,12 +54,17 @@ Commands:
   join --update fabric.toml   on a host that joined before: takes the hosts from a copy of the first host's file
   remove NAME                 takes a host out
   list                        the hosts, which of them this is, and how long its certificate is good
+  run                         carries requests between this user's guests and those of other hosts, until SIGTERM
+  status                      which hosts there is a link to, and what has gone over it
 
 The first host, then the new one:
   red$ pvrdma link init --address 192.0.2.1
   red$ pvrdma link add blue --address 192.0.2.2
   red$ scp blue.join 192.0.2.2: && rm blue.join
   blue$ pvrdma link join blue.join && rm blue.join
+  red$ pvrdma link run &                 # and the same on blue
+  red$ pvrdma run -- ib_write_bw &       # its guests are 127.1.82.N, blue's 127.2.82.N
+  blue$ pvrdma run -- ib_write_bw 192.0.2.1
 
 NAME.join holds the new host's private key. Whoever reads it can be that host, so carry it by a way that nobody else
 reads, and delete it when the host has joined. A file or folder that others may read or change is refused.
@@ -87,6 +95,8 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Add(add) => hosts::add(&folder, add),
         Command::Remove(name) => hosts::remove(&folder, &name),
         Command::List { json } => list::list(&folder, json),
+        Command::Run { listen } => run::run(&folder, listen),
+        Command::Status { json } => run::status(json),
     }?;
     Ok(ExitCode::SUCCESS)
 }

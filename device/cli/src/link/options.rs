@@ -14,7 +14,7 @@ use crate::Usage;
 pub const PORT: u16 = 7471;
 
 /// The commands, for completion.
-pub const COMMANDS: &str = "init add join remove list";
+pub const COMMANDS: &str = "init add join remove list run status";
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
@@ -24,6 +24,8 @@ pub enum Command {
     Update(PathBuf),
     Remove(String),
     List { json: bool },
+    Run { listen: Option<SocketAddr> },
+    Status { json: bool },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -48,6 +50,7 @@ pub struct Add {
 struct Given {
     words: Vec<OsString>,
     address: Option<SocketAddr>,
+    listen: Option<SocketAddr>,
     name: Option<String>,
     number: Option<u16>,
     loopback: bool,
@@ -63,6 +66,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
     while let Some(arg) = args.next()? {
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
+            Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
             Long("loopback") => given.loopback = true,
@@ -102,6 +106,8 @@ impl Given {
             "join" => Command::Join(self.word("join", "the file that `pvrdma link add` has written")?.into()),
             "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
             "list" => Command::List { json: std::mem::take(&mut self.json) },
+            "run" => Command::Run { listen: self.listen.take() },
+            "status" => Command::Status { json: std::mem::take(&mut self.json) },
             _ => return Err(Usage(format!("unknown command link {first}; try pvrdma link --help"))),
         };
         self.is_empty(&first)?;
@@ -123,6 +129,7 @@ impl Given {
         let word = self.words.first().map(|word| word.to_string_lossy().into_owned());
         let more = [
             ("--address", self.address.is_some()),
+            ("--listen", self.listen.is_some()),
             ("--name", self.name.is_some()),
             ("--number", self.number.is_some()),
             ("--loopback", self.loopback),
@@ -162,6 +169,13 @@ fn address(text: &str) -> Result<SocketAddr, Usage> {
         Some(why) => Err(Usage(format!("--address {text}: {why}"))),
         None => Ok(SocketAddr::new(address.ip().to_canonical(), address.port())),
     }
+}
+
+/// Where to listen: it may be any of the machine's addresses.
+fn listen(text: &str) -> Result<SocketAddr, Usage> {
+    let without_port = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let address = text.parse().or_else(|_| without_port().map(|ip| SocketAddr::new(ip, PORT)));
+    address.map_err(|_| Usage(format!("--listen is IP:PORT, as 0.0.0.0:{PORT}, not {text:?}")))
 }
 
 #[cfg(test)]

@@ -1,0 +1,150 @@
+//! `pvrdma link run` and `status`: the process that carries requests between this host's guests and other hosts, and
+//! how it fares.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use pvrdma_link::gateway::{self, Report};
+use pvrdma_link::links;
+use pvrdma_net::folder::Settings;
+
+use super::say;
+use crate::json::quoted;
+use crate::lock;
+use crate::rundir::RunDir;
+
+/// In the run directory: held by the gateway, and where it is asked how it fares.
+const LOCK: &str = "link.lock";
+const SOCKET: &str = "link.sock";
+/// How long who is asked may take to say so.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub fn run(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+    let settings = Settings::load(folder)?;
+    let line = {
+        let (this, others) = (settings.this(), settings.hosts.len() - 1);
+        let plain = if settings.identity.is_none() { ", without certificates" } else { "" };
+        let at = listen.unwrap_or(this.address);
+        format!("pvrdma link: host {} ({}) on {at}, {others} other hosts{plain}", this.number, this.name)
+    };
+    let run_dir = RunDir::join(&RunDir::default_path()?)?;
+    let ran = carry(&run_dir, links::Settings { fabric: settings, listen }, &line);
+    run_dir.leave().context("cannot clean up the run directory")?;
+    ran
+}
+
+fn carry(run_dir: &RunDir, settings: links::Settings, line: &str) -> anyhow::Result<()> {
+    let path = run_dir.path().join(LOCK);
+    let lock = lock::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    if !lock::try_exclusive(&lock)? {
+        bail!("pvrdma link runs already for the guests of this user ({})", run_dir.path().display());
+    }
+    gateway::run(run_dir.path(), &run_dir.path().join(SOCKET), settings, object, || say(line))
+}
+
+pub fn status(json: bool) -> anyhow::Result<()> {
+    let path = RunDir::default_path()?.join(SOCKET);
+    let mut socket = match UnixStream::connect(&path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            bail!("no pvrdma link runs for the guests of this user; start one with `pvrdma link run`")
+        }
+        socket => socket.with_context(|| path.display().to_string())?,
+    };
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.write_all(if json { b"json\n" } else { b"text\n" })?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).context("pvrdma link does not say how it fares")?;
+    say(text.trim_end());
+    Ok(())
+}
+
+/// What it says to who asks for `json`, or for anything else.
+fn object(report: &Report, json: bool) -> String {
+    if !json {
+        return text(report);
+    }
+    let hosts: Vec<String> = report
+        .hosts
+        .iter()
+        .map(|host| {
+            let link = host.link.as_ref().map_or("null".to_owned(), |link| {
+                let round_trip = link.round_trip.map_or("null".to_owned(), |time| time.as_micros().to_string());
+                format!(
+                    "{{\"bytes_out\": {}, \"bytes_in\": {}, \"requests\": {}, \"silences\": {}, \
+                     \"round_trip_us\": {round_trip}}}",
+                    link.bytes_out, link.bytes_in, link.requests, link.silences
+                )
+            });
+            format!(
+                "    {{\"number\": {}, \"name\": {}, \"address\": {}, \"link\": {link}}}",
+                host.number,
+                quoted(&host.name),
+                quoted(&host.address.to_string())
+            )
+        })
+        .collect();
+    format!(
+        "{{\n  \"number\": {},\n  \"encrypted\": {},\n  \"asked\": {},\n  \"serving\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
+        report.number,
+        report.encrypted,
+        report.asked,
+        report.serving,
+        hosts.join(",\n")
+    )
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    let tls = if report.encrypted { "TLS 1.3" } else { "without certificates" };
+    let (number, asked, serving) = (report.number, report.asked, report.serving);
+    let _ = writeln!(text, "host {number}, {tls}; {asked} requests of this host on their way, {serving} of others");
+    let width = report.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
+    for host in &report.hosts {
+        let _ = write!(text, "{:>3}  {:<width$}  {:<21}  ", host.number, host.name, host.address.to_string());
+        let _ = match &host.link {
+            None => writeln!(text, "no link"),
+            Some(link) => {
+                let trip = link.round_trip.map_or(String::new(), |time| format!(", {} us", time.as_micros()));
+                let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                let (out, into) = (mib(link.bytes_out), mib(link.bytes_in));
+                writeln!(text, "linked{trip}; {out:.1} MiB out, {into:.1} in, {} requests", link.requests)
+            }
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvrdma_link::gateway::HostReport;
+    use pvrdma_net::connection::Stats;
+
+    #[test]
+    fn a_report_is_text_or_json() {
+        let link = Stats { bytes_out: 1 << 20, requests: 3, ..Stats::default() };
+        let host = |number, link| HostReport {
+            number,
+            name: format!("h{number}"),
+            address: "192.0.2.1:7471".parse().unwrap(),
+            link,
+        };
+        let report = Report {
+            number: 1,
+            encrypted: true,
+            asked: 0,
+            serving: 2,
+            hosts: vec![host(2, Some(link)), host(3, None)],
+        };
+        let shown = object(&report, false);
+        assert!(shown.contains("TLS 1.3") && shown.contains("  3  h3") && shown.contains("no link"), "{shown}");
+        assert!(shown.contains("linked; 1.0 MiB out, 0.0 in, 3 requests"), "{shown}");
+        let shown = object(&report, true);
+        assert!(shown.contains("\"round_trip_us\": null") && shown.contains("\"link\": null"), "{shown}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Requests that leave the host, and those that come from other hosts: the fabric as the process sees it that carries
+//! them, the *gateway*.
+//!
+//! To the processes of the host it is one more process: what they have for another host goes into its inbox, and what
+//! comes from there into theirs. It differs in two things. It answers later, when the other host has: a request that it
+//! takes over is a [`Taken`]. And it hands in pieces of messages, since a message as a whole is too long to be carried.
+//!
+//! A slot that is taken over stays `TAKEN`; there is no state for "sent". Its owner takes it back at any time and waits
+//! only for a copy that runs (`hazard.rs`), never for the other host: before each copy the gateway shows a hazard and
+//! then looks at the slot's word.
+
+use crate::copy::{Direction, Gone, RemoteFar, span_of};
+use crate::hazard::Hazard;
+use crate::segment::{Process, Segment};
+use crate::sync::Ordering;
+use crate::transport::{Body, HostTransport, Reply, read};
+use crate::words::{encode, encode_segment};
+use pvrdma_device::guest::Guest;
+use pvrdma_device::handle::Gid;
+use pvrdma_device::memory::{DmaAddr, Span, part_of, total};
+use pvrdma_device::transport::segment::{Carried, Segment as Piece};
+use pvrdma_device::transport::{Answer, Op, Request, Submitted, Token};
+
+/// Whether an address is that of another host's guest.
+pub(crate) fn is_elsewhere(segment: &Segment, gid: &Gid) -> bool {
+    Guest::of(gid).is_some_and(|guest| guest.host() != segment.host())
+}
+
+/// A request of a process of this host that is to be answered later: once, by [`HostTransport::give`].
+#[must_use = "its requester waits for an answer"]
+pub struct Taken {
+    requester: Process,
+    slot: u16,
+    word: u64,
+    spans: Vec<Span>,
+    /// What it asks for.
+    pub request: Request,
+}
+
+/// How a copy of a part of a payload ended that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotCopied {
+    /// Nobody waits for the request any more.
+    Gone,
+    /// The requester's memory cannot be read or written.
+    Fault,
+}
+
+impl HostTransport {
+    /// Takes over a request whose slot was just taken. `None`: what is in the slot is none, or it is a datagram.
+    pub(crate) fn take(&self, requester: Process, slot: u16, word: u64) -> Option<Taken> {
+        let (carried, spans, count) = read(self.segment.region(requester.index)?.slots.get(usize::from(slot))?, word)?;
+        let Carried::Whole(request) = carried else { return None };
+        if let Op::Datagram { .. } = request.op {
+            return None;
+        }
+        Some(Taken { requester, slot, word, spans: spans[..count].to_vec(), request })
+    }
+
+    /// Whether the requester still waits.
+    pub fn is_wanted(&self, taken: &Taken) -> bool {
+        let slot =
+            self.segment.region(taken.requester.index).and_then(|region| region.slots.get(usize::from(taken.slot)));
+        self.segment.has_its_pid(taken.requester)
+            && slot.is_some_and(|slot| slot.word.load(Ordering::SeqCst) == taken.word)
+    }
+
+    /// Answers.
+    pub fn give(&self, taken: &Taken, answer: Answer) {
+        let Some(region) = self.segment.region(taken.requester.index) else { return };
+        // The words of a region that has another owner are none of its former one's.
+        if self.segment.process(taken.requester.index) == Some(taken.requester)
+            && let Some(slot) = region.slots.get(usize::from(taken.slot))
+        {
+            Reply { word: &slot.word, taken: taken.word, bell: &region.bell }.give(answer);
+        }
+    }
+
+    /// Copies the payload, from byte `offset` on. One thread at a time does this, the one that empties the inbox.
+    pub fn fetch(&self, taken: &Taken, offset: u64, into: &mut [u8]) -> Result<(), NotCopied> {
+        let here = Span { addr: DmaAddr(into.as_mut_ptr() as u64), len: into.len() as u64 };
+        self.copy_piece(taken, offset, here, Direction::Read)
+    }
+
+    /// Writes what was read for the request, from byte `offset` of it on. As [`HostTransport::fetch`].
+    pub fn store(&self, taken: &Taken, offset: u64, bytes: &[u8]) -> Result<(), NotCopied> {
+        self.copy_piece(taken, offset, span_of(bytes), Direction::Write)
+    }
+
+    fn copy_piece(&self, taken: &Taken, offset: u64, here: Span, direction: Direction) -> Result<(), NotCopied> {
+        let there = part_of(&taken.spans, offset, here.len);
+        if total(&there) != here.len {
+            return Err(NotCopied::Fault);
+        }
+        let leave = || {
+            let hazard = Hazard::of_inbox(&self.segment, taken.requester);
+            if self.is_wanted(taken) { Ok(hazard) } else { Err(Gone) }
+        };
+        let memory = RemoteFar { pid: self.segment.reach(taken.requester), spans: &there, leave: Some(&leave) };
+        match memory.copy(direction, &[here], &there) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NotCopied::Gone),
+            Err(()) => Err(NotCopied::Fault),
+        }
+    }
+
+    /// Hands in a piece of a message from another host; `Inbound::answered` follows if it is pending. `local` is where
+    /// its payload is in this process, or is to be put.
+    pub fn submit_segment(&self, token: Token, segment: &Piece, local: &[Span]) -> Submitted {
+        match self.target(&segment.dest).filter(|target| target.index != self.segment.index()) {
+            Some(target) => self.send(token, &encode_segment(segment), target, Body::Spans(local)),
+            None => Submitted::Answered(Answer::Silence),
+        }
+    }
+
+    /// The same for a whole message.
+    pub fn hand_in(&self, request: &Request, local: &[Span]) -> Submitted {
+        match self.target(&request.dest).filter(|target| target.index != self.segment.index()) {
+            Some(target) => self.send(request.token, &encode(request), target, Body::Spans(local)),
+            None => Submitted::Answered(Answer::Silence),
+        }
+    }
+
+    /// Carries a one-sided request out here and now, without its target, if that may be done. Nothing of its QP is on
+    /// its way.
+    pub fn place_alone(&self, request: &Request, local: &[Span]) -> Option<Answer> {
+        let target = self.target(&request.dest).filter(|target| target.index != self.segment.index())?;
+        self.place(&Request { alone: true, ..*request }, target, local)
+    }
+
+    /// Hands in a datagram from another host.
+    pub fn submit_datagram(&self, request: &Request, payload: &[u8]) {
+        if !is_elsewhere(&self.segment, &request.dest.gid) {
+            self.deliver_datagram(request, payload);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! From other hosts to guests of this one.
+
+use crate::convert::{self, PIECE};
+use pvrdma_device::handle::{Psn, QpHandle};
+use pvrdma_device::memory::Span;
+use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
+use pvrdma_device::transport::{Answer, Nak, Op, Request, Submitted, Token, Transport};
+use pvrdma_fabric::copy::span_of;
+use pvrdma_fabric::transport::HostTransport;
+use pvrdma_net::event::{Receipt, ReplyKey};
+use pvrdma_net::frame::{self, Ends, Message, Segment};
+use pvrdma_net::hosts::Hosts;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a guest may hold a piece of a message: one that is stopped would fill the window of its host. Its answer is
+/// silence then, as if it had been lost.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Pieces that are read ahead of what has left.
+const AHEAD: usize = 4;
+
+/// What is to be done for a pair of QPs, in order.
+enum Work {
+    /// Bytes go to a guest.
+    Segment { segment: Segment, payload: Box<[u8]>, receipt: Receipt },
+    /// Bytes come from it: those before `asked` were asked for.
+    Read { key: ReplyKey, message: Message, asked: u64 },
+}
+
+#[derive(Default)]
+struct Stream {
+    work: VecDeque<Work>,
+    /// Pieces that the guest has.
+    flying: usize,
+    /// It was Busy.
+    stuck: bool,
+}
+
+/// What a guest has.
+struct Flying {
+    ends: Ends,
+    since: Duration,
+    /// Its bytes, or the place for them: the guest copies them.
+    bytes: Box<[u8]>,
+    then: Then,
+}
+
+enum Then {
+    Answer(Receipt),
+    Reply(ReplyKey, u64),
+}
+
+/// What another host reads.
+struct Reply {
+    ends: Ends,
+    /// Read and not sent: where, and what.
+    pieces: VecDeque<(u64, Result<Box<[u8]>, Answer>)>,
+    flying: usize,
+}
+
+/// See the module text.
+pub struct Inbound {
+    transport: Arc<HostTransport>,
+    streams: HashMap<Ends, Stream>,
+    flying: HashMap<u64, Flying>,
+    replies: HashMap<ReplyKey, Reply>,
+    next: u64,
+    /// Streams whose target was busy.
+    stuck: Vec<Ends>,
+    /// Replies that can go on, or streams that can: a piece has left.
+    left: Vec<Ends>,
+}
+
+fn token(id: u64) -> Token {
+    Token { qp: QpHandle((id >> 32) as u32), epoch: id as u32, psn: Psn::default() }
+}
+
+fn id_of(token: Token) -> u64 {
+    u64::from(token.qp.0) << 32 | u64::from(token.epoch)
+}
+
+impl Inbound {
+    pub fn new(transport: Arc<HostTransport>) -> Inbound {
+        Inbound {
+            transport,
+            streams: HashMap::new(),
+            flying: HashMap::new(),
+            replies: HashMap::new(),
+            next: 0,
+            stuck: Vec::new(),
+            left: Vec::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.flying.len()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.flying.is_empty() && self.stuck.is_empty()
+    }
+
+    pub fn is_stuck(&self) -> bool {
+        !self.stuck.is_empty()
+    }
+
+    /// A segment has come.
+    pub fn segment(
+        &mut self,
+        hosts: &mut Hosts,
+        now: Duration,
+        ends: &Ends,
+        segment: &Segment,
+        payload: &[u8],
+        receipt: Receipt,
+    ) {
+        let stream = self.streams.entry(*ends).or_default();
+        if segment.message.op.reads() && segment.message.len > 0 {
+            let key = receipt.key();
+            self.replies.insert(key, Reply { ends: *ends, pieces: VecDeque::new(), flying: 0 });
+            stream.work.push_back(Work::Read { key, message: segment.message, asked: 0 });
+            hosts.reply(now, receipt);
+        } else {
+            // The short way, from where the bytes are: nothing of this pair is on its way, and the guest need not know.
+            if stream.work.is_empty()
+                && stream.flying == 0
+                && let Some(Carried::Whole(request)) = convert::carried_by(Token::default(), ends, segment)
+                && let Some(answer) = self.transport.place_alone(&request, &[span_of(payload)])
+            {
+                hosts.answer(now, receipt, convert::answer(answer));
+                return;
+            }
+            stream.work.push_back(Work::Segment { segment: *segment, payload: payload.into(), receipt });
+        }
+        self.work(hosts, now, ends);
+    }
+
+    /// Hands to the guest what is next for it, as much as it takes.
+    fn work(&mut self, hosts: &mut Hosts, now: Duration, ends: &Ends) {
+        while let Some(stream) = self.streams.get_mut(ends) {
+            let (id, alone) = (self.next, stream.flying == 0);
+            let (carried, bytes) = match stream.work.front_mut() {
+                None => return,
+                Some(Work::Segment { segment, payload, .. }) => {
+                    (convert::carried_by(token(id), ends, segment), std::mem::take(payload))
+                }
+                Some(Work::Read { key, message, asked }) => {
+                    // One that nobody waits for any more is gone.
+                    let Some(reply) = self.replies.get(key).filter(|_| *asked < message.len) else {
+                        stream.work.pop_front();
+                        continue;
+                    };
+                    if reply.flying + reply.pieces.len() >= AHEAD {
+                        return;
+                    }
+                    let len = PIECE.min(message.len - *asked);
+                    (convert::carried(token(id), ends, message, *asked, len), vec![0; len as usize].into())
+                }
+            };
+            let submitted = match &carried {
+                Some(carried) => submit(&self.transport, token(id), carried, &[span_of(&bytes)], alone),
+                None => Submitted::Answered(Answer::Nak(Nak::InvalidRequest)),
+            };
+            if matches!(submitted, Submitted::Busy | Submitted::Full | Submitted::WhenAlone) {
+                if let Some(Work::Segment { payload, .. }) = stream.work.front_mut() {
+                    *payload = bytes;
+                }
+                if !std::mem::replace(&mut stream.stuck, true) {
+                    self.stuck.push(*ends);
+                }
+                return;
+            }
+            self.next += 1;
+            let then = match stream.work.pop_front() {
+                None => return,
+                Some(Work::Segment { receipt, .. }) => Then::Answer(receipt),
+                Some(Work::Read { key, message, asked }) => {
+                    stream.work.push_front(Work::Read { key, message, asked: asked + bytes.len() as u64 });
+                    if let Some(reply) = self.replies.get_mut(&key) {
+                        reply.flying += 1;
+                    }
+                    Then::Reply(key, asked)
+                }
+            };
+            match submitted {
+                Submitted::Answered(answer) => self.done(hosts, now, then, bytes, answer),
+                _ => {
+                    stream.flying += 1;
+                    self.flying.insert(id, Flying { ends: *ends, since: now, bytes, then });
+                }
+            }
+        }
+    }
+
+    /// A piece has come to its end.
+    fn done(&mut self, hosts: &mut Hosts, now: Duration, then: Then, bytes: Box<[u8]>, answer: Answer) {
+        match then {
+            Then::Answer(receipt) => hosts.answer(now, receipt, convert::answer(answer)),
+            Then::Reply(key, asked) => {
+                // Nobody may wait for it any more.
+                let Some(reply) = self.replies.get_mut(&key) else { return };
+                reply.flying -= 1;
+                let read = if answer == Answer::Ack { Ok(bytes) } else { Err(answer) };
+                // They are answered in order, but for those that were given up.
+                let at = reply.pieces.partition_point(|(before, _)| *before < asked);
+                reply.pieces.insert(at, (asked, read));
+                hosts.more(key);
+            }
+        }
+    }
+
+    /// A guest has answered.
+    pub fn answered(&mut self, hosts: &mut Hosts, now: Duration, token: Token, answer: Answer) {
+        let Some(flying) = self.flying.remove(&id_of(token)) else { return };
+        let Flying { ends, bytes, then, .. } = flying;
+        if let Some(stream) = self.streams.get_mut(&ends) {
+            stream.flying -= 1;
+        }
+        self.done(hosts, now, then, bytes, answer);
+        self.work(hosts, now, &ends);
+    }
+
+    /// What another host reads, for the next frame.
+    pub fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, frame::Answer> {
+        let Some(reply) = self.replies.get_mut(&key) else { return Err(frame::Answer::Silence) };
+        match reply.pieces.front() {
+            Some((at, read)) if *at == offset => match read {
+                Ok(bytes) if bytes.len() == into.len() => into.copy_from_slice(bytes),
+                Ok(_) => return Err(frame::Answer::Silence),
+                Err(answer) => return Err(convert::answer(*answer)),
+            },
+            _ => return Ok(false),
+        }
+        reply.pieces.pop_front();
+        self.left.push(reply.ends);
+        Ok(true)
+    }
+
+    pub fn reply_ended(&mut self, hosts: &mut Hosts, now: Duration, key: ReplyKey) {
+        if let Some(reply) = self.replies.remove(&key) {
+            self.work(hosts, now, &reply.ends);
+        }
+    }
+
+    /// Pieces have left, and there is room for more.
+    pub fn go_on(&mut self, hosts: &mut Hosts, now: Duration) {
+        for ends in std::mem::take(&mut self.left) {
+            self.work(hosts, now, &ends);
+        }
+    }
+
+    /// Tries again where there was no room.
+    pub fn try_again(&mut self, hosts: &mut Hosts, now: Duration) {
+        for ends in std::mem::take(&mut self.stuck) {
+            if let Some(stream) = self.streams.get_mut(&ends) {
+                stream.stuck = false;
+                self.work(hosts, now, &ends);
+            }
+        }
+    }
+
+    /// Takes back what a guest has had for too long, or will never answer.
+    pub fn look(&mut self, hosts: &mut Hosts, now: Duration) {
+        let late = |id: u64, flying: &Flying| now >= flying.since + PATIENCE || self.transport.lost(token(id));
+        let mut late: Vec<u64> = self.flying.iter().filter(|(id, of)| late(**id, of)).map(|(id, _)| *id).collect();
+        late.sort_unstable();
+        for id in late {
+            self.transport.cancel(token(id));
+            self.answered(hosts, now, token(id), Answer::Silence);
+        }
+        self.streams.retain(|_, stream| !stream.work.is_empty() || stream.flying > 0 || stream.stuck);
+    }
+}
+
+/// Hands a piece to its target: by itself if nothing else of the pair is on its way, so that the target need not wake.
+fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
+    let short = match carried {
+        _ if !alone => None,
+        Carried::Whole(request) => transport.place_alone(request, local),
+        // Each piece of a READ stands for itself.
+        Carried::Segment(Piece { source, dest, psn, packets, len, part: Part::Read { remote_addr, rkey, .. } }) => {
+            let op = Op::Read { remote_addr: *remote_addr, rkey: *rkey };
+            let (source, dest, psn, packets, len) = (*source, *dest, *psn, *packets, *len);
+            let request = Request { token, source, dest, psn, packets, op, len, solicited: false, alone };
+            transport.place_alone(&request, local)
+        }
+        Carried::Segment(_) => None,
+    };
+    match (short, carried) {
+        (Some(answer), _) => Submitted::Answered(answer),
+        (None, Carried::Whole(request)) => transport.hand_in(request, local),
+        (None, Carried::Segment(segment)) => transport.submit_segment(token, segment, local),
+    }
+}

@@ -1,0 +1,24 @@
+//! Links between hosts over TCP.
+//!
+//! | file | |
+//! |---|---|
+//! | `links.rs` | sockets, who is let in, and what goes over them: `pvrdma_net` with input and output |
+//! | `bearer.rs` | one socket, with TLS or without |
+//! | `near.rs` | the guests of this host, as the links see them |
+//! | `gateway.rs` | the guests of the stand-in: a process of the host's fabric |
+//! | `gateway/outbound.rs` | what they have for other hosts |
+//! | `gateway/inbound.rs` | what other hosts have for them |
+//! | `convert.rs` | the device's words for requests, and the links' |
+//! | `log.rs` | lines on standard error |
+//!
+//! What is said between hosts, and why, stands in `device/net`. Programs and their devices do not know of any of this:
+//! to them a gateway is one more process.
+
+pub mod bearer;
+pub mod convert;
+pub mod gateway;
+pub mod links;
+mod log;
+pub mod near;
+
+pub use links::Settings;

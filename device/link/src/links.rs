@@ -1,0 +1,432 @@
+//! The connections to all other hosts: sockets, who is let in, and what goes over them.
+//!
+//! Nothing here blocks. Two threads use it in turns: one that waits for the sockets, and one that waits for the guests.
+//! Each carries on with whatever can be done.
+
+use crate::bearer::Bearer;
+use crate::log::Log;
+use crate::near::Near;
+use anyhow::Context;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use pvrdma_net::connection::{Me, Stats};
+use pvrdma_net::fabric::FabricHost;
+use pvrdma_net::folder;
+use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
+use pvrdma_net::identity;
+use pvrdma_net::limits::{Limits, Patience};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a host takes part in its fabric.
+pub struct Settings {
+    /// Who it is and who the others are. Without certificates, only this machine is talked to.
+    pub fabric: folder::Settings,
+    /// Where it listens; the address of the list if not given.
+    pub listen: Option<SocketAddr>,
+}
+
+struct Tls {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+/// What a socket is good for by now.
+enum Stage {
+    /// This host is being dialed, until then.
+    Dialing(u16, Duration),
+    /// Somebody has connected and has not said who it is.
+    Called(BearerId),
+    /// Frames go over it.
+    Open(BearerId),
+}
+
+struct Place {
+    bearer: Bearer,
+    stage: Stage,
+}
+
+/// The listener's token; sockets count from 0.
+const LISTENER: Token = Token(usize::MAX);
+/// Frames are made until this much waits for a socket.
+const UNTIL: usize = 256 * 1024;
+/// How much is read from one socket before the others have their turn.
+const TURN: usize = 4 * 1024 * 1024;
+/// How long a host may take to answer and to show its certificate.
+const DIAL: Duration = Duration::from_secs(2);
+
+/// See the module text.
+pub struct Links {
+    begin: Instant,
+    registry: Registry,
+    listener: TcpListener,
+    others: BTreeMap<u16, FabricHost>,
+    tls: Option<Tls>,
+    hosts: Hosts,
+    places: HashMap<usize, Place>,
+    /// The socket of each bearer that `hosts` knows.
+    by_bearer: HashMap<BearerId, usize>,
+    next: usize,
+    log: Log,
+}
+
+impl Links {
+    /// Listens; dials when it is given its turn.
+    pub fn new(settings: Settings, registry: Registry) -> anyhow::Result<Links> {
+        let Settings { fabric, listen } = settings;
+        let address = listen.unwrap_or(fabric.this().address);
+        if fabric.identity.is_none() && !identity::may_be_plain(address.ip()) {
+            anyhow::bail!("{address} is not this machine alone, and there are no certificates");
+        }
+        let tls = match &fabric.identity {
+            Some(identity) => Some(Tls { client: identity.client()?.into(), server: identity.server()?.into() }),
+            None => None,
+        };
+        let mut listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let mut boot = [0; 16];
+        getrandom(&mut boot)?;
+        let me = Me { host: fabric.number, boot, limits: Limits::default(), patience: Patience::default() };
+        let others = fabric.hosts.into_iter().filter(|host| host.number != fabric.number);
+        let others: BTreeMap<u16, FabricHost> = others.map(|host| (host.number, host)).collect();
+        Ok(Links {
+            begin: Instant::now(),
+            registry,
+            listener,
+            tls,
+            hosts: Hosts::new(&me, Duration::ZERO, others.keys().copied()),
+            others,
+            places: HashMap::new(),
+            by_bearer: HashMap::new(),
+            next: 0,
+            log: Log::default(),
+        })
+    }
+
+    /// Time, as the links count it.
+    pub fn now(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// Whether there are certificates.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Links by host.
+    pub fn hosts(&mut self) -> &mut Hosts {
+        &mut self.hosts
+    }
+
+    /// The other hosts, and the figures of those that there is a link to.
+    pub fn others(&self) -> impl Iterator<Item = (&FabricHost, Option<Stats>)> {
+        self.others.values().map(|host| (host, self.hosts.stats(host.number)))
+    }
+
+    /// The poll says so of a socket.
+    pub fn is_ready(&mut self, event: &mio::event::Event) {
+        if let Some(place) = self.places.get_mut(&event.token().0) {
+            let ended = event.is_error() || event.is_read_closed() || event.is_write_closed();
+            place.bearer.is_ready(event.is_readable() || ended, event.is_writable() || ended);
+        }
+    }
+
+    /// Does all that can be done now. `true`: there is more to do at once.
+    pub fn turn(&mut self, near: &mut dyn Near) -> bool {
+        self.accept();
+        let mut more = false;
+        let now = self.now();
+        // What has come is taken in before time passes.
+        for key in self.keys() {
+            more |= self.read(key, near);
+        }
+        self.hosts.poll(now);
+        self.give_up_dialing(now);
+        self.pass_on(near);
+        for key in self.keys() {
+            self.write(key, near);
+        }
+        self.pass_on(near);
+        more
+    }
+
+    /// Sends what there is.
+    pub fn flush(&mut self, near: &mut dyn Near) {
+        self.pass_on(near);
+        for key in self.keys() {
+            self.write(key, near);
+        }
+        self.pass_on(near);
+    }
+
+    /// When `turn` has something to do, at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        let dialing = self.places.values().filter_map(|place| match place.stage {
+            Stage::Dialing(_, until) => Some(until),
+            _ => None,
+        });
+        dialing.chain(self.hosts.deadline()).min()
+    }
+
+    /// Says good-bye.
+    pub fn stop(&mut self, near: &mut dyn Near) {
+        self.hosts.stop();
+        self.flush(near);
+    }
+
+    fn keys(&self) -> Vec<usize> {
+        self.places.keys().copied().collect()
+    }
+
+    // ---- who comes -----------------------------------------------------------------------------------------------
+
+    fn add(&mut self, mut socket: TcpStream, tls: Option<rustls::Connection>, stage: Stage) -> io::Result<usize> {
+        let key = self.next;
+        self.registry.register(&mut socket, Token(key), Interest::READABLE | Interest::WRITABLE)?;
+        self.next += 1;
+        self.places.insert(key, Place { bearer: Bearer::new(socket, tls), stage });
+        Ok(key)
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let (socket, address) = match self.listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Nobody, or not now: no descriptor is left, say.
+                Err(_) => return,
+            };
+            let tls = match &self.tls {
+                None if !identity::may_be_plain(address.ip()) => {
+                    self.log.once(
+                        "stranger",
+                        format_args!("{} is not this machine, and there are no certificates", address.ip()),
+                    );
+                    continue;
+                }
+                None => None,
+                Some(tls) => match ServerConnection::new(tls.server.clone()) {
+                    Ok(tls) => Some(tls.into()),
+                    Err(_) => continue,
+                },
+            };
+            let now = self.now();
+            let Some(id) = self.hosts.accept(now) else {
+                self.log.once(
+                    "crowd",
+                    format_args!("too many have connected and not said who they are; the last from {}", address.ip()),
+                );
+                continue;
+            };
+            match self.add(socket, tls, Stage::Called(id)) {
+                Ok(key) => drop(self.by_bearer.insert(id, key)),
+                Err(_) => self.hosts.closed(now, id),
+            }
+        }
+    }
+
+    fn dial(&mut self, host: u16) {
+        let now = self.now();
+        let dialed = || -> io::Result<(TcpStream, Option<rustls::Connection>)> {
+            let other = self.others.get(&host).ok_or(io::ErrorKind::NotFound)?;
+            let tls = match &self.tls {
+                None => None,
+                Some(tls) => {
+                    let tls = ClientConnection::new(tls.client.clone(), identity::server_name(host));
+                    Some(tls.map_err(io::Error::other)?.into())
+                }
+            };
+            Ok((TcpStream::connect(other.address)?, tls))
+        };
+        let added = dialed().and_then(|(socket, tls)| self.add(socket, tls, Stage::Dialing(host, now + DIAL)));
+        if added.is_err() {
+            self.hosts.dial_failed(now, host);
+        }
+    }
+
+    fn give_up_dialing(&mut self, now: Duration) {
+        let late = |place: &Place| matches!(place.stage, Stage::Dialing(_, until) if until <= now);
+        let late: Vec<usize> = self.places.iter().filter(|(_, place)| late(place)).map(|(key, _)| *key).collect();
+        for key in late {
+            self.ended(key, &io::ErrorKind::TimedOut.into());
+        }
+    }
+
+    /// TLS has come to its end, or there is none: whose the socket is, is known.
+    fn proceed(&mut self, key: usize) {
+        let now = self.now();
+        let Some(place) = self.places.get_mut(&key).filter(|place| place.bearer.is_open()) else { return };
+        match place.stage {
+            Stage::Open(_) => {}
+            Stage::Called(id) => {
+                if let Some(certificate) = place.bearer.certificate() {
+                    // TLS lets nobody through without one of this fabric.
+                    match identity::number_of(certificate) {
+                        Some(number) => self.hosts.prove(id, number),
+                        None => return self.ended(key, &io::ErrorKind::PermissionDenied.into()),
+                    }
+                }
+                place.stage = Stage::Open(id);
+            }
+            Stage::Dialing(host, _) => {
+                // A socket without TLS says by its first write whether it is connected.
+                match (place.bearer.socket().peer_addr(), place.bearer.socket().take_error()) {
+                    (Ok(_), Ok(None)) => {
+                        let id = self.hosts.dialed(now, host);
+                        place.stage = Stage::Open(id);
+                        self.by_bearer.insert(id, key);
+                    }
+                    (Err(error), Ok(None)) if error.kind() == io::ErrorKind::NotConnected => {}
+                    (Err(error), Ok(None)) | (_, Ok(Some(error)) | Err(error)) => self.ended(key, &error),
+                }
+            }
+        }
+    }
+
+    /// A socket has ended by itself.
+    fn ended(&mut self, key: usize, why: &io::Error) {
+        let now = self.now();
+        let Some(place) = self.places.remove(&key) else { return };
+        match place.stage {
+            Stage::Dialing(host, _) => {
+                if why.kind() == io::ErrorKind::InvalidData {
+                    let name = self.name(host);
+                    self.log.once("refused", format_args!("{name}: {why}"));
+                }
+                self.hosts.dial_failed(now, host);
+            }
+            Stage::Called(id) | Stage::Open(id) => {
+                if why.kind() == io::ErrorKind::InvalidData {
+                    self.log.once("refused", format_args!("somebody who connected: {why}"));
+                }
+                self.by_bearer.remove(&id);
+                self.hosts.closed(now, id);
+            }
+        }
+    }
+
+    fn name(&self, host: u16) -> String {
+        let name = self.others.get(&host).map_or("nobody", |host| &host.name);
+        format!("host {host} ({name})")
+    }
+
+    // ---- what comes and goes -------------------------------------------------------------------------------------
+
+    /// Reads from a socket, and takes in what has come. `true`: there may be more.
+    fn read(&mut self, key: usize, near: &mut dyn Near) -> bool {
+        let mut read = 0;
+        loop {
+            self.proceed(key);
+            let Some(place) = self.places.get_mut(&key).filter(|place| place.bearer.may_read()) else { return false };
+            if matches!(place.stage, Stage::Dialing(..)) && place.bearer.is_open() {
+                // Not connected yet.
+                return false;
+            }
+            let before = place.bearer.input().len();
+            match place.bearer.read() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.proceed(key);
+                    return false;
+                }
+                Err(error) => {
+                    self.ended(key, &error);
+                    return false;
+                }
+            }
+            read += place.bearer.input().len() - before.min(place.bearer.input().len());
+            self.proceed(key);
+            self.take_in(key, near);
+            if read >= TURN {
+                return true;
+            }
+        }
+    }
+
+    fn take_in(&mut self, key: usize, near: &mut dyn Near) {
+        let now = self.now();
+        let Some(Place { bearer, stage: Stage::Open(id) }) = self.places.get_mut(&key) else { return };
+        let mut at = 0;
+        loop {
+            let (len, arrival) = self.hosts.receive(now, *id, &bearer.input()[at..]);
+            at += len;
+            let Some(arrival) = arrival else { break };
+            near.arrived(&mut self.hosts, now, arrival);
+        }
+        bearer.take(at);
+        self.pass_on(near);
+    }
+
+    fn write(&mut self, key: usize, near: &mut dyn Near) {
+        loop {
+            self.proceed(key);
+            let now = self.now();
+            let Some(place) = self.places.get_mut(&key) else { return };
+            let mut made = false;
+            if let Stage::Open(id) = place.stage
+                && let Some(out) = place.bearer.out()
+            {
+                self.hosts.transmit(now, id, out, UNTIL, near);
+                made = !out.is_empty();
+            }
+            near.settle(&mut self.hosts, now);
+            match place.bearer.flush() {
+                Ok(true) if made => {}
+                Ok(_) => return,
+                Err(error) => return self.ended(key, &error),
+            }
+        }
+    }
+
+    /// Hands on what has happened, until nothing more does.
+    fn pass_on(&mut self, near: &mut dyn Near) {
+        let now = self.now();
+        loop {
+            match self.hosts.next_event() {
+                None => return,
+                Some(HostEvent::Dial(host)) => self.dial(host),
+                Some(HostEvent::Close(id, why)) => self.close(id, why),
+                Some(event) => {
+                    match event {
+                        HostEvent::Up { host, .. } => {
+                            let name = self.name(host);
+                            self.log.line(format_args!("{name} is there"));
+                        }
+                        HostEvent::Down(host) => {
+                            let name = self.name(host);
+                            self.log.line(format_args!("{name} is gone"));
+                        }
+                        HostEvent::Conflict { owner, other, .. } => {
+                            self.log.once(
+                                "conflict",
+                                format_args!("hosts {owner} and {other} say they have the same address"),
+                            );
+                        }
+                        _ => {}
+                    }
+                    near.happened(&mut self.hosts, now, event);
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, id: BearerId, why: Why) {
+        if let Why::End(end) = why {
+            self.log.once("end", format_args!("a connection was ended: {end}"));
+        }
+        let Some(key) = self.by_bearer.remove(&id) else { return };
+        let Some(mut place) = self.places.remove(&key) else { return };
+        // What is said last, as far as the socket takes it.
+        let _ = place.bearer.flush();
+    }
+}
+
+/// Sixteen bytes that nobody guesses.
+fn getrandom(into: &mut [u8; 16]) -> io::Result<()> {
+    use std::io::Read;
+    std::fs::File::open("/dev/urandom")?.read_exact(into)
+}
