@@ -161,10 +161,9 @@ impl HostTransport {
         })
     }
 
-    /// Whether anybody takes management datagrams at this address. Of another host's nobody knows here.
+    /// Whether anybody takes management datagrams at this address of this host.
     pub fn has_manager(&self, gid: &Gid) -> bool {
-        let elsewhere = is_elsewhere(&self.segment, gid) && self.segment.gateway().is_some();
-        elsewhere || self.managers(gid).next().is_some()
+        self.managers(gid).next().is_some()
     }
 
     // ---- the initiator copies ------------------------------------------------------------------

@@ -251,8 +251,8 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
         // It need not say anything, and need not listen.
         let _ = asker.set_read_timeout(Some(LOOK));
         let _ = asker.set_write_timeout(Some(LOOK));
-        let mut word = [0; 4];
-        let json = asker.read_exact(&mut word).is_ok() && word == *b"json";
+        let mut word = [0; 5];
+        let json = asker.read_exact(&mut word).is_ok() && word == *b"json\n";
         let report = {
             let shared = lock(shared);
             let host = |(host, link): (&FabricHost, Option<Stats>)| HostReport {
