@@ -20,11 +20,12 @@ use pvrdma_net::event::{Arrival, ReplyKey, Source, Token};
 use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::frame::Answer;
 use pvrdma_net::hosts::{HostEvent, Hosts};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -129,8 +130,6 @@ impl Near for Guests {
 struct Shared {
     links: Links,
     guests: Guests,
-    /// Until when the thread that waits for the guests sleeps.
-    asleep_until: Option<Instant>,
 }
 
 impl Shared {
@@ -202,42 +201,44 @@ pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: imp
     // SAFETY: no pointers.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     let transport = HostTransport::new(segment);
-    let mut shared = Shared { links, guests: Guests::new(transport.clone()), asleep_until: None };
+    let mut shared = Shared { links, guests: Guests::new(transport.clone()) };
     for index in 0..MAX_GUESTS {
         for (_, gid) in Guest::new(host, index, Roce::V2).into_iter().flat_map(Guest::gids) {
             shared.links.hosts().bind(&gid);
         }
     }
-    let shared = Arc::new(Mutex::new(shared));
-    let (of_guests, other) = (shared.clone(), transport.clone());
-    thread::Builder::new().name("guests".into()).spawn(move || wait_for_guests(&of_guests, &other))?;
-    transport.segment().become_gateway();
-    let (of_hosts, other) = (shared.clone(), transport.clone());
+    let waker = mio::Waker::new(poll.registry(), WAKER)?;
+    let gateway = Arc::new(Gateway {
+        shared: Mutex::new(shared),
+        transport,
+        waker,
+        turn: Turn::default(),
+        begin: Instant::now(),
+        cores: thread::available_parallelism().map_or(1, usize::from),
+        barred: AtomicU64::new(0),
+    });
+    let guests = gateway.clone();
+    thread::Builder::new().name("guests".into()).spawn(move || guests.wait_for_guests())?;
+    gateway.transport.segment().become_gateway();
+    let hosts = gateway.clone();
     thread::Builder::new().name("hosts".into()).spawn(move || {
-        let mut events = mio::Events::with_capacity(64);
-        let mut limit = None;
-        loop {
-            if let Err(error) = poll.poll(&mut events, limit)
-                && error.kind() != std::io::ErrorKind::Interrupted
-            {
-                eprintln!("pvrdma link: {error}");
-                std::process::exit(1);
-            }
-            limit = hosts_turn(&of_hosts, &other, &events);
+        if let Err(error) = hosts.wait_for_hosts(&mut poll) {
+            eprintln!("pvrdma link: {error}");
+            std::process::exit(1);
         }
     })?;
     // What is there was left by one that was killed: its lock is ours.
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let asked = shared.clone();
-    thread::Builder::new().name("status".into()).spawn(move || tell(&asked, host.into(), &listener, show))?;
+    let asked = gateway.clone();
+    thread::Builder::new().name("status".into()).spawn(move || tell(&asked.shared, host.into(), &listener, show))?;
     ready();
     signals.wait()?;
     let _ = std::fs::remove_file(socket);
-    let mut shared = lock(&shared);
-    let Shared { links, guests, .. } = &mut *shared;
+    let mut shared = lock(&gateway.shared);
+    let Shared { links, guests } = &mut *shared;
     links.stop(guests);
-    transport.segment().leave();
+    gateway.transport.segment().leave();
     Ok(())
 }
 
@@ -273,40 +274,132 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
     }
 }
 
-/// Sockets have something. How long to wait for more: the other thread keeps the time.
-fn hosts_turn(shared: &Mutex<Shared>, transport: &HostTransport, events: &mio::Events) -> Option<Duration> {
-    let mut shared = lock(shared);
-    for event in events {
-        shared.links.is_ready(event);
-    }
-    let limit = shared.turn(true);
-    let until = limit.map(|limit| Instant::now() + limit);
-    let earlier = until.is_some_and(|until| shared.asleep_until.is_none_or(|asleep| until < asleep));
-    drop(shared);
-    if limit == Some(Duration::ZERO) {
-        return limit;
-    }
-    if earlier {
-        transport.segment().own().bell.wake_side();
-    }
-    None
+/// What the threads of a gateway share. Waking is what a request between hosts costs most, so there are two of them: one
+/// sleeps at the sockets, one at the inbox of the guests, and whoever is woken does what there is. For a moment after
+/// that the first one stays awake and looks at both, if a core is free; the second one rests until it goes to sleep.
+struct Gateway {
+    shared: Mutex<Shared>,
+    transport: Arc<HostTransport>,
+    /// Gets the first thread up.
+    waker: mio::Waker,
+    turn: Turn,
+    begin: Instant,
+    cores: usize,
+    /// Until then, in nanoseconds from `begin`, no core is free.
+    barred: AtomicU64,
 }
 
-/// Guests have something, or time has passed.
-fn wait_for_guests(shared: &Mutex<Shared>, transport: &HostTransport) {
-    // As long as this thread there is the memory that guests may reach.
-    transport.segment().guard();
-    let bell = &transport.segment().own().bell;
-    loop {
-        let ticket = bell.side_ticket();
-        let limit = {
-            let mut shared = lock(shared);
-            let limit = shared.turn(false);
-            shared.asleep_until = limit.map(|limit| Instant::now() + limit);
-            limit
-        };
-        if limit != Some(Duration::ZERO) {
-            bell.wait_side(ticket, limit);
+/// Whether the first thread is awake, and with it the second one's turn to rest.
+#[derive(Default)]
+struct Turn {
+    awake: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Turn {
+    fn set(&self, awake: bool) {
+        *self.awake.lock().unwrap_or_else(PoisonError::into_inner) = awake;
+        self.changed.notify_one();
+    }
+
+    fn rest(&self) {
+        let awake = self.awake.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(awake, |awake| *awake));
+    }
+}
+
+/// The waker's token; that of the listener is one more.
+const WAKER: mio::Token = mio::Token(usize::MAX - 1);
+/// How long a thread stays awake after it had something to do.
+const SPIN: Duration = Duration::from_micros(50);
+/// Who gave its core away for longer than this has met somebody who works: cores are short.
+const SHORT: Duration = Duration::from_micros(50);
+/// For how long nobody stays awake then.
+const BARRED: Duration = Duration::from_millis(10);
+
+impl Gateway {
+    fn ticket(&self) -> u32 {
+        self.transport.segment().own().bell.side_ticket()
+    }
+
+    /// The first thread.
+    fn wait_for_hosts(&self, poll: &mut mio::Poll) -> io::Result<()> {
+        let mut events = mio::Events::with_capacity(64);
+        loop {
+            sleep(poll, &mut events, None)?;
+            self.turn.set(true);
+            let mut ticket = self.ticket();
+            let mut limit = self.look(&events);
+            let mut last = Instant::now();
+            while limit == Some(Duration::ZERO) || self.may_spin(last) && last.elapsed() < SPIN {
+                sleep(poll, &mut events, Some(Duration::ZERO))?;
+                let due = limit.is_some_and(|limit| last.elapsed() >= limit);
+                if !events.is_empty() || self.ticket() != ticket || due {
+                    ticket = self.ticket();
+                    limit = self.look(&events);
+                    last = Instant::now();
+                    continue;
+                }
+                let away = Instant::now();
+                thread::yield_now();
+                if away.elapsed() > SHORT {
+                    self.bar();
+                }
+            }
+            // It looks once more before it sleeps, and keeps the time.
+            self.turn.set(false);
         }
+    }
+
+    /// Whether a core is free, as far as is known.
+    fn may_spin(&self, now: Instant) -> bool {
+        let barred = Duration::from_nanos(self.barred.load(Ordering::Relaxed));
+        self.cores > 1 && now.duration_since(self.begin) >= barred
+    }
+
+    fn bar(&self) {
+        let until = self.begin.elapsed() + BARRED;
+        self.barred.store(until.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn look(&self, events: &mio::Events) -> Option<Duration> {
+        let mut shared = lock(&self.shared);
+        for event in events {
+            shared.links.is_ready(event);
+        }
+        shared.turn(true)
+    }
+
+    /// The second thread.
+    fn wait_for_guests(&self) {
+        // As long as this thread there is the memory that guests may reach.
+        self.transport.segment().guard();
+        let bell = &self.transport.segment().own().bell;
+        loop {
+            self.turn.rest();
+            let ticket = bell.side_ticket();
+            let limit = lock(&self.shared).turn(false);
+            if limit != Some(Duration::ZERO) {
+                bell.wait_side(ticket, limit);
+            }
+            if bell.side_ticket() != ticket && self.may_spin(Instant::now()) {
+                lock(&self.shared).turn(false);
+                // The other one stays awake for both.
+                self.turn.set(true);
+                if self.waker.wake().is_err() {
+                    self.turn.set(false);
+                }
+            }
+        }
+    }
+}
+
+fn sleep(poll: &mut mio::Poll, events: &mut mio::Events, limit: Option<Duration>) -> io::Result<()> {
+    match poll.poll(events, limit) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            events.clear();
+            Ok(())
+        }
+        polled => polled,
     }
 }
