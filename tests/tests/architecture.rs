@@ -18,9 +18,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-device", &["pvrdma-ffi"]),
     ("pvrdma-net", &["pvrdma-ffi"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
+    ("pvrdma-link", &["pvrdma-device", "pvrdma-fabric", "pvrdma-net"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-net", "pvrdma-vfio-user"]),
+    ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-link", "pvrdma-net", "pvrdma-vfio-user"]),
     // These three drive what a user has, by its command line, as everybody else would.
     ("pvrdma-tests", &[]),
     ("pvrdma-perftest", &["pvrdma-tests"]),

@@ -114,6 +114,19 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        src: "device/link/src",
+        tests: &[],
+        rooms: &[
+            ("gateway", &["convert", "links", "near"]),
+            ("links", &["bearer", "log", "near"]),
+            ("bearer", &[]),
+            ("convert", &[]),
+            ("log", &[]),
+            ("near", &[]),
+        ],
+        circles: &[],
+    },
+    House {
         src: "device/standin/src",
         tests: &[],
         rooms: &[

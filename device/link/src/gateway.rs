@@ -274,9 +274,10 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
     }
 }
 
-/// What the threads of a gateway share. Waking is what a request between hosts costs most, so there are two of them: one
-/// sleeps at the sockets, one at the inbox of the guests, and whoever is woken does what there is. For a moment after
-/// that the first one stays awake and looks at both, if a core is free; the second one rests until it goes to sleep.
+/// What the threads of a gateway share. Waking is what a request between hosts costs most, so there are two of them:
+/// one sleeps at the sockets, one at the inbox of the guests, and whoever is woken does what there is. For a moment
+/// after that the first one stays awake and looks at both, if a core is free; the second one rests until it goes to
+/// sleep.
 struct Gateway {
     shared: Mutex<Shared>,
     transport: Arc<HostTransport>,
