@@ -7,6 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use crate::hosts;
 use crate::world::{Doorbells, NOBODY, Provider, Stand, User, Uverbs};
 
 /// Long enough for anything here on a busy machine, short enough to notice a hang.
@@ -139,7 +140,14 @@ impl<'a> Job<'a> {
             _ => self.stand.path("pvrdma"),
         };
         let mut command = match self.stand.user() {
-            User::Me => Command::new(first),
+            User::Me => match self.stand.space() {
+                None => Command::new(first),
+                Some(pid) => {
+                    let mut command = hosts::enter(pid);
+                    command.arg(first);
+                    command
+                }
+            },
             User::Nobody => {
                 let mut command = Command::new("setpriv");
                 command

@@ -6,6 +6,7 @@
 //! - [`Stand`] holds the built files and the user they run as, in a folder of its own.
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
+//! - [`Hosts`] are several hosts with a [`Stand`] each, joined by `pvrdma link`.
 //! - [`Forky`] runs programs of another Debian release, with a newer libibverbs.
 //! - [`pyverbs`] judges a run of rdma-core's own test suite.
 //! - [`readme`] has the lines that README.md tells its readers to type.
@@ -14,6 +15,7 @@
 
 mod build;
 mod forky;
+mod hosts;
 mod job;
 mod pair;
 mod perftest;
@@ -24,8 +26,9 @@ mod world;
 
 pub use build::{artifacts, c_program, debug_provider, mpi_program, workspace};
 pub use forky::Forky;
+pub use hosts::{Host, Hosts, Spaces, Trust, free_address};
 pub use job::{Job, Output, Running};
-pub use pair::{free_port, listening, pair, pair_by_address, try_pair, wait_for_listener, wait_for_trace};
+pub use pair::{free_port, listening, pair, pair_by_address, try_pair, try_pair_at, wait_for_listener, wait_for_trace};
 pub use perftest::{Figures, all_figures, figures};
 pub use stress::{Chance, amount};
 pub use world::{Doorbells, Provider, Stand, User, Uverbs, cannot_run, machine};

@@ -23,10 +23,15 @@ pub fn pair(server: Job, client: Job) -> (Output, Output) {
 
 /// The same with the failure, and what both wrote, as a value.
 pub fn try_pair(server: Job, client: Job) -> Result<(Output, Output), String> {
+    try_pair_at("127.0.0.1", server, client)
+}
+
+/// The same with the server at another address.
+pub fn try_pair_at(address: &str, server: Job, client: Job) -> Result<(Output, Output), String> {
     let port = free_port();
     let mut server = server.args(["-p", &port.to_string()]).spawn();
     wait_until_listening(&mut server, port)?;
-    let mut client = client.args(["-p", &port.to_string(), "127.0.0.1"]).spawn();
+    let mut client = client.args(["-p", &port.to_string(), address]).spawn();
     while !client.has_ended() && !client.is_late() {
         if server.has_failed() {
             // Often the client waits for ever then; if not, its own words help.
@@ -92,7 +97,7 @@ pub fn wait_for_listener(server: &mut Running, port: u16) {
 
 fn wait_until_listening(server: &mut Running, port: u16) -> Result<(), String> {
     let end = Instant::now() + Duration::from_secs(60);
-    while !listens(port) {
+    while !listens(server.pid(), port) {
         if server.has_ended() {
             return Err(format!("the server ended early\n{}", server.logs()));
         }
@@ -104,10 +109,12 @@ fn wait_until_listening(server: &mut Running, port: u16) -> Result<(), String> {
     Ok(())
 }
 
-fn listens(port: u16) -> bool {
+/// Whether somebody listens there in the network namespace of that process.
+fn listens(pid: u32, port: u16) -> bool {
     /// TCP_LISTEN of the kernel's tcp_states.h.
     const LISTEN: &str = "0A";
-    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().filter_map(|path| fs::read_to_string(path).ok()).any(|table| {
+    let tables = ["tcp", "tcp6"].map(|name| format!("/proc/{pid}/net/{name}"));
+    tables.iter().filter_map(|path| fs::read_to_string(path).ok()).any(|table| {
         table.lines().skip(1).any(|line| {
             let mut fields = line.split_whitespace().skip(1);
             let local = fields.next().unwrap_or_default();

@@ -131,12 +131,19 @@ pub struct Stand {
     /// What a run writes. In memory, as a user's runtime folder is.
     run: TempDir,
     user: User,
+    /// A process whose namespaces the programs run in.
+    space: Option<u32>,
 }
 
 impl Stand {
     /// Copies the built files.
     pub fn new(user: User) -> Stand {
-        let stand = Stand { folder: temporary(&std::env::temp_dir()), run: temporary(Path::new("/dev/shm")), user };
+        let stand = Stand {
+            folder: temporary(&std::env::temp_dir()),
+            run: temporary(Path::new("/dev/shm")),
+            user,
+            space: None,
+        };
         for name in FILES {
             stand.copy(&artifacts().join(name));
         }
@@ -196,6 +203,15 @@ impl Stand {
     /// Where programs keep what lasts as long as they run (TMPDIR and XDG_RUNTIME_DIR).
     pub fn run_folder(&self) -> PathBuf {
         self.run.path().to_owned()
+    }
+
+    /// Has the programs run in the user and network namespaces of a process.
+    pub(crate) fn within(self, pid: u32) -> Stand {
+        Stand { space: Some(pid), ..self }
+    }
+
+    pub(crate) fn space(&self) -> Option<u32> {
+        self.space
     }
 
     pub(crate) fn user(&self) -> User {
