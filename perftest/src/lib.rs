@@ -1,8 +1,9 @@
 //! How the figures of perftest/README.md are measured. Called by `xtask demo` and `xtask bench`.
 //!
-//! Five kinds: what stock perftest tools print ([`Line`]), what UCX's own benchmark says ([`ucx`]), what a bare copy
-//! between two processes costs on the same machine in the same run ([`bare_copy`]), and for each hot verb how many
-//! instructions it takes ([`instructions()`]) and how long, on a device that stands still ([`frozen`]).
+//! Six kinds: what stock perftest tools print ([`Line`]), what UCX's own benchmark says ([`ucx`]), what a bare copy
+//! between two processes and a bare socket cost on the same machine in the same run ([`bare_copy`], [`socket`]), and for
+//! each hot verb how many instructions it takes ([`instructions()`]) and how long, on a device that stands still
+//! ([`frozen`]).
 
 pub mod assembly;
 pub mod chart;
@@ -12,6 +13,7 @@ mod instructions;
 mod line;
 mod operations;
 pub mod report;
+pub mod socket;
 mod spread;
 pub mod ucx;
 

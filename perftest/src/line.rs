@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pvrdma_tests::{Doorbells, Provider, Stand, figures, pair};
+use pvrdma_tests::{Doorbells, Host, Job, Provider, Stand, figures, pair};
 
 /// What to run and which figure of it counts.
 pub struct Line {
@@ -53,24 +53,31 @@ impl Line {
 
     /// Runs the tool and gives the figure. Panics when the tool fails.
     pub fn measure(&self, stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
+        self.measure_of(
+            || ["red", "blue"].map(|guest| stand.job(self.tool).guest(guest).doorbells(doorbells)),
+            provider,
+        )
+    }
+
+    /// The same between guests of two hosts.
+    pub fn measure_between(&self, hosts: [&Host; 2], provider: &Provider) -> f64 {
+        self.measure_of(|| hosts.map(|host| host.job(self.tool)), provider)
+    }
+
+    fn measure_of<'a>(&self, jobs: impl Fn() -> [Job<'a>; 2], provider: &Provider) -> f64 {
         // On a busy machine perftest sometimes fails to measure the CPU's clock and prints 0.
-        let mut tries = std::iter::repeat_with(|| self.run(stand, provider, doorbells)).take(5);
+        let mut tries = std::iter::repeat_with(|| self.run(jobs(), provider)).take(5);
         tries.find(|figure| *figure > 0.0).unwrap_or_else(|| panic!("{} prints 0 again and again", self.tool))
     }
 
-    fn run(&self, stand: &Stand, provider: &Provider, doorbells: Doorbells) -> f64 {
+    fn run(&self, jobs: [Job<'_>; 2], provider: &Provider) -> f64 {
         let [size, iterations] = [self.size, self.iterations].map(|number| number.to_string());
-        let job = |guest| {
-            let job = stand.job(self.tool).guest(guest).provider(provider).doorbells(doorbells).args([
-                "-F",
-                "-n",
-                &iterations,
-            ]);
-            let job = job.time_out(TIME_OUT);
+        let [server, client] = jobs.map(|job| {
+            let job = job.provider(provider).args(["-F", "-n", &iterations]).time_out(TIME_OUT);
             let job = if self.tool.starts_with("ib_atomic") { job } else { job.args(["-s", &size]) };
             job.args(self.options)
-        };
-        let (_, client) = pair(job("red"), job("blue"));
+        });
+        let (_, client) = pair(server, client);
         let text = client.ok();
         let column = match self.figure {
             Figure::Latency => "t_typical",

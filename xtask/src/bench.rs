@@ -3,6 +3,7 @@
 mod applications;
 mod doorbell;
 mod frozen;
+mod hosts;
 mod instructions;
 mod programs;
 
@@ -19,6 +20,7 @@ usage: cargo xtask bench [TABLE [OPTIONS]]
   frozen        time of each hot verb, on a device that stands still (`cargo xtask bench frozen --help`)
   doorbell      what a doorbell without a trap gives the stand-in
   applications  UCX's own benchmark between two guests, beside shared memory
+  hosts         stock perftest between guests of two hosts, beside a bare socket
 
 Without a table: all of them.
 ";
@@ -38,7 +40,7 @@ pub fn main(arguments: &[String]) -> Result<()> {
             Some(plan) => Some(plan),
             None => return Ok(()),
         },
-        "programs" | "instructions" | "doorbell" | "applications" => {
+        "programs" | "instructions" | "doorbell" | "applications" | "hosts" => {
             no_arguments(rest)?;
             None
         }
@@ -63,6 +65,9 @@ pub fn main(arguments: &[String]) -> Result<()> {
     }
     if all || table == "applications" {
         applications::print(&stand);
+    }
+    if all || table == "hosts" {
+        hosts::print();
     }
     Ok(())
 }

@@ -8,13 +8,15 @@
 //! A slot that is taken over stays `TAKEN`; there is no state for "sent". Its owner takes it back at any time and waits
 //! only for a copy that runs (`hazard.rs`), never for the other host: before each copy the gateway shows a hazard and
 //! then looks at the slot's word.
+//!
+//! What the gateway has for a process is told it by [`HostTransport::ring_all`]: a bell costs more than what it tells.
 
 use crate::copy::{Direction, Gone, RemoteFar, span_of};
 use crate::hazard::Hazard;
 use crate::segment::{Process, Segment};
 use crate::sync::Ordering;
-use crate::transport::{Body, HostTransport, Reply, read};
-use crate::words::{encode, encode_segment};
+use crate::transport::{Body, HostTransport, answer_slot, read};
+use crate::words::{REQUEST_WORDS, encode, encode_segment};
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{DmaAddr, Span, part_of, total};
@@ -65,14 +67,33 @@ impl HostTransport {
             && slot.is_some_and(|slot| slot.word.load(Ordering::SeqCst) == taken.word)
     }
 
-    /// Answers.
+    /// Answers. The requester is told when its bell is rung.
     pub fn give(&self, taken: &Taken, answer: Answer) {
         let Some(region) = self.segment.region(taken.requester.index) else { return };
         // The words of a region that has another owner are none of its former one's.
         if self.segment.process(taken.requester.index) == Some(taken.requester)
             && let Some(slot) = region.slots.get(usize::from(taken.slot))
         {
-            Reply { word: &slot.word, taken: taken.word, bell: &region.bell }.give(answer);
+            answer_slot(&slot.word, taken.word, answer);
+            self.ring_later(taken.requester.index);
+        }
+    }
+
+    fn ring_later(&self, index: usize) {
+        self.to_ring[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+    }
+
+    /// Rings the bell of each process that was given something.
+    pub fn ring_all(&self) {
+        for (at, word) in self.to_ring.iter().enumerate() {
+            let mut bits = if word.load(Ordering::Relaxed) == 0 { 0 } else { word.swap(0, Ordering::Relaxed) };
+            while bits != 0 {
+                let index = at * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                if let Some(region) = self.segment.region(index) {
+                    region.bell.ring();
+                }
+            }
         }
     }
 
@@ -108,15 +129,20 @@ impl HostTransport {
     /// its payload is in this process, or is to be put.
     pub fn submit_segment(&self, token: Token, segment: &Piece, local: &[Span]) -> Submitted {
         match self.target(&segment.dest).filter(|target| target.index != self.segment.index()) {
-            Some(target) => self.send(token, &encode_segment(segment), target, Body::Spans(local)),
+            Some(target) => self.post_later(token, &encode_segment(segment), target, local),
             None => Submitted::Answered(Answer::Silence),
         }
+    }
+
+    fn post_later(&self, token: Token, words: &[u64; REQUEST_WORDS], target: Process, local: &[Span]) -> Submitted {
+        self.ring_later(target.index);
+        self.post(token, words, target, Body::Spans(local))
     }
 
     /// The same for a whole message.
     pub fn hand_in(&self, request: &Request, local: &[Span]) -> Submitted {
         match self.target(&request.dest).filter(|target| target.index != self.segment.index()) {
-            Some(target) => self.send(request.token, &encode(request), target, Body::Spans(local)),
+            Some(target) => self.post_later(request.token, &encode(request), target, local),
             None => Submitted::Answered(Answer::Silence),
         }
     }

@@ -37,6 +37,8 @@ pub struct HostTransport {
     pump: Mutex<HashMap<usize, Reader>>,
     /// Somebody wants the inbox looked at.
     pump_asked: AtomicBool,
+    /// Whose bells are to be rung (`gateway.rs`), by region.
+    pub(crate) to_ring: [AtomicU64; MAX_PROCESSES.div_ceil(64)],
 }
 
 /// Requests of this process that are on their way.
@@ -116,6 +118,7 @@ impl HostTransport {
             out: Mutex::new(Outbox { free, sequence, flying: Vec::new() }),
             pump: Mutex::new(HashMap::new()),
             pump_asked: AtomicBool::new(false),
+            to_ring: Default::default(),
         })
     }
 
@@ -323,8 +326,19 @@ impl HostTransport {
         });
     }
 
-    /// Puts a request into the inbox of `target`.
-    pub(crate) fn send(
+    /// Puts a request into the inbox of `target`, and tells it.
+    fn send(&self, token: Token, words: &[u64; REQUEST_WORDS], target: Process, body: Body<'_>) -> Submitted {
+        let sent = self.post(token, words, target, body);
+        if sent == Submitted::Pending
+            && let Some(region) = self.segment.region(target.index)
+        {
+            region.bell.ring();
+        }
+        sent
+    }
+
+    /// Puts a request into the inbox of `target`, which looks for it when its bell is rung.
+    pub(crate) fn post(
         &self,
         token: Token,
         words: &[u64; REQUEST_WORDS],
@@ -393,7 +407,6 @@ impl HostTransport {
         drop(out);
         let own_index = self.segment.index();
         region.inbox[own_index / 64].fetch_or(1 << (own_index % 64), Ordering::SeqCst);
-        region.bell.ring();
         Submitted::Pending
     }
 
@@ -595,18 +608,23 @@ pub(crate) fn read(slot: &Slot, taken: u64) -> Option<(Carried, [Span; SLOT_SPAN
     (held == Some(len)).then_some((carried, spans, count))
 }
 
+/// Puts an answer where its requester finds it. `false`: it was there already, or its requester has given up.
+pub(crate) fn answer_slot(word: &AtomicU64, taken: u64, answer: Answer) -> bool {
+    let done = taken & !0xffff | encode_answer(answer) << 4 | slot_state::DONE;
+    word.compare_exchange(taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
 /// Where the answer to a taken request goes, once.
-pub(crate) struct Reply<'a> {
-    pub word: &'a AtomicU64,
-    pub taken: u64,
-    pub bell: &'a Bell,
+struct Reply<'a> {
+    word: &'a AtomicU64,
+    taken: u64,
+    bell: &'a Bell,
 }
 
 impl Reply<'_> {
     /// Answers, unless that was done; the owner of the slot may have given up on us.
-    pub fn give(&self, answer: Answer) {
-        let done = self.taken & !0xffff | encode_answer(answer) << 4 | slot_state::DONE;
-        if self.word.compare_exchange(self.taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    fn give(&self, answer: Answer) {
+        if answer_slot(self.word, self.taken, answer) {
             self.bell.ring();
         }
     }

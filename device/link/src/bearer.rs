@@ -103,6 +103,8 @@ impl Bearer {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }
             Ok(bytes) => {
+                // A stream that gives less than there was room for has no more (epoll(7), question 9).
+                self.readable &= self.tls.is_some() || bytes == room.len();
                 self.filled += bytes;
                 Ok(true)
             }

@@ -124,6 +124,7 @@ impl Near for Guests {
 
     fn settle(&mut self, hosts: &mut Hosts, now: Duration) {
         self.inbound.go_on(hosts, now);
+        self.transport.ring_all();
     }
 }
 
@@ -145,6 +146,7 @@ impl Shared {
                 false
             }
         };
+        self.guests.transport.ring_all();
         if more {
             return Some(Duration::ZERO);
         }
@@ -380,7 +382,9 @@ impl Gateway {
             self.turn.rest();
             let ticket = bell.side_ticket();
             let limit = lock(&self.shared).turn(false);
-            if limit != Some(Duration::ZERO) {
+            // There may be more in a moment, and then it is all one turn.
+            thread::yield_now();
+            if limit != Some(Duration::ZERO) && bell.side_ticket() == ticket {
                 bell.wait_side(ticket, limit);
             }
             if bell.side_ticket() != ticket && self.may_spin(Instant::now()) {

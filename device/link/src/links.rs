@@ -64,6 +64,8 @@ pub struct Links {
     begin: Instant,
     registry: Registry,
     listener: TcpListener,
+    /// Somebody may have connected.
+    called: bool,
     others: BTreeMap<u16, FabricHost>,
     tls: Option<Tls>,
     hosts: Hosts,
@@ -97,6 +99,7 @@ impl Links {
             begin: Instant::now(),
             registry,
             listener,
+            called: true,
             tls,
             hosts: Hosts::new(&me, Duration::ZERO, others.keys().copied()),
             others,
@@ -129,6 +132,7 @@ impl Links {
 
     /// The poll says so of a socket.
     pub fn is_ready(&mut self, event: &mio::event::Event) {
+        self.called |= event.token() == LISTENER;
         if let Some(place) = self.places.get_mut(&event.token().0) {
             let ended = event.is_error() || event.is_read_closed() || event.is_write_closed();
             place.bearer.is_ready(event.is_readable() || ended, event.is_writable() || ended);
@@ -193,11 +197,15 @@ impl Links {
     }
 
     fn accept(&mut self) {
-        loop {
+        while self.called {
             let (socket, address) = match self.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Nobody, or not now: no descriptor is left, say.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.called = false;
+                    return;
+                }
+                // Not now: no descriptor is left, say.
                 Err(_) => return,
             };
             let tls = match &self.tls {
