@@ -176,7 +176,7 @@ fn reachable(pid: libc::pid_t, spans: &[Span]) -> bool {
 
 impl RemoteFar<'_> {
     /// `Ok(false)`: the requester does not want it any more.
-    pub fn copy(&self, direction: Direction, here: &[Span], there: &[Span]) -> Result<bool, ()> {
+    pub(crate) fn copy(&self, direction: Direction, here: &[Span], there: &[Span]) -> Result<bool, ()> {
         loop {
             let hazard = match self.leave.map(|leave| leave()) {
                 None => None,

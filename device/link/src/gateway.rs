@@ -11,6 +11,7 @@ use crate::links::{Links, Settings};
 use crate::near::Near;
 use anyhow::Context;
 use inbound::Inbound;
+use nix::sys::signal::{SigSet, Signal};
 use outbound::Outbound;
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
 use pvrdma_fabric::segment::{GATEWAY, Segment};
@@ -189,10 +190,10 @@ pub struct HostReport {
 /// Makes a report readable: as JSON, or as text.
 pub type Show = fn(&Report, json: bool) -> String;
 
-/// Carries requests between the guests below `dir` and other hosts, until SIGTERM or SIGINT. `ready` is called when
+/// Carries requests between the guests below `dir` and other hosts, until SIGTERM, SIGINT or SIGHUP. `ready` is called when
 /// guests and hosts can reach it. Who connects to `socket` is told how it fares, in the words of `show`.
 pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let signals = nix::sys::signal::SigSet::from_iter([nix::sys::signal::SIGTERM, nix::sys::signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
     let host = u8::try_from(settings.fabric.number).context("a host's number is 1 to 254")?;
     let mut poll = mio::Poll::new()?;

@@ -144,7 +144,11 @@ impl Links {
         self.accept();
         let mut more = false;
         let now = self.now();
-        // What has come is taken in before time passes.
+        // What has come is taken in before time passes, even if the poll has not told of it yet: this process may have
+        // been stopped, and that is no silence of the others.
+        if self.hosts.deadline().is_some_and(|deadline| deadline <= now) {
+            self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false));
+        }
         for key in self.keys() {
             more |= self.read(key, near);
         }

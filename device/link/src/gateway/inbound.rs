@@ -1,6 +1,7 @@
 //! From other hosts to guests of this one.
 
 use crate::convert::{self, PIECE};
+use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::{Psn, QpHandle};
 use pvrdma_device::memory::Span;
 use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
@@ -17,8 +18,10 @@ use std::time::Duration;
 /// How long a guest may hold a piece of a message: one that is stopped would fill the window of its host. Its answer is
 /// silence then, as if it had been lost.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Pieces that are read ahead of what has left.
+/// Pieces of a READ that are read ahead of what has left.
 const AHEAD: usize = 4;
+/// Bytes of all READs of a host that are.
+const OF_A_HOST: u64 = 32 * PIECE;
 
 /// What is to be done for a pair of QPs, in order.
 enum Work {
@@ -35,6 +38,8 @@ struct Stream {
     flying: usize,
     /// It was Busy.
     stuck: bool,
+    /// It is among those that wait to read.
+    waiting: bool,
 }
 
 /// What a guest has.
@@ -51,12 +56,24 @@ enum Then {
     Reply(ReplyKey, u64),
 }
 
+/// A piece of what is read, or why there is none.
+type Piecemeal = Result<Box<[u8]>, Answer>;
+
 /// What another host reads.
 struct Reply {
     ends: Ends,
     /// Read and not sent: where, and what.
-    pieces: VecDeque<(u64, Result<Box<[u8]>, Answer>)>,
+    pieces: VecDeque<(u64, Piecemeal)>,
     flying: usize,
+}
+
+/// What is read for one host.
+#[derive(Default)]
+struct Reading {
+    /// Bytes that guests fill, or that wait to leave.
+    bytes: u64,
+    /// Streams that wait for others' bytes to leave.
+    waiting: VecDeque<Ends>,
 }
 
 /// See the module text.
@@ -65,6 +82,8 @@ pub struct Inbound {
     streams: HashMap<Ends, Stream>,
     flying: HashMap<u64, Flying>,
     replies: HashMap<ReplyKey, Reply>,
+    /// By the number of the host.
+    reading: HashMap<u8, Reading>,
     next: u64,
     /// Streams whose target was busy.
     stuck: Vec<Ends>,
@@ -74,6 +93,11 @@ pub struct Inbound {
 
 fn token(id: u64) -> Token {
     Token { qp: QpHandle((id >> 32) as u32), epoch: id as u32, psn: Psn::default() }
+}
+
+/// The host that asks.
+fn host_of(ends: &Ends) -> u8 {
+    Guest::of(&ends.source_gid).map_or(0, Guest::host)
 }
 
 fn id_of(token: Token) -> u64 {
@@ -87,6 +111,7 @@ impl Inbound {
             streams: HashMap::new(),
             flying: HashMap::new(),
             replies: HashMap::new(),
+            reading: HashMap::new(),
             next: 0,
             stuck: Vec::new(),
             left: Vec::new(),
@@ -155,6 +180,13 @@ impl Inbound {
                         return;
                     }
                     let len = PIECE.min(message.len - *asked);
+                    let reading = self.reading.entry(host_of(ends)).or_default();
+                    if reading.bytes + len > OF_A_HOST {
+                        if !std::mem::replace(&mut stream.waiting, true) {
+                            reading.waiting.push_back(*ends);
+                        }
+                        return;
+                    }
                     (convert::carried(token(id), ends, message, *asked, len), vec![0; len as usize].into())
                 }
             };
@@ -180,11 +212,12 @@ impl Inbound {
                     if let Some(reply) = self.replies.get_mut(&key) {
                         reply.flying += 1;
                     }
+                    self.reading.entry(host_of(ends)).or_default().bytes += bytes.len() as u64;
                     Then::Reply(key, asked)
                 }
             };
             match submitted {
-                Submitted::Answered(answer) => self.done(hosts, now, then, bytes, answer),
+                Submitted::Answered(answer) => self.done(hosts, now, ends, then, bytes, answer),
                 _ => {
                     stream.flying += 1;
                     self.flying.insert(id, Flying { ends: *ends, since: now, bytes, then });
@@ -194,14 +227,24 @@ impl Inbound {
     }
 
     /// A piece has come to its end.
-    fn done(&mut self, hosts: &mut Hosts, now: Duration, then: Then, bytes: Box<[u8]>, answer: Answer) {
+    fn done(&mut self, hosts: &mut Hosts, now: Duration, ends: &Ends, then: Then, bytes: Box<[u8]>, answer: Answer) {
         match then {
             Then::Answer(receipt) => hosts.answer(now, receipt, convert::answer(answer)),
             Then::Reply(key, asked) => {
-                // Nobody may wait for it any more.
-                let Some(reply) = self.replies.get_mut(&key) else { return };
+                let len = bytes.len() as u64;
+                let Some(reply) = self.replies.get_mut(&key) else {
+                    // Nobody waits for it any more.
+                    return self.has_left(ends, len);
+                };
                 reply.flying -= 1;
-                let read = if answer == Answer::Ack { Ok(bytes) } else { Err(answer) };
+                let read = match answer {
+                    Answer::Ack => Ok(bytes),
+                    answer => Err(answer),
+                };
+                if read.is_err() {
+                    self.has_left(ends, len);
+                }
+                let Some(reply) = self.replies.get_mut(&key) else { return };
                 // They are answered in order, but for those that were given up.
                 let at = reply.pieces.partition_point(|(before, _)| *before < asked);
                 reply.pieces.insert(at, (asked, read));
@@ -217,7 +260,7 @@ impl Inbound {
         if let Some(stream) = self.streams.get_mut(&ends) {
             stream.flying -= 1;
         }
-        self.done(hosts, now, then, bytes, answer);
+        self.done(hosts, now, &ends, then, bytes, answer);
         self.work(hosts, now, &ends);
     }
 
@@ -233,19 +276,42 @@ impl Inbound {
             _ => return Ok(false),
         }
         reply.pieces.pop_front();
-        self.left.push(reply.ends);
+        let ends = reply.ends;
+        self.left.push(ends);
+        self.has_left(&ends, into.len() as u64);
         Ok(true)
     }
 
     pub fn reply_ended(&mut self, hosts: &mut Hosts, now: Duration, key: ReplyKey) {
         if let Some(reply) = self.replies.remove(&key) {
+            let read = reply.pieces.iter().filter_map(|(_, read)| read.as_ref().ok());
+            self.has_left(&reply.ends, read.map(|bytes| bytes.len() as u64).sum());
             self.work(hosts, now, &reply.ends);
+        }
+    }
+
+    /// Bytes of these QPs are read no more: others of that host have their turn.
+    fn has_left(&mut self, ends: &Ends, bytes: u64) {
+        let Some(reading) = self.reading.get_mut(&host_of(ends)) else { return };
+        reading.bytes -= bytes;
+        let mut room = OF_A_HOST.saturating_sub(reading.bytes);
+        while room >= PIECE
+            && let Some(next) = reading.waiting.pop_front()
+        {
+            room -= PIECE;
+            self.left.push(next);
+        }
+        if reading.bytes == 0 && reading.waiting.is_empty() {
+            self.reading.remove(&host_of(ends));
         }
     }
 
     /// Pieces have left, and there is room for more.
     pub fn go_on(&mut self, hosts: &mut Hosts, now: Duration) {
         for ends in std::mem::take(&mut self.left) {
+            if let Some(stream) = self.streams.get_mut(&ends) {
+                stream.waiting = false;
+            }
             self.work(hosts, now, &ends);
         }
     }
