@@ -699,6 +699,185 @@ static void renewed(void)
     CHECK(in_time == 3, "only %d rounds were quick enough", in_time);
 }
 
+/* ---- several processes of a guest ---- */
+
+struct process {
+    pid_t pid;
+    /* Ends of its parent. */
+    int to, from;
+};
+
+/* Whom a child tells and hears. */
+static int parent_to, parent_from;
+
+static void say(int to, uint16_t word)
+{
+    CHECK(write(to, &word, sizeof(word)) == sizeof(word));
+}
+
+static uint16_t hear(int from)
+{
+    uint16_t word;
+    CHECK(read(from, &word, sizeof(word)) == sizeof(word));
+    return word;
+}
+
+/* Comes back when it has its channels, so that who was started first has joined first. */
+static struct process start(void (*body)(void))
+{
+    int up[2], down[2];
+    CHECK(!pipe(up) && !pipe(down));
+    struct process process = {.pid = fork(), .to = down[1], .from = up[0]};
+    CHECK(process.pid >= 0);
+    if (!process.pid) {
+        close(up[0]);
+        close(down[1]);
+        parent_to = up[1];
+        parent_from = down[0];
+        open_channels();
+        end(new_id(client, RDMA_PS_TCP));
+        say(parent_to, 0);
+        body();
+        /* A program that does not say goodbye, as children of Python's multiprocessing. */
+        _exit(0);
+    }
+    close(up[1]);
+    close(down[0]);
+    hear(process.from);
+    return process;
+}
+
+static void stop(struct process *process)
+{
+    int status;
+    CHECK(!kill(process->pid, SIGSTOP));
+    CHECK(waitpid(process->pid, &status, WUNTRACED) == process->pid && WIFSTOPPED(status));
+}
+
+static void go_on(struct process *process)
+{
+    CHECK(!kill(process->pid, SIGCONT));
+}
+
+static void expect_end(struct process *process)
+{
+    int status;
+    CHECK(waitpid(process->pid, &status, 0) == process->pid && !status, "%x", status);
+    close(process->to);
+    close(process->from);
+}
+
+/* Tries somebody who is not there; by then all that came before is behind it. */
+static void is_refused(void)
+{
+    cm_id *listener = listen_at("127.0.0.1", RDMA_PS_TCP, 0);
+    uint16_t port = port_of(listener);
+    end(listener);
+    usleep(450000);
+    cm_id *here = asking("127.0.0.1", port);
+    struct heard no = expect(client, RDMA_CM_EVENT_REJECTED);
+    CHECK(no.id == here && no.status == 8, "%d", no.status);
+    end(here);
+}
+
+static void bystander(void)
+{
+    CHECK(hear(parent_from) == 1);
+    is_refused();
+    say(parent_to, 1);
+    hear(parent_from);
+}
+
+static void refuses(void)
+{
+    uint8_t data[148] = {42};
+    cm_id *listener = listen_at("0.0.0.0", RDMA_PS_TCP, 0);
+    say(parent_to, port_of(listener));
+    struct heard request = expect(server, RDMA_CM_EVENT_CONNECT_REQUEST);
+    CHECK(!rdma_reject(request.id, data, sizeof(data)));
+}
+
+static void is_told_why(void)
+{
+    cm_id *here = asking("127.0.0.1", hear(parent_from));
+    raise(SIGSTOP);
+    struct heard no = expect(client, RDMA_CM_EVENT_REJECTED);
+    CHECK(no.id == here && no.status == 28 && no.len == 148 && no.data[0] == 42, "%d %zu", no.status, no.len);
+}
+
+/* Who asks is late, perhaps another process of the guest is too, and who refused has ended by then without a word: what
+ * it said counts, and nobody else's opinion. */
+static void refused_by_one_who_is_gone(void)
+{
+    for (int has_other = 0; has_other < 2; has_other++) {
+        int status;
+        struct process other = {0};
+        if (has_other)
+            other = start(bystander);
+        struct process there = start(refuses), here = start(is_told_why);
+        uint16_t port = hear(there.from);
+        if (has_other)
+            stop(&other);
+        say(here.to, port);
+        CHECK(waitpid(here.pid, &status, WUNTRACED) == here.pid && WIFSTOPPED(status), "%x", status);
+        expect_end(&there);
+        if (has_other) {
+            go_on(&other);
+            say(other.to, 1);
+            hear(other.from);
+        }
+        go_on(&here);
+        expect_end(&here);
+        if (has_other) {
+            say(other.to, 2);
+            expect_end(&other);
+        }
+    }
+}
+
+static void serves_one(void)
+{
+    cm_id *listener = listen_at("0.0.0.0", RDMA_PS_TCP, 0);
+    say(parent_to, port_of(listener));
+    cm_id *there = expect(server, RDMA_CM_EVENT_CONNECT_REQUEST).id;
+    agree(there);
+    expect(server, RDMA_CM_EVENT_ESTABLISHED);
+    end(listener);
+    usleep(450000);
+    say(parent_to, 1);
+    expect(server, RDMA_CM_EVENT_DISCONNECTED);
+    end(there);
+}
+
+static void stays_connected(void)
+{
+    cm_id *here = asking("127.0.0.1", hear(parent_from));
+    CHECK(expect(client, RDMA_CM_EVENT_ESTABLISHED).id == here);
+    hear(parent_from);
+    expect_silence(client);
+    is_refused();
+    end(here);
+}
+
+/* A process of the guest that was held up learns of a request when its listener has gone: that is none of its business,
+ * and the connection stays. */
+static void established_beside_one_who_is_late(void)
+{
+    struct process other = start(bystander), there = start(serves_one), here = start(stays_connected);
+    uint16_t port = hear(there.from);
+    stop(&other);
+    say(here.to, port);
+    hear(there.from);
+    go_on(&other);
+    say(other.to, 1);
+    hear(other.from);
+    say(here.to, 1);
+    expect_end(&here);
+    expect_end(&there);
+    say(other.to, 2);
+    expect_end(&other);
+}
+
 /* Each call in a state that it is not for. */
 static void out_of_order(void)
 {
@@ -748,6 +927,8 @@ static const struct test_case CASES[] = {
     {"nonsense", nonsense},
     {"ports", ports},
     {"renewed", renewed},
+    {"refused_by_one_who_is_gone", refused_by_one_who_is_gone},
+    {"established_beside_one_who_is_late", established_beside_one_who_is_late},
     {"out_of_order", out_of_order},
 };
 

@@ -109,7 +109,7 @@ pub struct Outgoing {
     pub to: Gid,
     /// Itself.
     pub mad: Mad,
-    /// A first question, to an address where perhaps nobody is: `nobody` may be told of it.
+    /// A question, to an address where perhaps nobody listens: `nobody` may be told of it.
     pub question: Option<CommId>,
 }
 

@@ -86,6 +86,7 @@ pub struct Manager {
     timers: BinaryHeap<Reverse<(Instant, CommId)>>,
     out: VecDeque<Outgoing>,
     events: VecDeque<Event>,
+    refused: VecDeque<CommId>,
 }
 
 fn code_time(code: u8) -> Duration {
@@ -121,6 +122,7 @@ impl Manager {
             timers: BinaryHeap::new(),
             out: VecDeque::new(),
             events: VecDeque::new(),
+            refused: VecDeque::new(),
         }
     }
 
@@ -410,6 +412,12 @@ impl Manager {
         self.events.pop_front()
     }
 
+    /// Takes a question out to which somebody has said that nobody listens. Who says so knows nothing of the question.
+    /// It is not believed yet: the caller finds out whether an answer may be on its way, and calls `nobody` if not.
+    pub fn next_refused(&mut self) -> Option<CommId> {
+        self.refused.pop_front()
+    }
+
     // ---- what time brings, and what the caller finds out ---------------------------------------
 
     /// When `poll` has something to do.
@@ -434,7 +442,7 @@ impl Manager {
                 Some(resend) if resend.round < MAX_CM_RETRIES => {
                     resend.round += 1;
                     let (mad, wait) = (resend.mad, wait_of(resend.round));
-                    self.send(comm, mad);
+                    self.demand(comm, mad);
                     self.wait_until(comm, now + wait);
                 }
                 Some(_) => self.unanswered(now, comm),
@@ -443,7 +451,7 @@ impl Manager {
         }
     }
 
-    /// There is nobody at the address that a question went to: it is answered as a node without any listener does.
+    /// Nobody listens where a question went to, and no answer is on its way: as a node without a listener refuses it.
     pub fn nobody(&mut self, now: Instant, comm: CommId) {
         let Some(connection) = self.connections.get(&comm) else { return };
         match connection.state {
@@ -622,6 +630,13 @@ impl Manager {
 
     fn send(&mut self, comm: CommId, mad: Mad) {
         let Some(connection) = self.connections.get(&comm) else { return };
+        let (from, to) = (connection.path.local_gid, connection.path.remote_gid);
+        self.out.push_back(Outgoing { from, to, mad, question: None });
+    }
+
+    /// Sends a message that wants an answer.
+    fn demand(&mut self, comm: CommId, mad: Mad) {
+        let Some(connection) = self.connections.get(&comm) else { return };
         let question = matches!(connection.state, State::ReqSent | State::SidrReqSent).then_some(comm);
         let (from, to) = (connection.path.local_gid, connection.path.remote_gid);
         self.out.push_back(Outgoing { from, to, mad, question });
@@ -631,7 +646,7 @@ impl Manager {
         if let Some(connection) = self.connections.get_mut(&comm) {
             connection.resend = Some(Resend { mad, round: 0 });
         }
-        self.send(comm, mad);
+        self.demand(comm, mad);
         self.wait_until(comm, now + wait_of(0));
     }
 

@@ -35,6 +35,8 @@ struct Bench {
     loses: u64,
     repeats: u64,
     overtakes: bool,
+    /// Whether who is told that nobody listens has nobody else to ask.
+    believes: bool,
     heard: [Vec<Event>; 2],
 }
 
@@ -54,6 +56,7 @@ impl Bench {
             loses: 0,
             repeats: 0,
             overtakes: false,
+            believes: true,
             heard: [Vec::new(), Vec::new()],
         }
     }
@@ -83,6 +86,11 @@ impl Bench {
             }
         }
         for (end, heard) in self.ends.iter_mut().zip(&mut self.heard) {
+            if self.believes {
+                while let Some(comm) = end.next_refused() {
+                    end.nobody(self.now, comm);
+                }
+            }
             while let Some(event) = end.next_event() {
                 heard.push(event);
             }
@@ -227,6 +235,55 @@ fn who_is_refused_hears_why() {
         bench.ends[0].release(now, here);
         bench.nothing_is_left();
     }
+}
+
+/// At one address there may be several managers, and one that knows nothing of the request may speak late.
+#[test]
+fn who_says_that_nobody_listens_is_not_believed_unheard() {
+    let stranger = |bench: &mut Bench, here: CommId| {
+        let rej = Rej { remote_comm_id: here.0, reason: reason::INVALID_SERVICE_ID, ..Default::default() };
+        let mad = Message::Rej(Box::new(rej)).to_mad(1);
+        bench.ends[0].receive(bench.now, gid(1), gid(0), &mad, &mut Listening(Verdict::Nobody));
+        bench.carry();
+    };
+    let mut bench = Bench::new(9);
+    bench.believes = false;
+    let here = bench.ask();
+    stranger(&mut bench, here);
+    assert_eq!(bench.ends[0].next_refused(), Some(here));
+    assert_eq!((bench.ends[0].state(here), &bench.heard[0][..]), (State::ReqSent, &[][..]));
+    // The answer was on its way.
+    let (there, _) = bench.request();
+    bench.accept(there);
+    bench.carry();
+    let now = bench.now;
+    bench.ends[0].nobody(now, here);
+    stranger(&mut bench, here);
+    bench.took(0, |event| matches!(event, Event::RepReceived { .. })).expect("REP");
+    bench.ends[0].ready(here).expect("RTU");
+    bench.carry();
+    stranger(&mut bench, here);
+    assert_eq!((bench.ends[0].state(here), bench.ends[0].next_refused()), (State::Established, None));
+    assert_eq!(bench.heard[0], []);
+
+    let path = bench.path();
+    let asked = bench.ends[0].resolve(now, SERVICE + 1, &path, &[7; private_len::SIDR_REQ]).unwrap();
+    bench.carry();
+    assert_eq!((bench.ends[0].state(asked), bench.ends[0].next_refused()), (State::SidrReqSent, Some(asked)));
+    bench.ends[0].nobody(now, asked);
+    bench.carry();
+    assert!(bench.took(0, |event| matches!(event, Event::SidrRepReceived { .. })).is_some());
+}
+
+/// Whoever goes away while it asks says so, whether anybody listens any more or not: that is no question.
+#[test]
+fn only_a_question_is_told_as_one() {
+    let mut bench = Bench::new(10);
+    let here = bench.ask();
+    assert_eq!(bench.ends[0].next_out().expect("REQ").question, Some(here));
+    let now = bench.now;
+    bench.ends[0].release(now, here);
+    assert_eq!(bench.ends[0].next_out().expect("REJ").question, None);
 }
 
 #[test]

@@ -39,6 +39,12 @@ impl Guard {
         self.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
+    /// As the kernel does.
+    #[cfg(test)]
+    pub fn mark(&self) {
+        self.0[0].store(Guard::DIED, Ordering::Release);
+    }
+
     /// The calling thread holds it until it ends. Where there are no robust mutexes nothing happens, and the pid must
     /// do.
     pub fn hold(&self) {

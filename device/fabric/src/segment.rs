@@ -360,9 +360,14 @@ impl Segment {
 
     /// Who owns region `index` now.
     pub fn process(&self, index: usize) -> Option<Process> {
+        self.last_process(index).filter(|process| !self.fabric.seats[process.index].guard.has_died())
+    }
+
+    /// The same, or who owned it and has ended without giving it back, so that its words are still there.
+    pub fn last_process(&self, index: usize) -> Option<Process> {
         let owner = Owner(self.fabric.seats.get(index)?.owner.load(Ordering::SeqCst));
         let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
-        (owner.is_ready() && !self.fabric.seats[index].guard.has_died()).then_some(process)
+        owner.is_ready().then_some(process)
     }
 
     /// The calling thread ends with the process's memory, and not before: see `guard.rs`.
@@ -696,6 +701,11 @@ pub mod by_hand {
             assert!(at != libc::MAP_FAILED);
             &*at.cast()
         }
+    }
+
+    /// The process has ended without a word, and left its region as it was.
+    pub fn kill(segment: &Segment) {
+        segment.fabric.seats[segment.own].guard.mark();
     }
 
     /// Process `own` of them.

@@ -8,7 +8,7 @@ use crate::transport::{Deferred, HostTransport, Inbound};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
-use pvrdma_device::rings::wqe::Ext;
+use pvrdma_device::rings::wqe::{Ext, Grh};
 use pvrdma_device::transport::segment::{Part, Segment as Piece};
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
@@ -105,6 +105,22 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
         assert_eq!(bell.placed_count() - before, came);
         assert_eq!(bell.rang_since(ticket), came > 0);
     }
+}
+
+/// What was sent is on the wire; what was asked for has no memory to go to any more.
+#[test]
+fn datagrams_of_a_process_that_was_killed_are_taken_in_and_nothing_else_of_it() {
+    let [here, there] = processes();
+    let taken = RefCell::new(Vec::new());
+    let device = While(|token| taken.borrow_mut().push(token.epoch), RefCell::default());
+    let grh = Grh { sl: 0, traffic_class: 0, flow_label: 0, hop_limit: 64 };
+    let datagram = |psn| Request { op: Op::Datagram { qkey: 1, imm: None, grh }, ..message(psn) };
+    assert_eq!(here.submit(&datagram(1), &ProcessMemory, &[]), Submitted::Answered(Answer::Ack));
+    assert_eq!(here.submit(&message(2), &ProcessMemory, &[]), Submitted::Pending);
+    assert_eq!(here.submit(&datagram(3), &ProcessMemory, &[]), Submitted::Answered(Answer::Ack));
+    by_hand::kill(here.segment());
+    assert!(there.pump_for(&device));
+    assert_eq!(*taken.borrow(), [1, 3]);
 }
 
 #[test]

@@ -164,11 +164,6 @@ impl HostTransport {
         })
     }
 
-    /// Whether anybody takes management datagrams at this address of this host.
-    pub fn has_manager(&self, gid: &Gid) -> bool {
-        self.managers(gid).next().is_some()
-    }
-
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
@@ -416,6 +411,16 @@ impl HostTransport {
         self.device().is_some_and(|device| self.pump_for(&*device))
     }
 
+    /// The same for all that was sent by now, even if another thread is at it: it waits for that.
+    pub fn take_in(&self) {
+        let Some(device) = self.device() else { return };
+        let Ok(mut readers) = self.pump.lock() else { return };
+        self.pump_once(&*device, &mut readers);
+        drop(readers);
+        // For those who found it taken meanwhile.
+        self.pump();
+    }
+
     /// [`HostTransport::pump`] for somebody.
     pub fn pump_for(&self, device: &dyn Inbound) -> bool {
         let mut moved = false;
@@ -451,7 +456,7 @@ impl HostTransport {
             while bits != 0 {
                 let sender = index * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                if let Some(process) = self.segment.process(sender)
+                if let Some(process) = self.segment.last_process(sender)
                     && let Some(tail) = self.published(process)
                 {
                     senders.push((process, tail));
@@ -477,15 +482,12 @@ impl HostTransport {
         // the region says who it is before it clears the words of the former one.
         let ours = channel.target.load(Ordering::SeqCst) == self.segment.incarnation();
         let tail = channel.tail.load(Ordering::SeqCst);
-        (ours && self.segment.process(sender.index) == Some(sender)).then_some(tail)
+        (ours && self.segment.last_process(sender.index) == Some(sender)).then_some(tail)
     }
 
     /// Carries out the requests of one process up to `tail`.
     fn serve(&self, device: &dyn Inbound, readers: &mut HashMap<usize, Reader>, process: Process, tail: u32) -> bool {
-        // What a killed process still wanted may be left undone; its pid may be a stranger's.
-        if !self.segment.has_its_pid(process) {
-            return false;
-        }
+        let runs = self.segment.has_its_pid(process);
         let sender = process.index;
         let Some(region) = self.segment.region(sender) else { return false };
         let channel = &region.channels[self.segment.index()];
@@ -503,6 +505,11 @@ impl HostTransport {
             self.segment.own().heads[sender].store(head, Ordering::Release);
             let (sequence, slot) = (cell >> 16, region.slots.get((cell & 0xffff) as usize));
             let Some(slot) = slot else { continue };
+            let payload = &region.payloads[(cell & 0xffff) as usize];
+            // Whoever takes a dead one's region over gives its pages back.
+            if !runs && !(region.has(slot) && region.has(payload)) {
+                continue;
+            }
             let queued = sequence << 16 | slot_state::QUEUED;
             let taken = sequence << 16 | slot_state::TAKEN;
             // Fails if its owner took it back.
@@ -517,8 +524,7 @@ impl HostTransport {
                 continue;
             }
             let reply = Reply { word: &slot.word, taken, bell: &region.bell };
-            let payload = &region.payloads[(cell & 0xffff) as usize];
-            let answer = self.carry_out(device, slot, payload, process, &reply);
+            let answer = self.carry_out(device, slot, payload, (process, runs), &reply);
             reply.give(answer);
         }
         moved
@@ -529,7 +535,7 @@ impl HostTransport {
         device: &dyn Inbound,
         slot: &Slot,
         payload: &SlotPayload,
-        process: Process,
+        (process, runs): (Process, bool),
         reply: &Reply<'_>,
     ) -> Answer {
         let Some((carried, spans, count)) = read(slot, reply.taken) else { return Answer::Silence };
@@ -543,9 +549,18 @@ impl HostTransport {
             for (chunk, word) in bytes.chunks_mut(8).zip(payload) {
                 chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
             }
+            // As above: else these bytes may be those of a new owner of the region.
+            fence(Ordering::Acquire);
             // The slot is free before the receiver can answer: a sender's slots last as long as its target is behind.
-            reply.give(Answer::Ack);
+            if !reply.give(Answer::Ack) {
+                return Answer::Silence;
+            }
             return device.receive(request, &Payload(bytes));
+        }
+        // A datagram that was sent is on the wire, whatever became of its sender. What else a killed process still
+        // wanted is left undone: its memory is gone, and its pid may be a stranger's.
+        if !runs {
+            return Answer::Silence;
         }
         let spans = &spans[..count];
         // In this order: whoever takes the request back either sees the hazard, or we see that it has.
@@ -622,11 +637,13 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Answers, unless that was done; the owner of the slot may have given up on us.
-    fn give(&self, answer: Answer) {
-        if answer_slot(self.word, self.taken, answer) {
+    /// Answers, unless that was done; `false`: it was, or the owner of the slot has given up on us.
+    fn give(&self, answer: Answer) -> bool {
+        let given = answer_slot(self.word, self.taken, answer);
+        if given {
             self.bell.ring();
         }
+        given
     }
 }
 

@@ -246,8 +246,9 @@ impl ucma::Machine for Process {
         &self.directory
     }
 
-    fn has_manager(&self, gid: &Gid) -> bool {
-        self.transport.has_manager(gid)
+    fn take_in(&self) {
+        self.transport.take_in();
+        self.driver.device.poll();
     }
 
     fn process(&self, gid: &Gid, number: u32) -> Option<u64> {

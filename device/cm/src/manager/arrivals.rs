@@ -142,6 +142,13 @@ impl Manager {
             },
             None => return,
         };
+        if rej.local_comm_id == 0 && rej.reason == reason::INVALID_SERVICE_ID {
+            // Who says so knows nothing of the request. To anything but a question it is news from before.
+            if self.state(comm) == State::ReqSent {
+                self.refused.push_back(comm);
+            }
+            return;
+        }
         self.rejected(now, comm, rej.reason, Box::new(rej.private_data));
     }
 
@@ -270,6 +277,9 @@ impl Manager {
         let comm = CommId(rep.request_id);
         let asked = self.connections.get(&comm);
         if asked.is_some_and(|one| one.state == State::SidrReqSent && one.path.remote_gid == from) {
+            if rep.status == sidr_status::UNSUPPORTED {
+                return self.refused.push_back(comm);
+            }
             self.reset(comm);
             self.tell(comm, Event::SidrRepReceived { comm, rep });
         }

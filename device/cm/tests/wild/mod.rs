@@ -97,6 +97,11 @@ impl Wild {
             } else if let Some(out) = self.honest.next_out() {
                 let mut listening = Answer(Verdict::Listener(1));
                 self.tried.receive(self.now, HONEST, TRIED, &out.mad, &mut listening);
+            } else if let Some(comm) = self.tried.next_refused() {
+                // Half of them are true.
+                if comm.0 & 1 == 0 {
+                    self.tried.nobody(self.now, comm);
+                }
             } else if let Some(event) = self.tried.next_event() {
                 self.summary.events += 1;
                 count += 1;

@@ -25,7 +25,8 @@ const QPN: u32 = 1;
 
 const SENDS: u32 = 256;
 const RECEIVES: u32 = 512;
-const ENTRIES: u32 = 1024;
+/// Datagrams that can have come and not been looked at.
+pub const ENTRIES: u32 = 1024;
 /// Bytes of a WQE with one SGE.
 const SEND_STRIDE: u64 = 128;
 const RECEIVE_STRIDE: u64 = 32;

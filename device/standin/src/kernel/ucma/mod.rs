@@ -54,8 +54,8 @@ pub trait Machine: Sync {
     fn seed(&self) -> u64;
     /// The run directory.
     fn directory(&self) -> &Path;
-    /// Whether somebody takes management datagrams at an address.
-    fn has_manager(&self, gid: &Gid) -> bool;
+    /// Takes in all that others have sent by now. Not with the lock held.
+    fn take_in(&self);
     /// The process with that number, if it is one of the guest with that address.
     fn process(&self, gid: &Gid, number: u32) -> Option<u64>;
     /// Whether that process still runs.
@@ -86,6 +86,15 @@ impl Ucma {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn run(&self) -> Option<Instant> {
+        let mut state = self.state();
+        let next = state.run(Instant::now(), &[]);
+        let Some((machine, doubts)) = state.doubts() else { return next };
+        drop(state);
+        machine.take_in();
+        self.state().run(Instant::now(), &doubts)
+    }
 }
 
 /// If this process has used the connection manager.
@@ -110,7 +119,7 @@ fn ucma(probe: Probe) -> Result<&'static Ucma> {
 
 /// Takes in what came and does what is due. Returns when to call again at the latest. For the side thread.
 pub fn run() -> Option<Instant> {
-    existing().and_then(|ucma| catch_unwind(AssertUnwindSafe(|| ucma.state().run(Instant::now()))).unwrap_or(None))
+    existing().and_then(|ucma| catch_unwind(AssertUnwindSafe(|| ucma.run())).unwrap_or(None))
 }
 
 /// Opens the device; returns what open(2) does.

@@ -48,15 +48,21 @@ pub struct Ports {
     next: u16,
 }
 
-/// The bytes that an address covers. `v6_only`: nobody in particular of IPv6 does not mean IPv4 too.
-fn bytes_of(ps: u16, address: &Address, v6_only: bool) -> Range<u64> {
+/// The bytes of a port, whatever the address.
+fn all_of(ps: u16, port: u16) -> Range<u64> {
     let space = match ps {
         RDMA_PS_UDP => 1,
         RDMA_PS_IB => 2,
         RDMA_PS_IPOIB => 3,
         _ => 0,
     };
-    let port = space * SPACE + u64::from(address.port()) * KINDS;
+    let first = space * SPACE + u64::from(port) * KINDS;
+    first..first + KINDS
+}
+
+/// The bytes that an address covers. `v6_only`: nobody in particular of IPv6 does not mean IPv4 too.
+fn bytes_of(ps: u16, address: &Address, v6_only: bool) -> Range<u64> {
+    let port = all_of(ps, address.port()).start;
     let kinds = match (address.is_v4(), address.place()) {
         (true, Place::Any) => 0..2,
         (true, Place::Guest(_)) => 0..1,
@@ -120,8 +126,17 @@ fn is_held(file: c_int, bytes: &Range<u64>) -> bool {
 
 /// Whether a process of another guest, whose directory this is, has the port for itself or left it just now.
 pub fn is_held_in(directory: &Path, ps: u16, address: &Address) -> bool {
+    asks(directory, &bytes_of(ps, address, false))
+}
+
+/// The same, of the port at any address.
+pub fn is_used_in(directory: &Path, ps: u16, port: u16) -> bool {
+    asks(directory, &all_of(ps, port))
+}
+
+fn asks(directory: &Path, bytes: &Range<u64>) -> bool {
     let Ok(file) = open(directory, false) else { return false };
-    let held = is_held(file, &bytes_of(ps, address, false));
+    let held = is_held(file, bytes);
     raw::close(file);
     held
 }
@@ -268,6 +283,18 @@ impl Ports {
     /// Whether another process of this guest has the port for itself, or left it just now.
     pub fn is_held_elsewhere(&self, ps: u16, address: &Address) -> bool {
         is_held(self.file, &bytes_of(ps, address, false))
+    }
+
+    /// Whether this process has the port at some address.
+    pub fn has(&self, ps: u16, port: u16) -> bool {
+        self.owners.contains_key(&all_of(ps, port).start)
+    }
+
+    /// Whether anybody in this guest has the port at some address, or is likely to listen on it in a moment.
+    pub fn is_used(&self, ps: u16, port: u16) -> bool {
+        let bytes = all_of(ps, port);
+        let soon = left_of(&bytes);
+        self.has(ps, port) || self.left.iter().any(|(_, left, _)| overlap(left, &soon)) || is_held(self.file, &bytes)
     }
 
     /// Whether somebody in this process is likely to listen on the port in a moment.

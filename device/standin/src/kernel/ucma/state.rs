@@ -4,7 +4,7 @@ use super::address::{Address, Place};
 use super::id::{Id, Phase, QPT_UD, address_handle};
 use super::port::{self, Ports};
 use super::{Machine, Queue, Queued, Result};
-use crate::kernel::gsi::Gsi;
+use crate::kernel::gsi::{self, Gsi};
 use crate::support::trace;
 use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path, Services, Verdict, Whose};
 use pvrdma_cm::manager::Manager;
@@ -79,6 +79,8 @@ pub struct State {
     resolving: BTreeSet<u32>,
     queues: HashMap<u64, Queue>,
     by_comm: HashMap<CommId, u32>,
+    /// Questions that nobody seems to be there for.
+    doubtful: Vec<CommId>,
     next_tick: Option<Instant>,
     /// When the side thread believes that it is wanted next.
     told: Option<Instant>,
@@ -150,8 +152,16 @@ fn links(own: Guest, to: Guest) -> bool {
     own.host() != 0 && to.host() != 0
 }
 
+/// The port spaces in which a service id may have its port: all of them if it is of none.
+fn spaces_of(service_id: u64) -> Vec<u16> {
+    port_space(service_id).map_or_else(|| vec![RDMA_PS_TCP, RDMA_PS_UDP, RDMA_PS_IB, RDMA_PS_IPOIB], |ps| vec![ps])
+}
+
 /// Finds who listens.
 struct Lookup<'a> {
+    /// Who is asked, and who asks.
+    own: Guest,
+    from: Gid,
     ids: &'a BTreeMap<u32, Id>,
     listeners: &'a Listeners,
     ports: &'a Ports,
@@ -180,11 +190,12 @@ impl Services for Lookup<'_> {
         if let Some((_, number, id)) = best {
             return if id.backlog == 0 { Verdict::NotNow } else { Verdict::Listener(u64::from(*number)) };
         }
-        let ps = port_space(service_id).unwrap_or(RDMA_PS_IB);
+        let spaces = spaces_of(service_id);
         let dst = dst.unwrap_or(Address::Ib { gid: [0; 16], sid: service_id, mask: 0 });
-        // The process that has the port answers; if nobody has, everybody may.
-        let kept = self.ports.is_expected(ps, &dst) || self.ports.is_held_elsewhere(ps, &dst);
-        if kept { Verdict::NotNow } else { Verdict::Nobody }
+        // Who has the port answers. If nobody has, whoever asks has seen that; only a stranger has to be told.
+        let kept = |ps: &u16| self.ports.is_expected(*ps, &dst) || self.ports.is_held_elsewhere(*ps, &dst);
+        let speaks = spaces.iter().any(|ps| self.ports.has(*ps, dst.port())) || !is_here(self.own, &self.from);
+        if !speaks || spaces.iter().any(kept) { Verdict::NotNow } else { Verdict::Nobody }
     }
 }
 
@@ -207,6 +218,7 @@ impl State {
             resolving: BTreeSet::new(),
             queues: HashMap::new(),
             by_comm: HashMap::new(),
+            doubtful: Vec::new(),
             next_tick: None,
             told: None,
             random: seed,
@@ -508,9 +520,16 @@ impl State {
 
     // ---- messages and time ---------------------------------------------------------------------
 
-    /// Takes in what came and does what is due; returns when to call again at the latest.
-    pub fn run(&mut self, now: Instant) -> Option<Instant> {
-        let mut left = BURST;
+    /// The questions that nobody seems to be there for, and where to take in what was said before that. Somebody may
+    /// have answered, and gone: so only after that `run` may be told that there is nobody.
+    pub fn doubts(&mut self) -> Option<(&'static dyn Machine, Vec<CommId>)> {
+        (!self.doubtful.is_empty()).then(|| (self.machine, std::mem::take(&mut self.doubtful)))
+    }
+
+    /// Takes in what came and does what is due; returns when to call again at the latest. `nobody`: questions that are
+    /// refused if none of it is an answer to them.
+    pub fn run(&mut self, now: Instant, nobody: &[CommId]) -> Option<Instant> {
+        let mut left = if nobody.is_empty() { BURST } else { gsi::ENTRIES };
         while left > 0
             && let Some(datagram) = self.gsi.receive()
         {
@@ -520,23 +539,28 @@ impl State {
             {
                 trace::line(format_args!("CM {} received", message.name()));
             }
-            let mut lookup = Lookup { ids: &self.ids, listeners: &self.listeners, ports: &self.ports };
-            self.cm.receive(now, datagram.from, datagram.to, &datagram.bytes, &mut lookup);
-            self.carry_out(now);
+            let from = datagram.from;
+            let own = self.guest();
+            let mut lookup = Lookup { own, from, ids: &self.ids, listeners: &self.listeners, ports: &self.ports };
+            self.cm.receive(now, from, datagram.to, &datagram.bytes, &mut lookup);
+            self.carry_out();
+        }
+        for comm in nobody {
+            self.cm.nobody(now, *comm);
         }
         self.cm.poll(now);
         if self.next_tick.is_some_and(|at| at <= now) {
             self.next_tick = None;
             self.tick(now);
         }
-        self.carry_out(now);
+        self.carry_out();
         self.told = if left == 0 { Some(now) } else { self.deadline(now) };
         self.told
     }
 
     /// After a command: sends what it made, and gets the side thread up if that has to come sooner than it thinks.
     pub fn settle(&mut self, now: Instant) {
-        self.carry_out(now);
+        self.carry_out();
         let deadline = self.deadline(now);
         if deadline.is_some_and(|at| self.told.is_none_or(|told| at < told)) {
             self.told = deadline;
@@ -551,7 +575,8 @@ impl State {
         } else if self.next_tick.is_none() {
             self.next_tick = Some(now + TICK);
         }
-        [self.cm.deadline(), self.next_tick, self.ports.forget_left(now)].into_iter().flatten().min()
+        let doubts = (!self.doubtful.is_empty()).then_some(now);
+        [self.cm.deadline(), self.next_tick, self.ports.forget_left(now), doubts].into_iter().flatten().min()
     }
 
     fn tick(&mut self, now: Instant) {
@@ -562,10 +587,12 @@ impl State {
         }
     }
 
-    fn carry_out(&mut self, now: Instant) {
+    fn carry_out(&mut self) {
         loop {
             if let Some(out) = self.cm.next_out() {
-                self.send(now, &out);
+                self.send(&out);
+            } else if let Some(comm) = self.cm.next_refused() {
+                self.doubtful.push(comm);
             } else if let Some(event) = self.cm.next_event() {
                 self.hear(event);
             } else {
@@ -574,13 +601,31 @@ impl State {
         }
     }
 
-    fn send(&mut self, now: Instant, out: &Outgoing) {
+    /// Whether somebody may answer a question: who has the port, at some address.
+    fn may_be_served(&self, comm: CommId, to: &Gid) -> bool {
+        let number = self.by_comm.get(&comm);
+        let Some((id, dst)) = number.and_then(|number| self.ids.get(number)).and_then(|id| Some((id, id.dst?))) else {
+            return true;
+        };
+        // Of others than the guests of this host nobody can see it from here.
+        let Some(guest) = Guest::of(to).filter(|_| is_here(self.guest(), to)) else { return true };
+        let is_own = is_same(guest, self.guest());
+        let service = id.service(&dst);
+        spaces_of(service).into_iter().any(|ps| {
+            let port = service as u16;
+            if is_own {
+                self.ports.is_used(ps, port)
+            } else {
+                port::is_used_in(&self.directory_of(guest.index()), ps, port)
+            }
+        })
+    }
+
+    fn send(&mut self, out: &Outgoing) {
         if let Some(comm) = out.question
-            && is_here(self.guest(), &out.to)
-            && !self.machine.has_manager(&out.to)
+            && !self.may_be_served(comm, &out.to)
         {
-            // A guest in which no process uses the connection manager: its kernel would have refused.
-            return self.cm.nobody(now, comm);
+            return self.doubtful.push(comm);
         }
         if trace::enabled()
             && let Some(message) = Message::parse(&out.mad)
@@ -801,9 +846,7 @@ mod tests {
             std::path::Path::new("/nowhere")
         }
 
-        fn has_manager(&self, _: &Gid) -> bool {
-            false
-        }
+        fn take_in(&self) {}
 
         fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
             (number == 3 && guest(7, 1).has(gid)).then_some(33)
