@@ -366,6 +366,33 @@ static void *acknowledge(void *event)
     return NULL;
 }
 
+/* Since Linux 6.17: neither headers nor librdmacm need know of it. */
+static void events_of_its_own(void)
+{
+    enum { WRITE_CM_EVENT = 24, USER = 18 };
+    struct {
+        uint32_t command;
+        uint16_t in, out;
+        uint32_t id, reserved, event, status;
+        uint64_t param[38];
+    } command = {.command = WRITE_CM_EVENT, .in = sizeof(command) - 8, .event = USER, .status = 3};
+    open_channels();
+    cm_id *id = new_id(client, RDMA_PS_TCP);
+    /* It is the first of this process, so its number in the kernel is 0. */
+    CHECK(write(client->fd, &command, sizeof(command)) == sizeof(command));
+    struct rdma_cm_event *event;
+    CHECK(is_readable(client, WAIT_MS) && !rdma_get_cm_event(client, &event));
+    CHECK(event->id == id && (int)event->event == USER && event->status == 3);
+    CHECK(!rdma_ack_cm_event(event));
+    command.event = RDMA_CM_EVENT_ESTABLISHED;
+    FAILS(write(client->fd, &command, sizeof(command)) < 0, EINVAL);
+    command.event = USER;
+    command.id = 1;
+    FAILS(write(client->fd, &command, sizeof(command)) < 0, ENOENT);
+    end(id);
+    close_channels();
+}
+
 static void waits_for_an_acknowledgement(void)
 {
     struct rdma_cm_event *event;
@@ -915,6 +942,7 @@ static const struct test_case CASES[] = {
     {"moves", moves},
     {"moves_with_a_request", moves_with_a_request},
     {"ends_with_events_unread", ends_with_events_unread},
+    {"events_of_its_own", events_of_its_own},
     {"waits_for_an_acknowledgement", waits_for_an_acknowledgement},
     {"private_data", private_data},
     {"no_data_too_long", no_data_too_long},

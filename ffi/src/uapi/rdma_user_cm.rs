@@ -30,6 +30,9 @@ pub const RDMA_USER_CM_CMD_QUERY: u32 = 19;
 pub const RDMA_USER_CM_CMD_BIND: u32 = 20;
 pub const RDMA_USER_CM_CMD_RESOLVE_ADDR: u32 = 21;
 pub const RDMA_USER_CM_CMD_JOIN_MCAST: u32 = 22;
+// Since Linux 6.17.
+pub const RDMA_USER_CM_CMD_RESOLVE_IB_SERVICE: u32 = 23;
+pub const RDMA_USER_CM_CMD_WRITE_CM_EVENT: u32 = 24;
 
 pub const RDMA_PS_IPOIB: u16 = 0x0002;
 pub const RDMA_PS_IB: u16 = 0x013f;
@@ -346,4 +349,25 @@ pub struct rdma_ucm_migrate_id {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 pub struct rdma_ucm_migrate_resp {
     pub events_reported: u32,
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+pub struct rdma_ucm_resolve_ib_service {
+    pub id: u32,
+    pub reserved: u32,
+    pub service_id: u64,
+    pub service_name: [u8; 64],
+    pub flags: u32,
+    pub reserved2: u32,
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
+pub struct rdma_ucm_write_cm_event {
+    pub id: u32,
+    pub reserved: u32,
+    pub event: u32,
+    pub status: u32,
+    pub param: [u8; 304],
 }

@@ -27,7 +27,7 @@ impl Call {
         }
         raw::copy_in(from, &mut header)?;
         let hdr = rdma_ucm_cmd_hdr::read_from_bytes(&header).map_err(|_| libc::EINVAL)?;
-        if hdr.cmd > RDMA_USER_CM_CMD_JOIN_MCAST || usize::from(hdr.len_in) + header.len() > len {
+        if hdr.cmd > RDMA_USER_CM_CMD_WRITE_CM_EVENT || usize::from(hdr.len_in) + header.len() > len {
             return Err(libc::EINVAL);
         }
         let mut body = vec![0; usize::from(hdr.len_in).min(MAX_BODY)];
@@ -82,7 +82,7 @@ mod tests {
         for (what, bytes, len) in [
             ("no header", listen.clone(), 7),
             ("less than it says", listen.clone(), 15),
-            ("no such command", header(RDMA_USER_CM_CMD_JOIN_MCAST + 1, 0), 8),
+            ("no such command", header(RDMA_USER_CM_CMD_WRITE_CM_EVENT + 1, 0), 8),
         ] {
             assert_eq!(written(&bytes, len).err(), Some(libc::EINVAL), "{what}");
         }

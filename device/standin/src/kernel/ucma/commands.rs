@@ -26,7 +26,7 @@ const MAX_OPTION: u32 = 4096;
 
 /// For the trace.
 pub fn name(command: u32) -> &'static str {
-    const NAMES: [&str; 23] = [
+    const NAMES: [&str; 25] = [
         "create_id",
         "destroy_id",
         "bind_ip",
@@ -50,6 +50,8 @@ pub fn name(command: u32) -> &'static str {
         "bind",
         "resolve_addr",
         "join_mcast",
+        "resolve_ib_service",
+        "write_cm_event",
     ];
     NAMES.get(command as usize).copied().unwrap_or("unknown")
 }
@@ -97,6 +99,8 @@ pub fn run(state: &mut State, file: u64, call: &Call, note: &mut Note) -> Result
         RDMA_USER_CM_CMD_SET_OPTION => run.set_option(),
         RDMA_USER_CM_CMD_NOTIFY => run.notify(),
         RDMA_USER_CM_CMD_MIGRATE_ID => run.migrate_id(),
+        RDMA_USER_CM_CMD_RESOLVE_IB_SERVICE => run.resolve_ib_service(),
+        RDMA_USER_CM_CMD_WRITE_CM_EVENT => run.write_cm_event(),
         RDMA_USER_CM_CMD_LEAVE_MCAST => Err(libc::ENOENT),
         // Options can be set and not read; the device has no multicast.
         _ => Err(libc::ENOSYS),
@@ -449,6 +453,27 @@ impl Run<'_> {
             EVENT_COMM_EST => self.state.cm.established(comm).map_err(of_call),
             _ => Err(libc::EINVAL),
         }
+    }
+
+    /// Asks the subnet administrator for a service. No RoCE device has one.
+    fn resolve_ib_service(&mut self) -> Result<()> {
+        let body: rdma_ucm_resolve_ib_service = self.call.body()?;
+        remark(self.note, format_args!("id={}", body.id));
+        let id = self.with_device(body.id)?;
+        Err(if id.phase == Phase::AddrBound { libc::EOPNOTSUPP } else { libc::EINVAL })
+    }
+
+    /// A program, or librdmacm, puts an event of its own into the queue.
+    fn write_cm_event(&mut self) -> Result<()> {
+        let body: rdma_ucm_write_cm_event = self.call.body()?;
+        remark(self.note, format_args!("id={} {}", body.id, body.event));
+        if !matches!(body.event, event::USER | event::INTERNAL) {
+            return Err(libc::EINVAL);
+        }
+        self.state.id(self.file, body.id)?;
+        let [a, b, c, d, e, f, g, h, ..] = body.param;
+        self.state.put(body.id, body.event, body.status as i32, Param::Own([a, b, c, d, e, f, g, h]));
+        Ok(())
     }
 
     fn init_qp_attr(&mut self) -> Result<()> {

@@ -30,6 +30,8 @@ pub mod event {
     pub const ESTABLISHED: u32 = 9;
     pub const DISCONNECTED: u32 = 10;
     pub const TIMEWAIT_EXIT: u32 = 15;
+    pub const USER: u32 = 18;
+    pub const INTERNAL: u32 = 19;
 }
 
 /// How often it is asked whether the processes at the other ends still run, and whether a guest is there by now.
@@ -59,6 +61,8 @@ pub enum Param {
     None,
     Connection(Box<rdma_ucm_conn_param>),
     Datagram(Box<rdma_ucm_ud_param>),
+    /// A number of the program's own.
+    Own([u8; 8]),
 }
 
 type Listeners = HashMap<u64, BTreeSet<u32>>;
@@ -372,7 +376,14 @@ impl State {
 
     /// Tells the owner of an id something. One that the program has no name for yet is not told: an accept will fail.
     pub fn tell(&mut self, number: u32, event: u32, status: i32, param: Param) {
-        let Some(id) = self.ids.get(&number).filter(|id| id.uid != 0) else { return };
+        if self.ids.get(&number).is_some_and(|id| id.uid != 0) {
+            self.put(number, event, status, param);
+        }
+    }
+
+    /// The same, whether the program has a name for it or not.
+    pub fn put(&mut self, number: u32, event: u32, status: i32, param: Param) {
+        let Some(id) = self.ids.get(&number) else { return };
         let told = event_of(id.uid, number, event, status, &param);
         self.queue(id.file, Queued { counted: number, brings: None, event: told });
     }
@@ -782,6 +793,7 @@ fn event_of(uid: u64, id: u32, event: u32, status: i32, param: &Param) -> Box<rd
         Param::None => {}
         Param::Connection(param) => told.param[..size_of_val(&**param)].copy_from_slice(param.as_bytes()),
         Param::Datagram(param) => told.param[..size_of_val(&**param)].copy_from_slice(param.as_bytes()),
+        Param::Own(number) => told.param[..number.len()].copy_from_slice(number),
     }
     told
 }

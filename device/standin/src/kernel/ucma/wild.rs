@@ -38,7 +38,7 @@ pub fn run(bytes: &[u8]) -> Summary {
         }
     };
     assert!(call.body.len() + size_of::<rdma_ucm_cmd_hdr>() <= bytes.len());
-    assert!(call.command <= RDMA_USER_CM_CMD_JOIN_MCAST);
+    assert!(call.command <= RDMA_USER_CM_CMD_WRITE_CM_EVENT);
     match body(&call, &mut summary) {
         Ok(()) => summary.taken += 1,
         Err(errno) => {
@@ -77,6 +77,12 @@ fn body(call: &Call, summary: &mut Summary) -> Result<()> {
         }
         RDMA_USER_CM_CMD_MIGRATE_ID => {
             call.body::<rdma_ucm_migrate_id>()?;
+        }
+        RDMA_USER_CM_CMD_RESOLVE_IB_SERVICE => {
+            call.body::<rdma_ucm_resolve_ib_service>()?;
+        }
+        RDMA_USER_CM_CMD_WRITE_CM_EVENT => {
+            call.body::<rdma_ucm_write_cm_event>()?;
         }
         _ => {
             call.body::<rdma_ucm_query>()?;
