@@ -7,16 +7,16 @@
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
 //! - [`Hosts`] are several hosts with a [`Stand`] each, joined by `pvrdma link`.
-//! - [`Forky`] runs programs of another Debian release, with a newer libibverbs.
+//! - [`Newer`] runs programs of another Debian release, with a newer libibverbs.
 //! - [`pyverbs`] judges a run of rdma-core's own test suite.
 //! - [`readme`] has the lines that README.md tells its readers to type.
 //!
 //! A test that cannot run here says so through [`cannot_run`], never by returning quietly.
 
 mod build;
-mod forky;
 mod hosts;
 mod job;
+mod newer;
 mod pair;
 mod perftest;
 pub mod pyverbs;
@@ -25,10 +25,12 @@ mod stress;
 mod world;
 
 pub use build::{artifacts, c_program, debug_provider, mpi_program, workspace};
-pub use forky::Forky;
 pub use hosts::{Host, Hosts, Spaces, Trust, free_address};
 pub use job::{Job, Output, Running};
-pub use pair::{free_port, listening, pair, pair_by_address, try_pair, try_pair_at, wait_for_listener, wait_for_trace};
+pub use newer::Newer;
+pub use pair::{
+    ended_well, free_port, listening, pair, pair_by_address, try_pair, try_pair_at, wait_for_listener, wait_for_trace,
+};
 pub use perftest::{Figures, all_figures, figures};
 pub use stress::{Chance, amount};
 pub use world::{Doorbells, Provider, Stand, User, Uverbs, cannot_run, machine};

@@ -70,7 +70,7 @@ pub fn pair_by_address(server: Job<'_>, client: Job<'_>) -> (Output, Output) {
 /// Whether a program of librdmacm did all its work. rping closes its event channel at its end while another thread of
 /// its may still ask it for events, which then ends the program with a failure: that is no fault of ours, where it has
 /// nothing else to complain of.
-fn ended_well(output: &Output) -> bool {
+pub fn ended_well(output: &Output) -> bool {
     const RACE: &str = "rdma_get_cm_event: Bad file descriptor";
     let is_of_the_end = |line: &str| line == RACE || line.ends_with(" DISCONNECT EVENT...");
     let is_race = output.status.code() == Some(255) && output.stderr.contains(RACE);

@@ -2,8 +2,8 @@
 //!
 //! Forky's comes with its tools, its C provider and its libc. The test `tests/tests/forky.rs` and the matrix run them
 //! by their own dynamic loader, to show that one provider file serves two private ABIs of libibverbs. Of bullseye it is
-//! the libraries alone, which the machine's own libc runs, for `tests/tests/bullseye.rs`. Cached: once unpacked,
-//! nothing is fetched again.
+//! the libraries alone, which the machine's own libc runs, for `tests/tests/bullseye.rs`; trixie's are with their libc,
+//! for `tests/tests/forky.rs`. Cached: once unpacked, nothing is fetched again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ const FORKY: Taken = Taken {
 const PYVERBS: Taken =
     Taken { name: "pyverbs", suite: Suite::Forky, packages: &["python3-pyverbs"], with_depends: true };
 
+const TRIXIE: Taken =
+    Taken { name: "trixie", suite: Suite::Trixie, packages: &["libibverbs1", "librdmacm1"], with_depends: true };
+
 const BULLSEYE: Taken =
     Taken { name: "bullseye", suite: Suite::Bullseye, packages: &["libibverbs1", "librdmacm1"], with_depends: false };
 
@@ -43,8 +46,9 @@ pub fn main(arguments: &[String]) -> Result<()> {
         [] => forky()?,
         [name] if name == FORKY.name => forky()?,
         [name] if name == BULLSEYE.name => bullseye()?,
+        [name] if name == TRIXIE.name => trixie()?,
         [name] if name == PYVERBS.name => pyverbs()?,
-        _ => bail!("usage: cargo xtask debs [forky|pyverbs|bullseye]"),
+        _ => bail!("usage: cargo xtask debs [forky|pyverbs|trixie|bullseye]"),
     };
     println!("{}", folder.display());
     Ok(())
@@ -58,6 +62,11 @@ pub fn forky() -> Result<PathBuf> {
 /// The folder of forky's Python and rdma-core's test suite.
 pub fn pyverbs() -> Result<PathBuf> {
     PYVERBS.folder()
+}
+
+/// The folder of trixie's libraries.
+pub fn trixie() -> Result<PathBuf> {
+    TRIXIE.folder()
 }
 
 /// The folder of bullseye.

@@ -41,7 +41,7 @@ usage: cargo xtask COMMAND
   package   source and binary tarballs, .deb and .rpm (`cargo xtask package --help`)
   headers   write include/ from ffi/ (`--check`: compare only)
   man       manual pages and shell completion of pvrdma, below target/pages/share
-  debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `bullseye`)
+  debs      fetch libibverbs of other Debian releases below target/debs (`forky`, `pyverbs`, `trixie`, `bullseye`)
 ";
 
 fn main() -> ExitCode {

@@ -166,6 +166,7 @@ fn system() -> Result<()> {
     let built = shell::build_release()?;
     debs::forky()?;
     debs::bullseye()?;
+    debs::trixie()?;
     debs::pyverbs()?;
     let not_run = shell::target().join("not-run.txt");
     if not_run.exists() {

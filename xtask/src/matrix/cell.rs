@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pvrdma_tests::{Forky, Job, Output, Stand, all_figures, c_program, try_pair};
+use pvrdma_tests::{Job, Newer, Output, Stand, all_figures, c_program, try_pair};
 
 use super::column::{self, Column};
 use super::rows::{Kind, ROWS, Row};
@@ -23,7 +23,7 @@ impl Ground {
     pub fn new(root: bool, forky: &Path) -> Ground {
         let stands = [false, true].map(|ordinary| Stand::new(column::user(ordinary, root)));
         for stand in &stands {
-            Forky::new(stand, forky);
+            Newer::new(stand, forky);
             for program in ROWS.iter().filter(|row| row.is_own()).map(Row::program) {
                 stand.copy(&c_program(&format!("tests/c/{program}.c"), &[]));
             }
@@ -94,7 +94,7 @@ impl Ground {
         let stand = self.stand(column);
         let program = if row.is_own() { stand.path(row.program()) } else { row.program().into() };
         let (job, provider) = if column.is_forky() {
-            let forky = Forky::new(stand, &self.forky);
+            let forky = Newer::new(stand, &self.forky);
             let provider = if column.is_ours() { column.provider() } else { forky.c_provider() };
             (forky.job(program), provider)
         } else {

@@ -72,6 +72,7 @@ impl Mirror {
         let line = |uri: &str, suite: &str| format!("deb [signed-by={KEYRING} target=Packages] {uri} {suite} main\n");
         match suite {
             Suite::Bookworm => line(&self.main, "bookworm") + &line(&self.security, "bookworm-security"),
+            Suite::Trixie => line(&self.main, "trixie"),
             Suite::Forky => line(&self.main, "forky"),
             Suite::Bullseye => line(&self.main, "bullseye"),
         }
@@ -83,6 +84,8 @@ impl Mirror {
 pub enum Suite {
     /// Debian 12: the guest's kernel and build tools that match a Debian 12 compiler.
     Bookworm,
+    /// Debian 13: its librdmacm.
+    Trixie,
     /// The next Debian: its QEMU has vfio-user.
     Forky,
     /// Debian 11: an old libibverbs.

@@ -1,26 +1,26 @@
-//! Programs of Debian forky, run by forky's own loader with forky's libibverbs and libc.
+//! Programs of a newer Debian (forky, trixie), run by its own loader with its libibverbs and libc.
 
 use std::path::{Path, PathBuf};
 
 use crate::{Job, Provider, Stand};
 
 /// A copy of what `cargo xtask debs` unpacked, where the stand's user can read it.
-pub struct Forky<'a> {
+pub struct Newer<'a> {
     stand: &'a Stand,
     root: PathBuf,
 }
 
-impl<'a> Forky<'a> {
+impl<'a> Newer<'a> {
     /// Copies the folder that `cargo xtask debs` prints, unless the stand has a copy.
-    pub fn new(stand: &'a Stand, debs: &Path) -> Forky<'a> {
+    pub fn new(stand: &'a Stand, debs: &Path) -> Newer<'a> {
         let root = stand.path(debs.file_name().expect("a folder has a name"));
         if !root.exists() {
             stand.copy_tree(debs);
         }
-        Forky { stand, root }
+        Newer { stand, root }
     }
 
-    /// A program of forky's, by name, or any program, by path.
+    /// A program of that Debian's, by name, or any program, by path.
     pub fn job(&self, program: impl AsRef<Path>) -> Job<'a> {
         // `sh` stands between because the loader itself is a program without an interpreter.
         self.stand.job("sh").args(["-c", "exec \"$0\" \"$@\""]).args([
@@ -31,7 +31,7 @@ impl<'a> Forky<'a> {
         ])
     }
 
-    /// The C provider of forky's rdma-core.
+    /// The C provider of rdma-core 65, which is forky's.
     pub fn c_provider(&self) -> Provider {
         Provider::Path(self.root.join("usr/lib/x86_64-linux-gnu/libibverbs/libvmw_pvrdma-rdmav65.so"))
     }
