@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pvrdma_tests::{Chance, Running, Stand, User, amount, c_program, machine};
+use pvrdma_tests::{Chance, Running, Stand, User, amount, c_program, listening, machine};
 
 const PORT: &str = "7471";
+/// Until a program is taken for one that hangs.
+const LONG: Duration = Duration::from_secs(600);
 
 /// What the program has counted, in the order of its `struct counters`.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,7 @@ impl End {
         let path = stand.path(format!("counters.{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let counters = File::options().read(true).write(true).create_new(true).open(&path).expect("a file of its own");
         counters.set_len(4096).expect("a page of memory");
-        let job = stand.job(program).guest(guest).time_out(Duration::from_secs(600));
+        let job = stand.job(program).guest(guest).time_out(LONG);
         let (role, rest) = arguments.split_first().expect("a role");
         let running = job.args([*role, PORT]).args([&path]).args(rest).spawn();
         let name = program.file_name().expect("a program has a name").to_string_lossy().into_owned();
@@ -112,6 +114,48 @@ fn many_connections_leave_nothing_behind() {
         let counters = server.counters();
         assert!(counters.established >= amount(290, 99_900), "{counters:?}");
         server.stop();
+    }
+    expect_nothing_left(&stand);
+}
+
+/// How much of the machine a process has: descriptors, and KiB of memory.
+fn holds(running: &Running, program: &str) -> (usize, u64) {
+    let folder = PathBuf::from(format!("/proc/{}", running.program_pid(program)));
+    let descriptors = std::fs::read_dir(folder.join("fd")).expect("it runs").count();
+    let status = std::fs::read_to_string(folder.join("status")).expect("it runs");
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+    (descriptors, memory.trim().trim_end_matches(" kB").parse().expect("a number"))
+}
+
+/// cmtime for a minute in the long form, a thousand connections and more a second. Neither its server grows, nor one
+/// who only hears what is said to its guest.
+#[test]
+fn cmtime_leaves_nothing_behind() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    // Long enough for what a process keeps for its next connections to have its size.
+    let (count, warm) = amount(("500", 1), ("1000", 30));
+    for guests in [["a", "a"], ["a", "b"]] {
+        let server = listening(stand.job("cmtime").guest(guests[0]).args(["-c", count]).time_out(LONG));
+        let bystander = listening(stand.job("rping").guest(guests[1]).args(["-s", "-p", "7999"]).time_out(LONG));
+        let (start, mut first, mut rounds) = (Instant::now(), None, 0);
+        let held = || (holds(&server, "cmtime"), holds(&bystander, "rping"));
+        while rounds < 2 * warm || amount(false, start.elapsed() < Duration::from_secs(60)) {
+            stand.job("cmtime").guest(guests[1]).args(["-c", count, "-s", "127.0.0.1"]).ok();
+            rounds += 1;
+            if rounds == warm {
+                first = Some(held());
+            }
+        }
+        let (first, last) = (first.expect("a round"), held());
+        println!("{guests:?}: {rounds} times {count} connections, {:?}; {first:?} {last:?}", start.elapsed());
+        for (first, last) in [(first.0, last.0), (first.1, last.1)] {
+            assert!(last.0 <= first.0 && last.1 <= first.1 + 4096, "descriptors, KiB: {first:?}, then {last:?}");
+        }
+        for (running, program) in [(server, "cmtime"), (bystander, "rping")] {
+            running.signal(running.program_pid(program), libc::SIGTERM);
+            running.wait();
+        }
     }
     expect_nothing_left(&stand);
 }

@@ -310,9 +310,20 @@ impl HostTransport {
         let mut out = self.outbox();
         let own = self.segment.own();
         let Outbox { free, flying, .. } = &mut *out;
+        // Asked once for each of few targets, and now and then: this comes with each datagram for which there is no
+        // room, when there is least time for it.
+        let mut targets: Vec<(Process, bool)> = Vec::new();
+        let mut runs = |target: Process| match targets.iter().find(|(known, _)| *known == target) {
+            Some((_, runs)) => *runs,
+            None => {
+                let runs = self.segment.has_its_pid(target);
+                targets.push((target, runs));
+                runs
+            }
+        };
         flying.retain(|flight| {
             let slot = &own.slots[usize::from(flight.slot)];
-            let gone = flight.datagram && !self.segment.alive(flight.target);
+            let gone = flight.datagram && !runs(flight.target);
             if gone {
                 slot.word.store(slot_state::FREE, Ordering::Release);
                 free.push(flight.slot);
@@ -507,7 +518,7 @@ impl HostTransport {
             let Some(slot) = slot else { continue };
             let payload = &region.payloads[(cell & 0xffff) as usize];
             // Whoever takes a dead one's region over gives its pages back.
-            if !runs && !(region.has(slot) && region.has(payload)) {
+            if !(runs || region.has(slot) && region.has(payload)) {
                 continue;
             }
             let queued = sequence << 16 | slot_state::QUEUED;
