@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pvrdma_tests::{Job, Provider, Stand, User, free_port, machine, mpi_program, pair, wait_for_listener};
+use pvrdma_tests::{Job, Provider, Stand, User, amount, free_port, machine, mpi_program, pair, wait_for_listener};
 
 /// How UCX is told which network device to use. What leads to another guest it finds out by itself.
 const DEVICE: (&str, &str) = ("UCX_NET_DEVICES", "vmw_pvrdma0:1");
@@ -95,6 +95,26 @@ const OPEN_MPI_BY_TCP: Mpi = Mpi {
     library: "openmpi",
     options: &["--allow-run-as-root", "--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "osc", "^ucx"],
 };
+/// By reliable datagrams over connected endpoints.
+const OPEN_MPI_BY_LIBFABRIC: Mpi = Mpi {
+    library: "openmpi",
+    options: &[
+        "--allow-run-as-root",
+        "--oversubscribe",
+        "--mca",
+        "pml",
+        "cm",
+        "--mca",
+        "mtl",
+        "ofi",
+        "--mca",
+        "mtl_ofi_provider_include",
+        "verbs;ofi_rxm",
+        "--mca",
+        "osc",
+        "^ucx",
+    ],
+};
 const MPICH: Mpi = Mpi { library: "mpich", options: &[] };
 
 /// Messages that the first half of the ranks sends in the ping-pong of mpi.c.
@@ -116,6 +136,15 @@ fn open_mpi_between_two_guests() {
     for provider in Provider::BOTH {
         guests.expect_mpi(&OPEN_MPI, &provider, 2);
         guests.expect_mpi(&OPEN_MPI, &provider, 4);
+    }
+}
+
+#[test]
+fn open_mpi_over_libfabric() {
+    let _machine = machine();
+    let guests = Guests::new();
+    for provider in Provider::BOTH {
+        guests.expect_mpi(&OPEN_MPI_BY_LIBFABRIC, &provider, amount(2, 4));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pvrdma_tests::{Job, Provider, Stand, User, machine, pair_by_address, wait_for_trace};
+use pvrdma_tests::{Job, Provider, Stand, User, ended_well, machine, pair_by_address, wait_for_trace};
 
 /// Guest of the server, guest of the client.
 const PLACES: [(&str, &str); 2] = [("a", "a"), ("a", "b")];
@@ -33,14 +33,65 @@ fn rping_by_address_and_by_the_machines() {
     assert_eq!(stand.leftovers(), Vec::<std::path::PathBuf>::new());
 }
 
+/// In each port space, by IPv4 and IPv6. Not datagrams to a link-local address: libibverbs, which the C provider asks
+/// for address handles, finds no way to one on the loopback interface.
 #[test]
 fn sixteen_connections_at_once_and_datagrams() {
     let _machine = machine();
     let stand = Stand::new(User::Me);
+    let server_v6 = server_v6(&stand);
+    let lines: [(&[&str], &str); 5] = [
+        (&["ucmatose", "-c", "16"], SERVER),
+        (&["ucmatose", "-c", "16", "-P", "ib"], SERVER),
+        (&["ucmatose", "-c", "16", "-b", "::0"], &server_v6),
+        (&["udaddy", "-c", "16"], SERVER),
+        (&["udaddy", "-c", "16", "-b", "::0"], "::1"),
+    ];
     for provider in Provider::BOTH {
         for place in PLACES {
-            run(&stand, &provider, place, &["ucmatose", "-c", "16"], &["ucmatose", "-c", "16", "-s", SERVER]);
-            run(&stand, &provider, place, &["udaddy"], &["udaddy", "-s", SERVER]);
+            for (line, address) in lines {
+                let client: Vec<&str> = line.iter().copied().filter(|word| !["-b", "::0"].contains(word)).collect();
+                run(&stand, &provider, place, line, &[&client[..], &["-s", address]].concat());
+            }
+        }
+    }
+}
+
+/// The first guest's link-local address, with the interface that all guests share.
+fn server_v6(stand: &Stand) -> String {
+    let text = stand.job("ibv_devinfo").guest("a").args(["-v"]).ok();
+    let gid = text.lines().find_map(|line| line.split_once("GID[  0]:")).expect("a GID").1;
+    let address = gid.trim().split(',').next().expect("an address");
+    format!("{address}%lo")
+}
+
+/// rping takes one request at a time, and forgets the one before if another comes too early; so each client is
+/// connected before the next one asks.
+#[test]
+fn several_clients_of_one_server() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    for provider in Provider::BOTH {
+        for (there, here) in PLACES {
+            let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+            let server = job(&stand, &provider, there, &["rping", "-s", "-P"]).option("--trace", trace.path()).spawn();
+            wait_for_trace(trace.path(), "cm listen", 1);
+            let clients: Vec<_> = (1..=3)
+                .map(|count| {
+                    let line = ["rping", "-c", "-V", "-C", "2000", "-S", "500", "-a", SERVER];
+                    let client = job(&stand, &provider, here, &line).spawn();
+                    // ESTABLISHED.
+                    wait_for_trace(trace.path(), " 9 status=0", count);
+                    client
+                })
+                .collect();
+            for client in clients {
+                let output = client.wait();
+                assert!(ended_well(&output), "{output}\n{}", server.logs());
+            }
+            // It serves for ever.
+            server.signal(server.program_pid("rping"), libc::SIGTERM);
+            server.wait();
         }
     }
 }

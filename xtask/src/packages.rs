@@ -40,6 +40,7 @@ pub const TEST: &[&str] = &[
     "libxml2-utils",
     "man-db",
     "mpich",
+    "netcat-traditional",
     "openmpi-bin",
     "perftest",
     "pkg-config",

@@ -9,8 +9,19 @@ use anyhow::Result;
 use crate::{no_arguments, packages, shell};
 
 /// Tests of the whole system whose amount of work grows with `PVRDMA_STRESS`.
-const STORIES: &[&str] =
-    &["data", "crowd", "churn", "sigkill", "stopped", "storm", "races", "fair", "connections", "by_address"];
+const STORIES: &[&str] = &[
+    "data",
+    "crowd",
+    "churn",
+    "sigkill",
+    "stopped",
+    "storm",
+    "races",
+    "fair",
+    "connections",
+    "by_address",
+    "connected_programs",
+];
 
 /// Steps of each run of the model tests of the device, which are seventeen.
 const STEPS: &str = "100000";
