@@ -446,8 +446,6 @@ const MISSED: &[&str] = &[
     // Two threads and one inbox.
     "transport.rs: fence(Ordering::SeqCst);",
     "transport.rs: fence(Ordering::SeqCst);",
-    // An answer, against whoever takes its request back.
-    "transport.rs: if self.word.compare_exchange(self.taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok() {",
     // A published request, as its target sees it.
     "transport.rs: let mut bits = word.swap(0, Ordering::SeqCst);",
     // The view of a QP: all of it or none.
@@ -458,4 +456,6 @@ const MISSED: &[&str] = &[
     // Two threads and one inbox again.
     "transport.rs: self.pump_asked.swap(false, Ordering::AcqRel);",
     "transport.rs: self.pump_asked.swap(true, Ordering::AcqRel);",
+    // An answer, against whoever takes its request back.
+    "transport.rs: word.compare_exchange(taken, done, Ordering::AcqRel, Ordering::Relaxed).is_ok()",
 ];
