@@ -155,7 +155,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_0009;
+const LAYOUT: u64 = 0x7076_7264_6d61_000a;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -170,6 +170,8 @@ pub struct Fabric {
     pid_namespace: AtomicU64,
     /// Who carries requests to other hosts: region, counted from 1 (bits 32..), and incarnation. 0: nobody does.
     gateway: AtomicU64,
+    /// How often it has looked after what guests have for other hosts.
+    rounds: AtomicU64,
     seats: [Seat; MAX_PROCESSES],
 }
 
@@ -460,6 +462,15 @@ impl Segment {
     /// From now on this process does. It has joined as [`GATEWAY`].
     pub fn become_gateway(&self) {
         self.fabric.gateway.store((self.own as u64 + 1) << 32 | u64::from(self.incarnation()), Ordering::Release);
+    }
+
+    /// The process that carries requests to other hosts looks after them. It says so often while there are some.
+    pub fn gateway_goes_round(&self) {
+        self.fabric.rounds.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn gateway_rounds(&self) -> u64 {
+        self.fabric.rounds.load(Ordering::Relaxed)
     }
 
     /// Gives the region back.

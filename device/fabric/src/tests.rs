@@ -4,7 +4,7 @@ use crate::copy::span_of;
 use crate::gateway::{NotCopied, Taken};
 use crate::memory::ProcessMemory;
 use crate::segment::by_hand;
-use crate::transport::{Deferred, HostTransport, Inbound};
+use crate::transport::{Deferred, GATEWAY_PATIENCE, HostTransport, Inbound};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
@@ -224,6 +224,20 @@ fn what_the_gateway_has_is_taken_back_without_it() {
     let done = While(|_| {}, RefCell::default());
     near.pump_for(&done);
     assert_eq!(done.1.take(), []);
+}
+
+/// A responder may be as slow as it likes; the gateway is the way to one, and may not.
+#[test]
+fn what_a_gateway_has_that_stands_still_is_lost() {
+    let [near, gateway] = processes();
+    gateway.segment().become_gateway();
+    assert_eq!(near.submit(&outward(1, 0), &ProcessMemory, &[]), Submitted::Pending);
+    let token = outward(1, 0).token;
+    assert!(!near.lost(token), "it may just have been asked");
+    std::thread::sleep(GATEWAY_PATIENCE);
+    assert!(near.lost(token));
+    gateway.segment().gateway_goes_round();
+    assert!(!near.lost(token));
 }
 
 #[test]

@@ -25,6 +25,9 @@ const HANDLE_BITS: u32 = 15;
 /// Number of the management QP, at every address, and its handle (IBA vol. 1, 3.5.3).
 const GSI: u32 = 1;
 
+/// How long the gateway may stand still: as long as a host may be silent to another one.
+pub(crate) const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Bits of a sequence number.
 const SEQUENCE_MASK: u64 = (1 << 48) - 1;
 
@@ -46,6 +49,8 @@ struct Outbox {
     free: Vec<u16>,
     sequence: u64,
     flying: Vec<Flying>,
+    /// How far the gateway was when it was late, and since when it has been no further.
+    gateway_late: Option<(u64, Instant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -115,7 +120,7 @@ impl HostTransport {
         Arc::new(HostTransport {
             segment,
             device: OnceLock::new(),
-            out: Mutex::new(Outbox { free, sequence, flying: Vec::new() }),
+            out: Mutex::new(Outbox { free, sequence, flying: Vec::new(), gateway_late: None }),
             pump: Mutex::new(HashMap::new()),
             pump_asked: AtomicBool::new(false),
             to_ring: Default::default(),
@@ -143,6 +148,22 @@ impl HostTransport {
 
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request's target is the gateway, and that has done nothing for a second, as if it was stopped. A slow
+    /// responder is no lost one, but the gateway is none: it is the way to one, and here the way is cut.
+    fn gateway_stands_still(&self, out: &mut Outbox, target: Process) -> bool {
+        if self.segment.gateway() != Some(target) {
+            return false;
+        }
+        let (rounds, now) = (self.segment.gateway_rounds(), Instant::now());
+        match out.gateway_late {
+            Some((before, since)) if before == rounds => now >= since + GATEWAY_PATIENCE,
+            _ => {
+                out.gateway_late = Some((rounds, now));
+                false
+            }
+        }
     }
 
     /// The process that a request is for: its QP number names the region, its GID must be that guest's.
@@ -733,12 +754,16 @@ impl Transport for HostTransport {
     }
 
     fn lost(&self, token: Token) -> bool {
-        let flight = self.outbox().flying.iter().find(|flight| !flight.datagram && flight.token == token).copied();
+        let mut out = self.outbox();
+        let flight = out.flying.iter().find(|flight| !flight.datagram && flight.token == token).copied();
+        let stands_still = flight.is_some_and(|flight| self.gateway_stands_still(&mut out, flight.target));
+        drop(out);
         // No longer on its way: a thread has its answer in hands, and waits for the queue that our caller has locked.
         let Some(flight) = flight else { return false };
         // In this order: whoever is gone may have answered before, and nobody has taken that in yet.
         let slot = &self.segment.own().slots[usize::from(flight.slot)];
-        !self.segment.alive(flight.target) && slot.word.load(Ordering::Acquire) & 15 != slot_state::DONE
+        let gone = stands_still || !self.segment.alive(flight.target);
+        gone && slot.word.load(Ordering::Acquire) & 15 != slot_state::DONE
     }
 
     fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {

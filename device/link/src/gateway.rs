@@ -67,6 +67,7 @@ impl Guests {
     }
 
     fn look(&mut self, hosts: &mut Hosts, now: Duration) {
+        self.transport.segment().gateway_goes_round();
         if now >= self.looked + LOOK {
             self.looked = now;
             self.outbound.look(hosts, now);
