@@ -154,10 +154,8 @@ impl HostTransport {
         self.place(&Request { alone: true, ..*request }, target, local)
     }
 
-    /// Hands in a datagram from another host.
-    pub fn submit_datagram(&self, request: &Request, payload: &[u8]) {
-        if !is_elsewhere(&self.segment, &request.dest.gid) {
-            self.deliver_datagram(request, payload);
-        }
+    /// Hands in a datagram from another host. `false`: its target has no room for it now.
+    pub fn submit_datagram(&self, request: &Request, payload: &[u8]) -> bool {
+        is_elsewhere(&self.segment, &request.dest.gid) || self.deliver_datagram(request, payload) != Submitted::Busy
     }
 }

@@ -4,12 +4,14 @@
 //! answered. What other hosts ask for goes through one queue for each pair of QPs, so that it reaches its target in
 //! order, and stands in `flying` while the target has it.
 
+mod datagrams;
 mod inbound;
 mod outbound;
 
 use crate::links::{Links, Settings};
 use crate::near::Near;
 use anyhow::Context;
+use datagrams::Datagrams;
 use inbound::Inbound;
 use nix::sys::signal::{SigSet, Signal};
 use outbound::Outbound;
@@ -40,6 +42,7 @@ struct Guests {
     transport: Arc<HostTransport>,
     outbound: Outbound,
     inbound: Inbound,
+    datagrams: Datagrams,
     looked: Duration,
 }
 
@@ -48,6 +51,7 @@ impl Guests {
         Guests {
             outbound: Outbound::new(transport.clone()),
             inbound: Inbound::new(transport.clone()),
+            datagrams: Datagrams::new(transport.clone()),
             transport,
             looked: Duration::ZERO,
         }
@@ -74,12 +78,13 @@ impl Guests {
             self.inbound.look(hosts, now);
         }
         self.inbound.try_again(hosts, now);
+        self.datagrams.try_again(hosts, now);
     }
 
     /// How long it may sleep.
     fn patience(&self) -> Option<Duration> {
         match () {
-            () if self.inbound.is_stuck() => Some(AGAIN),
+            () if self.inbound.is_stuck() || !self.datagrams.is_empty() => Some(AGAIN),
             () if !self.outbound.is_idle() || !self.inbound.is_idle() => Some(LOOK),
             () => None,
         }
@@ -104,8 +109,7 @@ impl Near for Guests {
             }
             Arrival::Datagram { datagram, payload, hold } => {
                 let request = crate::convert::from_datagram(&datagram, payload.len());
-                self.transport.submit_datagram(&request, payload);
-                hosts.release(hold);
+                self.datagrams.arrived(hosts, now, request, payload, hold);
             }
             Arrival::Data { token, offset, payload, hold } => {
                 self.outbound.data(hosts, now, token, offset, payload);

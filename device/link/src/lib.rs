@@ -8,6 +8,7 @@
 //! | `gateway.rs` | the guests of the stand-in: a process of the host's fabric |
 //! | `gateway/outbound.rs` | what they have for other hosts |
 //! | `gateway/inbound.rs` | what other hosts have for them |
+//! | `gateway/datagrams.rs` | datagrams that they have no room for yet |
 //! | `convert.rs` | the device's words for requests, and the links' |
 //! | `log.rs` | lines on standard error |
 //!

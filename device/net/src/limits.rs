@@ -32,7 +32,7 @@ impl Default for Limits {
             requests: 65_536,
             streams: 16_384,
             gids: 4_096,
-            datagrams: 64 * DATAGRAM,
+            datagrams: 1024 * DATAGRAM,
         }
     }
 }
