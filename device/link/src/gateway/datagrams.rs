@@ -12,8 +12,8 @@ use std::time::Duration;
 /// How long one waits at most.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes that wait for one target, and for all.
-const LANE: usize = 1 << 20;
-const ALL: usize = 2 << 20;
+const LANE: usize = 2 << 20;
+const ALL: usize = 3 << 20;
 /// What one takes beside its payload, or a little more.
 const HEAD: usize = 128;
 
