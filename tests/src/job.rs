@@ -7,7 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use crate::hosts;
+use crate::spaces;
 use crate::world::{Doorbells, NOBODY, Provider, Stand, User, Uverbs};
 
 /// Long enough for anything here on a busy machine, short enough to notice a hang.
@@ -143,7 +143,7 @@ impl<'a> Job<'a> {
             User::Me => match self.stand.space() {
                 None => Command::new(first),
                 Some(pid) => {
-                    let mut command = hosts::enter(pid);
+                    let mut command = spaces::enter(pid);
                     command.arg(first);
                     command
                 }
@@ -236,7 +236,7 @@ impl Running {
     }
 
     /// Leaves the program no more than `time` from now.
-    pub(crate) fn hurry(&mut self, time: Duration) {
+    pub fn hurry(&mut self, time: Duration) {
         self.deadline = self.deadline.min(Instant::now() + time);
     }
 

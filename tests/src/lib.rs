@@ -21,16 +21,18 @@ mod pair;
 mod perftest;
 pub mod pyverbs;
 pub mod readme;
+mod spaces;
 mod stress;
 mod world;
 
 pub use build::{artifacts, c_program, debug_provider, mpi_program, workspace};
-pub use hosts::{Host, Hosts, Spaces, Trust, free_address};
+pub use hosts::{Host, Hosts, Trust, free_address};
 pub use job::{Job, Output, Running};
 pub use newer::Newer;
 pub use pair::{
     ended_well, free_port, listening, pair, pair_by_address, try_pair, try_pair_at, wait_for_listener, wait_for_trace,
 };
 pub use perftest::{Figures, all_figures, figures};
+pub use spaces::Spaces;
 pub use stress::{Chance, amount};
 pub use world::{Doorbells, Provider, Stand, User, Uverbs, cannot_run, machine};

@@ -1,5 +1,7 @@
 //! Guests of several hosts, joined by `pvrdma link run`: what works within a host works between hosts, with every byte
 //! checked, and each error is seen as both ends see it on one host.
+//!
+//! What happens when something between them breaks is in `broken_links.rs`.
 
 use pvrdma_tests::{Chance, Hosts, Job, Provider, Trust, c_program, figures, machine, pair, pair_by_address, try_pair};
 use serde_json::Value;
@@ -54,6 +56,7 @@ fn pingpongs_and_perftest() {
             "ib_read_bw -F -x 1 -n 200 -s 65536",
             "ib_send_bw -F -x 1 -n 200 -s 65536 -b",
             "ib_send_lat -F -x 1 -n 200 -c UD",
+            "ib_send_bw -F -x 1 -n 400 -s 4096 -c UD -r 400",
             "ib_atomic_bw -F -x 1 -n 200",
         ],
     );

@@ -9,6 +9,7 @@ mod debs;
 mod demo;
 mod fuzz;
 mod headers;
+mod hosts;
 mod loom;
 mod man;
 mod matrix;
@@ -37,6 +38,7 @@ usage: cargo xtask COMMAND
   loom      the orders in which threads can meet: models of the provider and of the host's fabric
   races     threads on the provider under ThreadSanitizer (`cargo xtask races --help`)
   stress    the long forms of the tests that have one; takes an hour
+  hosts     guests of several hosts: stock programs, a thousand QPs, and trouble (`cargo xtask hosts --help`)
   bench     the figures of perftest/README.md
   package   source and binary tarballs, .deb and .rpm (`cargo xtask package --help`)
   headers   write include/ from ffi/ (`--check`: compare only)
@@ -82,6 +84,7 @@ fn run(command: &str, arguments: Vec<String>) -> Result<()> {
         "loom" => loom::main(&arguments),
         "races" => races::main(&arguments),
         "stress" => stress::main(&arguments),
+        "hosts" => hosts::main(&arguments),
         "bench" => bench::main(&arguments),
         "headers" => headers::main(&arguments),
         "man" => {

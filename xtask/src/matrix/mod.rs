@@ -4,12 +4,12 @@
 //! `rows.rs` says what runs, `column.rs` where, `plan.rs` which of all these cells, `cell.rs` how, and
 //! `tests/matrix/expected.txt` what is known to fail.
 
-mod cell;
+pub mod cell;
 mod column;
 mod expected;
 mod pairwise;
 mod plan;
-mod rows;
+pub mod rows;
 mod table;
 
 use std::fs;
@@ -95,6 +95,16 @@ pub fn main(arguments: &[String]) -> Result<()> {
         }
     }
     tally.report(plan.len(), start.elapsed())
+}
+
+/// Why a row is known to fail between two guests, if it is.
+pub fn known(row: &Row, is_ours: bool) -> Result<Option<String>> {
+    let columns = Column::all(true);
+    let list = fs::read_to_string(shell::workspace().join(expected::FILE)).context(expected::FILE)?;
+    let expected = expected::parse(&list, ROWS, &columns)?;
+    let words = column::words(if is_ours { "ours two" } else { "c two" })?;
+    let mut columns = columns.iter().filter(|column| column.is(&words) && !column.is_forky());
+    Ok(columns.find_map(|column| expected::find(&expected, row.line, column)).map(|known| known.reason.clone()))
 }
 
 /// Counts, reasons that were met, and cells that spoil the run.
