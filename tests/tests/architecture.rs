@@ -18,7 +18,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-device", &["pvrdma-ffi"]),
     ("pvrdma-net", &["pvrdma-ffi"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-link", &["pvrdma-device", "pvrdma-fabric", "pvrdma-net"]),
+    ("pvrdma-link", &["pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-net"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-cli", &["pvrdma-device", "pvrdma-ffi", "pvrdma-link", "pvrdma-net", "pvrdma-vfio-user"]),

@@ -9,11 +9,14 @@
 //! | `gateway/outbound.rs` | what they have for other hosts |
 //! | `gateway/inbound.rs` | what other hosts have for them |
 //! | `gateway/datagrams.rs` | datagrams that they have no room for yet |
+//! | `uplink.rs` | the devices of a process: those of a server's virtual machines |
+//! | `uplink/queue.rs` | what their doorbells leave for the thread that owns the links |
+//! | `uplink/outbound.rs`, `uplink/inbound.rs` | what they have for other hosts, and what other hosts have for them |
 //! | `convert.rs` | the device's words for requests, and the links' |
 //! | `log.rs` | lines on standard error |
 //!
 //! What is said between hosts, and why, stands in `device/net`. Programs and their devices do not know of any of this:
-//! to them a gateway is one more process.
+//! to them a gateway is one more process, and an uplink the end of their fabric.
 
 pub mod bearer;
 pub mod convert;
@@ -21,5 +24,7 @@ pub mod gateway;
 pub mod links;
 mod log;
 pub mod near;
+pub mod uplink;
 
 pub use links::Settings;
+pub use uplink::Uplink;

@@ -17,7 +17,7 @@ use crate::objects::srq::Srq;
 use crate::objects::table::Table;
 use crate::rings::wqe::MAX_SGE;
 use crate::transport::segment::Segment;
-use crate::transport::{Answer, Far, Request, Responder, Token, Transport};
+use crate::transport::{Answer, Far, Request, Requester, Responder, Token, Transport};
 use commands::KeyCounts;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PCI_DEVICE_ID_VMWARE_PVRDMA, PCI_VENDOR_ID_VMWARE, PVRDMA_PAGE_SIZE};
@@ -210,6 +210,28 @@ impl Device {
 impl Responder for Device {
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
         self.engine.receive(request, far)
+    }
+
+    fn receive_segment(&self, piece: &Segment, far: &dyn Far) -> Answer {
+        self.engine.receive_segment(piece, far)
+    }
+}
+
+impl Requester for Device {
+    fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool {
+        self.engine.payload(token, offset, into)
+    }
+
+    fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool {
+        self.engine.arrived(token, offset, bytes)
+    }
+
+    fn answered(&self, token: Token, answer: Answer) {
+        self.engine.answered(token, answer);
+    }
+
+    fn room(&self) {
+        self.engine.room();
     }
 }
 

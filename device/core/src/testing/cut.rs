@@ -8,8 +8,8 @@
 use crate::device::Device;
 use crate::memory::{Memory, Span};
 use crate::testing::rng::Rng;
-use crate::transport::segment::{Carried, Cutter};
-use crate::transport::{Answer, CopyFault, Far, Request, Responder};
+use crate::transport::segment::{Carried, Cutter, Segment};
+use crate::transport::{Answer, CopyFault, Far, Request, Requester, Responder, Token};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -118,6 +118,28 @@ impl Responder for Cutting {
             return Answer::RequesterFault;
         }
         Answer::Ack
+    }
+
+    fn receive_segment(&self, piece: &Segment, far: &dyn Far) -> Answer {
+        self.device.receive_segment(piece, far)
+    }
+}
+
+impl Requester for Cutting {
+    fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool {
+        self.device.payload(token, offset, into)
+    }
+
+    fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool {
+        self.device.arrived(token, offset, bytes)
+    }
+
+    fn answered(&self, token: Token, answer: Answer) {
+        self.device.answered(token, answer);
+    }
+
+    fn room(&self) {
+        self.device.room();
     }
 }
 

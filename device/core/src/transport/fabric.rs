@@ -1,78 +1,168 @@
-//! The transport between devices of one process: every request is answered by the calling thread.
+//! The transport between devices of one process: every request is answered by the calling thread, unless its
+//! destination is no device's here and the fabric has an [`Uplink`].
 
-use super::{Answer, CopyFault, Far, Request, Responder, Submitted, Token, Transport};
+use super::{Answer, CopyFault, Far, Request, Requester, Station, Submitted, Token, Transport};
 use crate::handle::Gid;
 use crate::memory::{DmaAddr, Memory, Span, part_of, total};
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 /// Devices of this process, by GID. One for each group of devices that can reach each other.
 #[derive(Default)]
 pub struct Fabric {
-    ports: RwLock<HashMap<Gid, Weak<dyn Responder>>>,
+    ports: RwLock<HashMap<Gid, Owner>>,
+    uplink: Option<Arc<dyn Uplink>>,
+    next_port: AtomicU64,
+}
+
+/// Whose a GID is.
+struct Owner {
+    device: Weak<dyn Station>,
+    /// A device of another fabric had it first: this one neither speaks under it nor is found by it.
+    elsewhere: bool,
+}
+
+/// Who has handed a request to an uplink.
+#[derive(Clone)]
+pub struct Origin {
+    /// Number of its port, never given twice. Tokens are of a port.
+    pub port: u64,
+    /// Its device.
+    pub device: Weak<dyn Requester>,
+}
+
+/// The way to the devices of other fabrics.
+///
+/// `submit`, `cancel` and `lost` are called with a send queue locked, `bound` with a table of GIDs: none of them may
+/// call a device, nor wait for a thread that does.
+pub trait Uplink: Send + Sync {
+    /// Takes over a request whose destination is no device's of this fabric; `from` has its source GID. Payload of a
+    /// connected QP is asked for later (`Requester::payload`), that of a datagram is read now or never.
+    fn submit(&self, from: &Origin, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted;
+
+    /// See [`Transport::cancel`]. The request may be none of the uplink's.
+    fn cancel(&self, port: u64, token: Token);
+
+    /// See [`Transport::lost`]. What is none of the uplink's is lost.
+    fn lost(&self, port: u64, token: Token) -> bool;
+
+    /// A device of this fabric has a GID that no other one here has, or has it no longer.
+    fn bound(&self, gid: Gid, bound: bool);
+}
+
+/// Where a request goes.
+enum Way {
+    Here(Arc<dyn Station>),
+    Up,
+    Nowhere,
 }
 
 impl Fabric {
-    /// A fabric without devices.
+    /// A fabric without devices, and without a way to others.
     pub fn new() -> Arc<Fabric> {
         Arc::new(Fabric::default())
     }
 
-    /// The device that `dest` belongs to, if `source` really belongs to `device`: a guest may write any GID into its
-    /// own table, but it does not speak under another's.
-    fn route(&self, device: &Weak<dyn Responder>, source: &Gid, dest: &Gid) -> Option<Arc<dyn Responder>> {
-        let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
-        ports.get(source).filter(|owner| owner.ptr_eq(device))?;
-        ports.get(dest)?.upgrade()
+    /// A fabric without devices that is linked to others.
+    pub fn linked(uplink: Arc<dyn Uplink>) -> Arc<Fabric> {
+        Arc::new(Fabric { uplink: Some(uplink), ..Fabric::default() })
+    }
+
+    /// The device that has `gid`.
+    pub fn station(&self, gid: &Gid) -> Option<Arc<dyn Station>> {
+        self.read().get(gid).filter(|owner| !owner.elsewhere)?.device.upgrade()
+    }
+
+    /// Whether a device of another fabric has `gid`, though one here has bound it.
+    pub fn set_elsewhere(&self, gid: &Gid, elsewhere: bool) {
+        if let Some(owner) = self.write().get_mut(gid) {
+            owner.elsewhere = elsewhere;
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Gid, Owner>> {
+        self.ports.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Gid, Owner>> {
+        self.ports.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way to `dest`, if `source` really belongs to `device`: a guest may write any GID into its own table, but it
+    /// does not speak under another's.
+    fn route(&self, device: &Weak<dyn Station>, source: &Gid, dest: &Gid) -> Way {
+        let ports = self.read();
+        if ports.get(source).is_none_or(|owner| owner.elsewhere || !owner.device.ptr_eq(device)) {
+            return Way::Nowhere;
+        }
+        match ports.get(dest).filter(|owner| !owner.elsewhere) {
+            Some(owner) => owner.device.upgrade().map_or(Way::Nowhere, Way::Here),
+            None if self.uplink.is_some() => Way::Up,
+            None => Way::Nowhere,
+        }
     }
 }
 
 /// One device's plug into a [`Fabric`].
 pub struct Port {
     fabric: Arc<Fabric>,
-    device: OnceLock<Weak<dyn Responder>>,
+    number: u64,
+    device: OnceLock<(Weak<dyn Station>, Origin)>,
 }
 
 impl Port {
     /// A plug without a device; see [`Port::attach`].
     pub fn new(fabric: &Arc<Fabric>) -> Arc<Port> {
-        Arc::new(Port { fabric: fabric.clone(), device: OnceLock::new() })
+        let number = fabric.next_port.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Port { fabric: fabric.clone(), number, device: OnceLock::new() })
     }
 
     /// Names the device that this plug serves. Later calls are ignored.
-    pub fn attach<D: Responder + 'static>(&self, device: &Arc<D>) {
+    pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
         let device: Weak<D> = Arc::downgrade(device);
-        let _ = self.device.set(device);
+        let origin = Origin { port: self.number, device: device.clone() };
+        let _ = self.device.set((device, origin));
     }
 }
 
 impl Transport for Port {
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
-        let from = self.device.get();
-        let to = from.and_then(|from| self.fabric.route(from, &request.source.gid, &request.dest.gid));
-        Submitted::Answered(match to {
-            Some(device) => device.receive(request, &InProcess { memory, spans: local }),
-            None => Answer::Silence,
-        })
+        let Some((device, origin)) = self.device.get() else { return Submitted::Answered(Answer::Silence) };
+        match (self.fabric.route(device, &request.source.gid, &request.dest.gid), &self.fabric.uplink) {
+            (Way::Here(to), _) => Submitted::Answered(to.receive(request, &InProcess { memory, spans: local })),
+            (Way::Up, Some(uplink)) => uplink.submit(origin, request, memory, local),
+            _ => Submitted::Answered(Answer::Silence),
+        }
     }
 
-    fn cancel(&self, _token: Token) {}
+    fn cancel(&self, token: Token) {
+        if let Some(uplink) = &self.fabric.uplink {
+            uplink.cancel(self.number, token);
+        }
+    }
 
-    fn lost(&self, _token: Token) -> bool {
-        true
+    fn lost(&self, token: Token) -> bool {
+        self.fabric.uplink.as_ref().is_none_or(|uplink| uplink.lost(self.number, token))
     }
 
     fn gid_bound(&self, gid: Gid, bound: bool) {
-        let Some(device) = self.device.get() else { return };
-        let mut ports = self.fabric.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let Some((device, _)) = self.device.get() else { return };
+        let mut ports = self.fabric.write();
         if bound {
             // The first owner keeps a GID: a guest cannot take another's traffic by binding its address.
-            let taken = ports.get(&gid).is_some_and(|owner| owner.strong_count() > 0);
-            if !taken {
-                ports.insert(gid, device.clone());
+            if ports.get(&gid).is_some_and(|owner| owner.device.strong_count() > 0) {
+                return;
             }
-        } else if ports.get(&gid).is_some_and(|owner| owner.ptr_eq(device)) {
+            ports.insert(gid, Owner { device: device.clone(), elsewhere: false });
+        } else if ports.get(&gid).is_some_and(|owner| owner.device.ptr_eq(device)) {
             ports.remove(&gid);
+        } else {
+            return;
+        }
+        // With the table locked, so that the uplink hears in the order in which it happened.
+        if let Some(uplink) = &self.fabric.uplink {
+            uplink.bound(gid, bound);
         }
     }
 }

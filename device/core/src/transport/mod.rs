@@ -135,7 +135,25 @@ pub enum Answer {
 pub trait Responder: Send + Sync {
     /// Carries out `request` on one of its QPs, with the requester's payload within reach.
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
+
+    /// The same for a piece of a message; see `Device::receive_segment`.
+    fn receive_segment(&self, piece: &segment::Segment, far: &dyn Far) -> Answer;
 }
+
+/// The device that a request came from, for a transport that answers it later and carries its payload by value. What
+/// each call does stands at the method of `Device` with its name.
+#[expect(missing_docs, reason = "the device's methods say it")]
+pub trait Requester: Send + Sync {
+    fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool;
+    fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool;
+    fn answered(&self, token: Token, answer: Answer);
+    fn room(&self);
+}
+
+/// Both halves of a device.
+pub trait Station: Responder + Requester {}
+
+impl<D: Responder + Requester> Station for D {}
 
 /// What became of a submitted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,322 @@
+//! What devices leave for the thread that owns the links.
+//!
+//! Nobody who holds the lock calls anything; `uplink.rs` says why. What a device may leave is bounded, so that a guest
+//! which asks faster than the links carry fills its own part and no more.
+
+use mio::Waker;
+use pvrdma_device::handle::Gid;
+use pvrdma_device::memory::{Memory, Span};
+use pvrdma_device::transport::fabric::{Origin, Uplink};
+use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Request, Requester, Submitted, Token};
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+
+/// Requests of one device without an answer: 32 of each of 512 QPs. A link takes 65,536 in all.
+const REQUESTS: usize = 16_384;
+/// Datagrams of one device that were not handed to a link.
+const DATAGRAMS: usize = 64;
+
+/// One of them.
+pub enum Note {
+    /// A request of a connected QP, with a number that is never given twice.
+    Asked { id: u64, origin: Origin, request: Request },
+    /// Nobody waits for the answer to it any more.
+    TakenBack(u64),
+    /// A datagram.
+    Datagram { port: u64, request: Request, payload: Vec<u8> },
+    /// A device has an address, or has it no longer.
+    Bound(Gid, bool),
+}
+
+/// What the thread has of one device.
+#[derive(Default)]
+struct Held {
+    requests: usize,
+    datagrams: usize,
+    /// It was told that there is no room.
+    waits: Option<Weak<dyn Requester>>,
+}
+
+impl Held {
+    fn is_nothing(&self) -> bool {
+        self.requests == 0 && self.datagrams == 0 && self.waits.is_none()
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    notes: Vec<Note>,
+    /// The number of each request that somebody waits for.
+    asked: HashMap<(u64, Token), u64>,
+    next: u64,
+    /// By port; those of which there is nothing have none.
+    held: HashMap<u64, Held>,
+    /// The thread is to be woken.
+    asleep: bool,
+    stopped: bool,
+    /// There is no thread any more.
+    closed: bool,
+}
+
+/// See the module text.
+pub struct Queue {
+    inner: Mutex<Inner>,
+    waker: Waker,
+}
+
+impl Queue {
+    pub fn new(waker: Waker) -> Queue {
+        Queue { inner: Mutex::default(), waker }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self, mut inner: MutexGuard<'_, Inner>, note: Note) {
+        inner.notes.push(note);
+        self.wake(inner);
+    }
+
+    fn wake(&self, mut inner: MutexGuard<'_, Inner>) {
+        let asleep = mem::take(&mut inner.asleep);
+        drop(inner);
+        if asleep {
+            // It fails for a descriptor that is none, and then the thread has ended.
+            let _ = self.waker.wake();
+        }
+    }
+
+    /// The thread is to end.
+    pub fn stop(&self) {
+        let mut inner = self.lock();
+        inner.stopped = true;
+        self.wake(inner);
+    }
+
+    // ---- for the thread ------------------------------------------------------------------------------------------
+
+    /// All that was left.
+    pub fn take(&self) -> Vec<Note> {
+        mem::take(&mut self.lock().notes)
+    }
+
+    /// The thread sleeps from now on, if there is nothing for it.
+    pub fn fall_asleep(&self) -> bool {
+        let mut inner = self.lock();
+        inner.asleep = inner.notes.is_empty() && !inner.stopped;
+        inner.asleep
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    /// Nothing is taken any more.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.notes.clear();
+        inner.asked.clear();
+    }
+
+    /// A request has its answer, or was taken back.
+    pub fn request_left(&self, port: u64, token: Token, id: u64) {
+        let mut inner = self.lock();
+        if inner.asked.get(&(port, token)) == Some(&id) {
+            inner.asked.remove(&(port, token));
+        }
+        inner.left(port, |held| held.requests -= 1);
+    }
+
+    /// A datagram is a link's affair now, or lost.
+    pub fn datagram_left(&self, port: u64) {
+        self.lock().left(port, |held| held.datagrams -= 1);
+    }
+
+    /// Tells devices that there is room where there was none.
+    pub fn tell_of_room(&self) {
+        let found: Vec<_> = {
+            let mut inner = self.lock();
+            let roomy = |held: &&mut Held| held.requests < REQUESTS && held.datagrams < DATAGRAMS;
+            let found = inner.held.values_mut().filter(roomy).filter_map(|held| held.waits.take()).collect();
+            inner.held.retain(|_, held| !held.is_nothing());
+            found
+        };
+        found.iter().filter_map(Weak::upgrade).for_each(|device| device.room());
+    }
+}
+
+impl Inner {
+    fn left(&mut self, port: u64, less: impl FnOnce(&mut Held)) {
+        let Some(held) = self.held.get_mut(&port) else { return };
+        less(held);
+        if held.is_nothing() {
+            self.held.remove(&port);
+        }
+    }
+}
+
+impl Uplink for Queue {
+    fn submit(&self, from: &Origin, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
+        let datagram = matches!(request.op, Op::Datagram { .. });
+        let mut payload = Vec::new();
+        if datagram {
+            payload.resize(request.len.min(DATAGRAM_MAX) as usize, 0);
+            if memory.gather(local, &mut payload).is_err() {
+                return Submitted::Answered(Answer::RequesterFault);
+            }
+        }
+        let mut inner = self.lock();
+        if inner.closed {
+            return Submitted::Answered(Answer::Silence);
+        }
+        let held = inner.held.entry(from.port).or_default();
+        let (count, most) = match datagram {
+            true => (&mut held.datagrams, DATAGRAMS),
+            false => (&mut held.requests, REQUESTS),
+        };
+        if *count >= most {
+            held.waits = Some(from.device.clone());
+            return Submitted::Full;
+        }
+        *count += 1;
+        if datagram {
+            self.leave(inner, Note::Datagram { port: from.port, request: *request, payload });
+            // Sent is done, whoever listens.
+            return Submitted::Answered(Answer::Ack);
+        }
+        let id = inner.next;
+        inner.next += 1;
+        inner.asked.insert((from.port, request.token), id);
+        self.leave(inner, Note::Asked { id, origin: from.clone(), request: *request });
+        Submitted::Pending
+    }
+
+    fn cancel(&self, port: u64, token: Token) {
+        let mut inner = self.lock();
+        if let Some(id) = inner.asked.remove(&(port, token)) {
+            self.leave(inner, Note::TakenBack(id));
+        }
+    }
+
+    fn lost(&self, port: u64, token: Token) -> bool {
+        !self.lock().asked.contains_key(&(port, token))
+    }
+
+    fn bound(&self, gid: Gid, bound: bool) {
+        let inner = self.lock();
+        if !inner.closed {
+            self.leave(inner, Note::Bound(gid, bound));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvrdma_device::handle::{Psn, QpHandle};
+    use pvrdma_device::rings::wqe::{Ext, Grh};
+    use pvrdma_device::testing::Ram;
+    use pvrdma_device::transport::Endpoint;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Counts how often it was told of room.
+    #[derive(Default)]
+    struct Waits(AtomicUsize);
+
+    impl Requester for Waits {
+        fn payload(&self, _token: Token, _offset: u64, _into: &mut [u8]) -> bool {
+            false
+        }
+        fn arrived(&self, _token: Token, _offset: u64, _bytes: &[u8]) -> bool {
+            false
+        }
+        fn answered(&self, _token: Token, _answer: Answer) {}
+        fn room(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn queue() -> (Queue, mio::Poll) {
+        let poll = mio::Poll::new().unwrap();
+        (Queue::new(Waker::new(poll.registry(), mio::Token(0)).unwrap()), poll)
+    }
+
+    fn request(number: usize, op: Op) -> Request {
+        let token = Token { qp: QpHandle(2), epoch: number as u32, psn: Psn::default() };
+        let (source, dest) = (Endpoint::default(), Endpoint::default());
+        Request { token, source, dest, psn: Psn::default(), packets: 1, op, len: 0, solicited: false, alone: false }
+    }
+
+    fn origin(device: &Arc<Waits>, port: u64) -> Origin {
+        let device: Weak<Waits> = Arc::downgrade(device);
+        Origin { port, device }
+    }
+
+    #[test]
+    fn a_device_fills_its_own_part_and_hears_when_there_is_room() {
+        let (queue, _poll) = queue();
+        let (greedy, modest) = (Arc::new(Waits::default()), Arc::new(Waits::default()));
+        let datagram = Op::Datagram { qkey: 0, imm: None, grh: Grh::default() };
+        for (op, most, first) in [(Op::Send { ext: Ext::None }, REQUESTS, 0), (datagram, DATAGRAMS, 1 << 20)] {
+            let submit = |device, port, number| {
+                queue.submit(&origin(device, port), &request(first + number, op), &Ram::new(0), &[])
+            };
+            let told = greedy.0.load(Ordering::Relaxed);
+            for number in 0..most {
+                assert_ne!(submit(&greedy, 1, number), Submitted::Full, "{number}");
+            }
+            assert_eq!(submit(&greedy, 1, most), Submitted::Full);
+            assert_ne!(submit(&modest, 2, 0), Submitted::Full);
+            queue.tell_of_room();
+            assert_eq!(greedy.0.load(Ordering::Relaxed), told);
+            for note in queue.take() {
+                match note {
+                    Note::Asked { id, origin, request } => queue.request_left(origin.port, request.token, id),
+                    Note::Datagram { port, .. } => queue.datagram_left(port),
+                    Note::TakenBack(_) | Note::Bound(..) => {}
+                }
+            }
+            queue.tell_of_room();
+            queue.tell_of_room();
+            assert_eq!(greedy.0.load(Ordering::Relaxed), told + 1);
+            assert!(queue.lock().held.is_empty() && queue.lock().asked.is_empty());
+        }
+        assert_eq!(modest.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_taken_back_keeps_its_place_until_the_thread_knows() {
+        let (queue, _poll) = queue();
+        let device = Arc::new(Waits::default());
+        let asked = request(0, Op::Send { ext: Ext::None });
+        assert_eq!(queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]), Submitted::Pending);
+        assert!(!queue.lost(1, asked.token) && queue.lost(2, asked.token));
+        queue.cancel(2, asked.token);
+        queue.cancel(1, asked.token);
+        queue.cancel(1, asked.token);
+        assert!(queue.lost(1, asked.token));
+        let notes = queue.take();
+        let [Note::Asked { id, .. }, Note::TakenBack(back)] = &notes[..] else { panic!("{} notes", notes.len()) };
+        assert_eq!((id, queue.lock().held[&1].requests), (back, 1));
+        queue.request_left(1, asked.token, *id);
+        assert!(queue.lock().held.is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_ended() {
+        let (queue, _poll) = queue();
+        let device = Arc::new(Waits::default());
+        let asked = request(0, Op::Send { ext: Ext::None });
+        queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]);
+        queue.close();
+        assert!(queue.lost(1, asked.token));
+        let submitted = queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]);
+        assert_eq!(submitted, Submitted::Answered(Answer::Silence));
+        queue.bound([1; 16], true);
+        assert!(queue.take().is_empty());
+    }
+}
