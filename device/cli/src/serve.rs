@@ -1,17 +1,22 @@
 //! `pvrdma serve`: PVRDMA devices for virtual machines, over vfio-user.
 //!
-//! Called by `main.rs` with the arguments after the subcommand. The work is done by the crate pvrdma-vfio-user.
+//! Called by `main.rs` with the arguments after the subcommand. The work is done by the crate pvrdma-vfio-user, and
+//! what guests have for those of other hosts is carried by pvrdma-link.
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use lexopt::{Arg, ValueExt};
+use nix::sys::signal::{SigSet, Signal};
+use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_link::Uplink;
 use pvrdma_vfio_user::{Settings, TraceFile};
 
-use crate::{Usage, options, qemu};
+use crate::{Usage, link, options, qemu};
 
 /// Help text of the subcommand.
 pub const HELP: &str = "\
@@ -26,11 +31,18 @@ Options:
   --roce v1|v2       RoCE version of the devices [default: v2]
   --trace FILE       append a line to FILE for every command the devices get
   --fault LIST       have the network lose, delay or refuse what guests send; as for pvrdma run
+  --link             guests also reach those of other hosts; `pvrdma link` makes hosts one fabric
+  --folder FOLDER    with --link, this host's settings [default: as for pvrdma link]
+  --listen IP:PORT   with --link, wait here for other hosts [default: this host's address in fabric.toml]
   --print-qemu       print how QEMU and libvirt are told of the sockets, and serve nothing
   -h, --help         this text
 
 QEMU (10.1 or newer) connects by its vfio-user-pci; --print-qemu has the whole line. The guest's memory must be shared,
 and a vmxnet3 must be function 0 of the device's PCI slot. A socket has one guest at a time.
+
+With --link the server is a host of a fabric, as pvrdma link run is for the guests of pvrdma run. Each of the two needs
+a number of its own, so on a machine that runs both, they are two hosts of the fabric. No two guests of any host may
+have the same address; of those that do, the first keeps it.
 
 One line is printed when QEMU may connect. The server has to live as long as its guests: QEMU cannot go on without it,
 nor connect again. It ends on SIGTERM and SIGINT: what guests have asked for is answered, then their connections are
@@ -42,7 +54,25 @@ struct Sockets {
     paths: Vec<PathBuf>,
     trace: Option<PathBuf>,
     group: Option<String>,
+    link: Option<Link>,
     print_qemu: bool,
+}
+
+/// How the server takes part in a fabric of hosts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Link {
+    folder: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+}
+
+impl Link {
+    /// The way to other hosts, and what is to be said of it.
+    fn start(&self) -> anyhow::Result<(Uplink, String)> {
+        // They are for the thread that waits for them, and for no other one.
+        SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_block()?;
+        let (settings, line) = link::settings(self.folder.clone(), self.listen)?;
+        Ok((Uplink::start(settings)?, line))
+    }
 }
 
 /// Runs the subcommand until a signal ends it.
@@ -60,10 +90,13 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         let path = options::trace_file(path)?;
         settings.trace = Some(TraceFile::open(&path).with_context(|| format!("trace file {}", path.display()))?);
     }
-    pvrdma_vfio_user::serve(&sockets.paths, &settings, || {
+    let (uplink, linked) = sockets.link.as_ref().map(Link::start).transpose()?.unzip();
+    let fabric = uplink.as_ref().map_or_else(Fabric::new, |uplink| uplink.fabric().clone());
+    let linked = linked.map_or(String::new(), |line| format!("; {line}"));
+    pvrdma_vfio_user::serve(&sockets.paths, &settings, &fabric, || {
         let names: Vec<_> = sockets.paths.iter().map(|path| path.display().to_string()).collect();
         // Whoever started it may not listen.
-        let _ = writeln!(std::io::stdout(), "pvrdma serve: ready on {}", names.join(", "));
+        let _ = writeln!(std::io::stdout(), "pvrdma serve: ready on {}{linked}", names.join(", "));
         let _ = std::io::stdout().flush();
     })?;
     Ok(ExitCode::SUCCESS)
@@ -72,6 +105,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
 /// The options, or nothing if help was asked for.
 fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
     let (mut sockets, mut settings) = (Sockets::default(), Settings::default());
+    let (mut linked, mut link) = (false, Link::default());
     let mut args = lexopt::Parser::from_args(args);
     while let Some(arg) = args.next()? {
         match arg {
@@ -90,6 +124,9 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("roce") => settings.roce = options::roce(&mut args)?,
             Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
             Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
+            Arg::Long("link") => linked = true,
+            Arg::Long("folder") => link.folder = Some(args.value()?.into()),
+            Arg::Long("listen") => link.listen = Some(link::listen(&args.value()?.string()?)?),
             Arg::Long("print-qemu") => sockets.print_qemu = true,
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             other => return Err(other.unexpected().into()),
@@ -98,6 +135,10 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
     if sockets.paths.is_empty() {
         return Err(Usage("serve needs a --socket; try pvrdma serve --help".into()).into());
     }
+    if !linked && link != Link::default() {
+        return Err(Usage("--folder and --listen go with --link".into()).into());
+    }
+    sockets.link = linked.then_some(link);
     Ok(Some((sockets, settings)))
 }
 
@@ -134,6 +175,15 @@ mod tests {
         assert_eq!(sockets.paths, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!((settings.access.mode, settings.roce), (0o600, Roce::V2));
         assert!(settings.faults.is_none() && sockets.trace.is_none() && sockets.group.is_none());
+        assert!(sockets.link.is_none());
+    }
+
+    #[test]
+    fn a_server_is_a_host_if_it_is_asked_to() {
+        let link = |words: &[&str]| parsed(&[words, &["--socket", "a"]].concat()).unwrap().unwrap().0.link;
+        assert_eq!(link(&["--link"]), Some(Link::default()));
+        let both = Link { folder: Some("f".into()), listen: Some("192.0.2.1:7000".parse().unwrap()) };
+        assert_eq!(link(&["--listen", "192.0.2.1:7000", "--folder", "f", "--link"]), Some(both));
     }
 
     #[test]
@@ -159,6 +209,10 @@ mod tests {
             assert!(mistake(&["--socket", "a", "--mode", mode]).contains("octal"), "{mode}");
         }
         assert!(mistake(&["--socket", "a", "--roce", "v3"]).contains("v3"));
+        for words in [["--folder", "f"], ["--listen", "192.0.2.1:1"]] {
+            assert!(mistake(&[&words[..], &["--socket", "a"]].concat()).contains("--link"), "{words:?}");
+        }
+        assert!(mistake(&["--socket", "a", "--link", "--listen", "here"]).contains("here"));
         assert!(mistake(&["--socket", "a", "--fault", "drop=2"]).contains("drop=2"));
     }
 

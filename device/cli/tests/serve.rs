@@ -87,6 +87,26 @@ fn says_when_it_is_ready_and_ends_on_a_signal() {
 }
 
 #[test]
+fn a_server_is_a_host_of_a_fabric_if_it_is_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, host) = (folder.path().join("a.sock"), folder.path().join("host"));
+    let (socket, host) = (socket.to_str().unwrap(), host.to_str().unwrap());
+    let args = ["--socket", socket, "--link", "--folder", host, "--listen", "127.0.0.1:0"];
+    let output = serve(&args).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("pvrdma link init") && said.lines().count() == 1, "{said}");
+    let init = ["link", "init", "--loopback", "--name", "red", "--folder", host];
+    assert!(Command::new(env!("CARGO_BIN_EXE_pvrdma")).args(init).output().unwrap().status.success());
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (server, line) = Server::start(serve(&args));
+        let host = "host 1 (red) on 127.0.0.1:0, 0 other hosts, without certificates";
+        assert_eq!(line, format!("pvrdma serve: ready on {socket}; {host}\n"));
+        let ended = server.end(signal);
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    }
+}
+
+#[test]
 fn sockets_get_the_mode_that_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.sock");

@@ -494,3 +494,40 @@ fn worker(pair: &[Arc<Driver>; 2], seed: u64, until: Instant) -> u32 {
     }
     rounds
 }
+
+/// Receives come late and few at a time: the requester goes back to what was not taken again and again, and what it had
+/// sent behind that comes for nothing. None of it is lost, and no timer is needed for it.
+#[test]
+fn receives_that_come_late_cost_no_timeout() {
+    let hosts = Hosts::new(false);
+    // Whoever waited for a timer would wait for ever.
+    let [a, b] = ends(&hosts.guests(), &Path { timeout: 0, ..patient() });
+    let (source, target) = (a.region(4096), b.region(4096));
+    let mut random = Rng::new(1);
+    let (mut posted, mut sent, mut received, mut done) = (0, 0, 0, 0);
+    let all = 2000;
+    let finished = pump_until(&[&a.driver, &b.driver], LIMIT, || {
+        while sent < all && a.qp.sends_out() < 60 {
+            let sges = [sge(&source, 0, random.below(100) as u32)];
+            a.qp.post_send(&match random.below(8) {
+                0 => SendWr::read(sent, &sges, &target, 0),
+                _ => SendWr::send(sent, &sges),
+            });
+            sent += 1;
+        }
+        a.qp.ring_send();
+        for _ in 0..random.below(8) {
+            if posted < all && posted - received < 60 {
+                b.recv(&RecvWr::new(posted, &[sge(&target, 0, 4096)]));
+                posted += 1;
+            }
+        }
+        for (wr_id, status) in a.send_cq.ends() {
+            assert_eq!((wr_id, status), (done, 0));
+            done += 1;
+        }
+        received += b.recv_cq.ends().len() as u64;
+        done == all
+    });
+    assert!(finished, "{done} of {sent} sent, {received} of {posted} received");
+}

@@ -1,4 +1,4 @@
-//! The server: a thread for each socket, one for each client, one fabric for all.
+//! The server: a thread for each socket, one for each client, one fabric for all, which may be linked to others.
 //!
 //! `pvrdma serve` calls [`serve`]. A socket has one client at a time, and each client a fresh function. One client's
 //! trouble, a panic included, is not the others': its function goes and the next may come.
@@ -47,14 +47,14 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How long one whose socket is taken may take to say what it wants, to be told.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// Serves every socket until SIGTERM or SIGINT. Guests of one call reach each other. `ready` is called once QEMU may
+/// Serves every socket until SIGTERM or SIGINT. Guests reach all devices of `fabric`. `ready` is called once QEMU may
 /// connect.
 ///
-/// Call it from the main thread before any other thread exists: it blocks both signals for all of them. On return
-/// what clients had asked for is answered, and the socket files are gone.
-pub fn serve(paths: &[PathBuf], settings: &Settings, ready: impl FnOnce()) -> Result<(), Error> {
+/// Call it from the main thread before any other thread exists that does not block both signals: it blocks them for all
+/// that follow. On return what clients had asked for is answered, and the socket files are gone.
+pub fn serve(paths: &[PathBuf], settings: &Settings, fabric: &Arc<Fabric>, ready: impl FnOnce()) -> Result<(), Error> {
     let signals = Signals::block()?;
-    let server = start(paths, settings)?;
+    let server = start(paths, settings, fabric)?;
     ready();
     signals.wait()?;
     server.stop();
@@ -62,10 +62,9 @@ pub fn serve(paths: &[PathBuf], settings: &Settings, ready: impl FnOnce()) -> Re
 }
 
 /// Starts the threads of every socket and returns. They serve as long as the server is kept.
-pub fn start(paths: &[PathBuf], settings: &Settings) -> Result<Server, Error> {
+pub fn start(paths: &[PathBuf], settings: &Settings, fabric: &Arc<Fabric>) -> Result<Server, Error> {
     eventfd::prepare().map_err(Error::Interrupts)?;
     let listeners = paths.iter().map(|path| Listener::bind(path, settings.access)).collect::<Result<Vec<_>, _>>()?;
-    let fabric = Fabric::new();
     let mut server = Server { sockets: Vec::new() };
     for (index, listener) in listeners.into_iter().enumerate() {
         let socket = Arc::new(Socket {

@@ -1,4 +1,4 @@
-//! One run: starts the server and its guests, hands each guest its steps, collects what came of them.
+//! One run: starts the server, or several, and the guests, hands each guest its steps, collects what came of them.
 //!
 //! Called by `mod.rs`. The steps travel in a folder shared with the guest; each leaves an exit code, a log and
 //! its wall time there, so nothing is read out of the console.
@@ -49,9 +49,24 @@ pub struct Outcome {
     pub note: String,
 }
 
-/// Boots a guest for each list of steps, all on one server and with `provider` installed, and runs the steps in them.
-/// What they leave goes to a folder for each guest below `results`.
-pub fn run(house: &House, provider: &Provider, results: &Path, guests: &[Vec<Step>]) -> Result<Vec<Outcome>> {
+/// Who serves the guests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    /// One server for all.
+    One,
+    /// A server for each, linked as hosts of a fabric.
+    Linked,
+}
+
+/// Boots a guest for each list of steps, with `provider` installed, and runs the steps in them. What they leave goes to
+/// a folder for each guest below `results`.
+pub fn run(
+    house: &House,
+    provider: &Provider,
+    results: &Path,
+    servers: Servers,
+    guests: &[Vec<Step>],
+) -> Result<Vec<Outcome>> {
     let run = house.dir.join("run");
     for folder in [results, &run] {
         match fs::remove_dir_all(folder) {
@@ -59,7 +74,11 @@ pub fn run(house: &House, provider: &Provider, results: &Path, guests: &[Vec<Ste
             _ => fs::create_dir_all(folder)?,
         }
     }
-    let mut server = start_server(house, guests.len(), results, &run)?;
+    let sockets: Vec<String> = (0..guests.len()).map(socket).collect();
+    let mut running = match servers {
+        Servers::One => vec![Server::start(house, &sockets, &[], &results.join("server.log"), &run)?],
+        Servers::Linked => linked(house, &sockets, results, &run)?,
+    };
     let started = Instant::now();
     let mut machines = Vec::new();
     for (index, steps) in guests.iter().enumerate() {
@@ -100,7 +119,9 @@ pub fn run(house: &House, provider: &Provider, results: &Path, guests: &[Vec<Ste
             },
         });
     }
-    outcomes.push(stop_server(&mut server, guests.len(), results, &run)?);
+    for server in &mut running {
+        outcomes.push(server.stop(&run)?);
+    }
     Ok(outcomes)
 }
 
@@ -144,42 +165,86 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
     Ok(())
 }
 
-fn start_server(house: &House, guests: usize, results: &Path, run: &Path) -> Result<Child> {
-    let log = fs::File::create(results.join("server.log"))?;
-    let mut command = Command::new(&house.server);
-    command.arg("serve");
-    for index in 0..guests {
-        command.args(["--socket", &socket(index)]);
-    }
-    command.current_dir(run).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let mut server = Child::start(command, Duration::from_secs(3600))?;
-    let deadline = Instant::now() + SERVER_START;
-    while !(0..guests).all(|index| run.join(socket(index)).exists()) {
-        ensure!(
-            !server.ended()? && Instant::now() < deadline,
-            "pvrdma serve made no socket: {}",
-            fs::read_to_string(results.join("server.log"))?.trim()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(server)
+/// A server that runs.
+struct Server {
+    child: Child,
+    sockets: Vec<String>,
+    log: PathBuf,
 }
 
-fn stop_server(server: &mut Child, guests: usize, results: &Path, run: &Path) -> Result<Outcome> {
-    let started = Instant::now();
-    let end = server.terminate(Duration::from_secs(5))?;
-    let left = (0..guests).any(|index| run.join(socket(index)).exists());
-    let passed = end == End::Code(0) && !left;
-    let sockets = if left { "left" } else { "removed" };
-    Ok(Outcome {
-        name: "server ends on SIGTERM, no socket left".to_owned(),
-        passed,
-        time: started.elapsed(),
-        note: match passed {
-            true => String::new(),
-            false => format!("{end:?}, sockets {sockets}, see {}", results.join("server.log").display()),
-        },
-    })
+impl Server {
+    /// Serves `sockets`, which are below `run`, with more `options`.
+    fn start(house: &House, sockets: &[String], options: &[String], log: &Path, run: &Path) -> Result<Server> {
+        let file = fs::File::create(log)?;
+        let mut command = Command::new(&house.server);
+        command.arg("serve").args(options);
+        for socket in sockets {
+            command.args(["--socket", socket]);
+        }
+        command.current_dir(run).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let mut child = Child::start(command, Duration::from_secs(3600))?;
+        let deadline = Instant::now() + SERVER_START;
+        while !sockets.iter().all(|socket| run.join(socket).exists()) {
+            ensure!(
+                !child.ended()? && Instant::now() < deadline,
+                "pvrdma serve made no socket: {}",
+                fs::read_to_string(log)?.trim()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Server { child, sockets: sockets.to_vec(), log: log.to_owned() })
+    }
+
+    fn stop(&mut self, run: &Path) -> Result<Outcome> {
+        let started = Instant::now();
+        let end = self.child.terminate(Duration::from_secs(5))?;
+        let left = self.sockets.iter().any(|socket| run.join(socket).exists());
+        let passed = end == End::Code(0) && !left;
+        let sockets = if left { "left" } else { "removed" };
+        Ok(Outcome {
+            name: "server ends on SIGTERM, no socket left".to_owned(),
+            passed,
+            time: started.elapsed(),
+            note: match passed {
+                true => String::new(),
+                false => format!("{end:?}, sockets {sockets}, see {}", self.log.display()),
+            },
+        })
+    }
+}
+
+/// A host for each guest, all of one fabric, on loopback.
+fn linked(house: &House, sockets: &[String], results: &Path, run: &Path) -> Result<Vec<Server>> {
+    let link = |host: usize, words: &[&str]| -> Result<()> {
+        let mut command = Command::new(&house.server);
+        command.arg("link").args(words).args(["--folder", &folder(host)]).current_dir(run);
+        super::run(&mut command)
+    };
+    link(0, &["init", "--loopback", "--name", "host1", "--address", &free_address()?])?;
+    for host in 1..sockets.len() {
+        let name = folder(host);
+        link(0, &["add", &name, "--address", &free_address()?])?;
+        link(host, &["join", &format!("{name}.join")])?;
+    }
+    for host in 1..sockets.len() - 1 {
+        link(host, &["join", "--update", &format!("{}/fabric.toml", folder(0))])?;
+    }
+    let start = |(host, socket): (usize, &String)| {
+        let options = ["--link".to_owned(), "--folder".to_owned(), folder(host)];
+        let log = results.join(format!("server{}.log", host + 1));
+        Server::start(house, std::slice::from_ref(socket), &options, &log, run)
+    };
+    sockets.iter().enumerate().map(start).collect()
+}
+
+/// The settings of a host below the run folder, which has its name.
+fn folder(host: usize) -> String {
+    format!("host{}", host + 1)
+}
+
+/// An address of this machine that nobody listens on at this moment.
+fn free_address() -> Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
 /// Where a guest writes what its first step prints.

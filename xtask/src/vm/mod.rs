@@ -23,15 +23,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
-use case::Outcome;
+use case::{Outcome, Servers};
 
 const USAGE: &str = "\
-usage: cargo xtask vm [--provider system|ours]... [--full | --pyverbs | --run SCRIPT [--two]] [--fetch-only] [--refresh]
+usage: cargo xtask vm [--provider system|ours]... [--full | --hosts | --pyverbs | --run SCRIPT [--two]] [--fetch-only]
+                      [--refresh]
 
 Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
 
   --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
-  --full            also the longer steps (perftest, driver unbind and bind) and two guests on one server
+  --full            also the longer steps (perftest, driver unbind and bind), two guests on one server, and --hosts
+  --hosts           only two guests on two servers, which are two hosts of a fabric
   --pyverbs         only rdma-core's own test suite, as one table of both providers
   --run SCRIPT      run this shell text in the guest instead and print what it prints
   --two             run the script in two guests of one server at once; $number says which is which
@@ -71,6 +73,7 @@ struct Options {
     system: bool,
     ours: bool,
     full: bool,
+    hosts: bool,
     pyverbs: bool,
     run: Option<String>,
     two: bool,
@@ -123,7 +126,7 @@ pub fn main(args: Vec<String>) -> Result<()> {
         let results = house.dir.join("results").join(provider.name());
         if let Some(script) = &options.run {
             let guests: Vec<_> = (0..1 + usize::from(options.two)).map(|_| steps::own(script.clone())).collect();
-            let outcomes = case::run(&house, &provider, &results, &guests)?;
+            let outcomes = case::run(&house, &provider, &results, Servers::One, &guests)?;
             for index in 0..guests.len() {
                 println!("--- guest {} ---", index + 1);
                 print!("{}", fs::read_to_string(case::first_log(&results, index)).unwrap_or_default());
@@ -132,16 +135,21 @@ pub fn main(args: Vec<String>) -> Result<()> {
             continue;
         }
         if options.pyverbs {
-            let outcomes = case::run(&house, &provider, &results, &[steps::pyverbs()])?;
+            let outcomes = case::run(&house, &provider, &results, Servers::One, &[steps::pyverbs()])?;
             failed += print_table("rdma-core's own tests", &provider, &outcomes);
             continue;
         }
-        let outcomes = case::run(&house, &provider, &results, &[steps::one_guest(options.full)])?;
-        failed += print_table("one guest", &provider, &outcomes);
-        if options.full {
-            let results = house.dir.join("results").join(format!("{}-two", provider.name()));
-            let outcomes = case::run(&house, &provider, &results, &steps::two_guests())?;
-            failed += print_table("two guests", &provider, &outcomes);
+        if !options.hosts {
+            let outcomes = case::run(&house, &provider, &results, Servers::One, &[steps::one_guest(options.full)])?;
+            failed += print_table("one guest", &provider, &outcomes);
+        }
+        let two = [("two", "two guests", Servers::One), ("hosts", "two guests on two hosts", Servers::Linked)];
+        for (folder, what, servers) in two {
+            if options.full || options.hosts && servers == Servers::Linked {
+                let results = house.dir.join("results").join(format!("{}-{folder}", provider.name()));
+                let outcomes = case::run(&house, &provider, &results, servers, &steps::two_guests())?;
+                failed += print_table(what, &provider, &outcomes);
+            }
         }
     }
     if options.pyverbs && options.ours && options.system {
@@ -161,6 +169,7 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--full" => options.full = true,
+            "--hosts" => options.hosts = true,
             "--pyverbs" => options.pyverbs = true,
             "--two" => options.two = true,
             "--run" => options.run = Some(args.next().context("--run needs shell text")?),
@@ -175,9 +184,9 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             other => bail!("unknown option {other}\n{USAGE}"),
         }
     }
-    let kinds = [options.full, options.pyverbs, options.run.is_some()];
+    let kinds = [options.full, options.hosts, options.pyverbs, options.run.is_some()];
     if kinds.iter().filter(|kind| **kind).count() > 1 || options.two && options.run.is_none() {
-        bail!("one of --full, --pyverbs and --run, and --two goes with --run\n{USAGE}");
+        bail!("one of --full, --hosts, --pyverbs and --run, and --two goes with --run\n{USAGE}");
     }
     if !options.system && !options.ours {
         (options.system, options.ours) = (true, true);
@@ -292,6 +301,7 @@ mod tests {
         assert!(options(&["--two"]).is_err());
         assert!(options(&["--full", "--run", "true"]).is_err());
         assert!(options(&["--full", "--pyverbs"]).is_err());
+        assert!(options(&["--full", "--hosts"]).is_err());
         assert!(options(&["--run"]).is_err());
     }
 }

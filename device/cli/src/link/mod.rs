@@ -25,10 +25,14 @@ mod run;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub use options::COMMANDS;
+use pvrdma_link::links;
+
 use options::Command;
+pub use options::{COMMANDS, listen};
 
 /// Help text of the subcommand.
 pub const HELP: &str = "\
@@ -99,6 +103,11 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Status { json } => run::status(json),
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What takes this host into its fabric, and a line that says how; for `pvrdma serve` too.
+pub fn settings(folder: Option<PathBuf>, listen: Option<SocketAddr>) -> anyhow::Result<(links::Settings, String)> {
+    run::settings(&place::settings(folder)?, listen)
 }
 
 /// A line for people. What it tells is done, whether anybody reads it or not.

@@ -172,7 +172,7 @@ fn address(text: &str) -> Result<SocketAddr, Usage> {
 }
 
 /// Where to listen: it may be any of the machine's addresses.
-fn listen(text: &str) -> Result<SocketAddr, Usage> {
+pub fn listen(text: &str) -> Result<SocketAddr, Usage> {
     let without_port = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     let address = text.parse().or_else(|_| without_port().map(|ip| SocketAddr::new(ip, PORT)));
     address.map_err(|_| Usage(format!("--listen is IP:PORT, as 0.0.0.0:{PORT}, not {text:?}")))

@@ -24,16 +24,20 @@ const SOCKET: &str = "link.sock";
 /// How long who is asked may take to say so.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What takes this host into its fabric, and a line that says how.
+pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(links::Settings, String)> {
+    let fabric = Settings::load(folder)?;
+    let (this, others) = (fabric.this(), fabric.hosts.len() - 1);
+    let plain = if fabric.identity.is_none() { ", without certificates" } else { "" };
+    let at = listen.unwrap_or(this.address);
+    let line = format!("host {} ({}) on {at}, {others} other hosts{plain}", this.number, this.name);
+    Ok((links::Settings { fabric, listen }, line))
+}
+
 pub fn run(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()> {
-    let settings = Settings::load(folder)?;
-    let line = {
-        let (this, others) = (settings.this(), settings.hosts.len() - 1);
-        let plain = if settings.identity.is_none() { ", without certificates" } else { "" };
-        let at = listen.unwrap_or(this.address);
-        format!("pvrdma link: host {} ({}) on {at}, {others} other hosts{plain}", this.number, this.name)
-    };
+    let (settings, line) = settings(folder, listen)?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let ran = carry(&run_dir, links::Settings { fabric: settings, listen }, &line);
+    let ran = carry(&run_dir, settings, &format!("pvrdma link: {line}"));
     run_dir.leave().context("cannot clean up the run directory")?;
     ran
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_vfio_user::Settings;
@@ -44,7 +45,7 @@ pub fn servers(count: usize) -> Servers {
 pub fn servers_with(count: usize, settings: &Settings) -> Servers {
     let folder = tempfile::tempdir().unwrap();
     let paths: Vec<PathBuf> = (0..count).map(|index| folder.path().join(format!("{index}.sock"))).collect();
-    let server = pvrdma_vfio_user::start(&paths, settings).unwrap();
+    let server = pvrdma_vfio_user::start(&paths, settings, &Fabric::new()).unwrap();
     Servers { paths, server: Some(server), _folder: folder }
 }
 
