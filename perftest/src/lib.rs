@@ -1,8 +1,8 @@
 //! How the figures of perftest/README.md are measured. Called by `xtask demo` and `xtask bench`.
 //!
 //! Six kinds: what stock perftest tools print ([`Line`]), what UCX's own benchmark says ([`ucx`]), what a bare copy
-//! between two processes and a bare socket cost on the same machine in the same run ([`bare_copy`], [`socket`]), and for
-//! each hot verb how many instructions it takes ([`instructions()`]) and how long, on a device that stands still
+//! between two processes and a bare socket cost on the same machine in the same run ([`bare_copy`], [`socket`]), and
+//! for each hot verb how many instructions it takes ([`instructions()`]) and how long, on a device that stands still
 //! ([`frozen`]).
 
 pub mod assembly;

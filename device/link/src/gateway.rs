@@ -195,8 +195,8 @@ pub struct HostReport {
 /// Makes a report readable: as JSON, or as text.
 pub type Show = fn(&Report, json: bool) -> String;
 
-/// Carries requests between the guests below `dir` and other hosts, until SIGTERM, SIGINT or SIGHUP. `ready` is called when
-/// guests and hosts can reach it. Who connects to `socket` is told how it fares, in the words of `show`.
+/// Carries requests between the guests below `dir` and other hosts, until SIGTERM, SIGINT or SIGHUP. `ready` is called
+/// when guests and hosts can reach it. Who connects to `socket` is told how it fares, in the words of `show`.
 pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: impl FnOnce()) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;

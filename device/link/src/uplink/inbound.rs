@@ -1,7 +1,7 @@
 //! From other hosts to devices of this process.
 //!
-//! A piece of a message is carried out when it comes. What is read is read when its turn to leave has come, and what the
-//! same pair of QPs has behind it waits for that: a responder takes things in their order alone.
+//! A piece of a message is carried out when it comes. What is read is read when its turn to leave has come, and what
+//! the same pair of QPs has behind it waits for that: a responder takes things in their order alone.
 
 use crate::convert;
 use pvrdma_device::memory::{Memory, Span, total};
