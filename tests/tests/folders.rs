@@ -81,7 +81,9 @@ const HOUSES: &[House] = &[
         src: "device/fabric/src",
         tests: &["loom", "tests"],
         rooms: &[
-            ("transport", &["bell", "copy", "hazard", "segment", "sync", "words"]),
+            ("gateway", &["copy", "hazard", "segment", "sync", "taken", "transport", "words"]),
+            ("transport", &["bell", "copy", "hazard", "segment", "sync", "taken", "words"]),
+            ("taken", &["segment"]),
             ("memory", &["copy"]),
             ("copy", &["hazard", "say", "section", "segment", "sync"]),
             ("hazard", &["bell", "say", "section", "segment", "sync"]),

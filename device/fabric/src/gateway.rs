@@ -13,31 +13,14 @@
 
 use crate::copy::{Direction, Gone, RemoteFar, span_of};
 use crate::hazard::Hazard;
-use crate::segment::{Process, Segment};
+use crate::segment::Process;
 use crate::sync::Ordering;
+use crate::taken::Taken;
 use crate::transport::{Body, HostTransport, answer_slot, read};
 use crate::words::{REQUEST_WORDS, encode, encode_segment};
-use pvrdma_device::guest::Guest;
-use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{DmaAddr, Span, part_of, total};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::{Answer, Op, Request, Submitted, Token};
-
-/// Whether an address is that of another host's guest.
-pub(crate) fn is_elsewhere(segment: &Segment, gid: &Gid) -> bool {
-    Guest::of(gid).is_some_and(|guest| guest.host() != segment.host())
-}
-
-/// A request of a process of this host that is to be answered later: once, by [`HostTransport::give`].
-#[must_use = "its requester waits for an answer"]
-pub struct Taken {
-    requester: Process,
-    slot: u16,
-    word: u64,
-    spans: Vec<Span>,
-    /// What it asks for.
-    pub request: Request,
-}
 
 /// How a copy of a part of a payload ended that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +139,6 @@ impl HostTransport {
 
     /// Hands in a datagram from another host. `false`: its target has no room for it now.
     pub fn submit_datagram(&self, request: &Request, payload: &[u8]) -> bool {
-        is_elsewhere(&self.segment, &request.dest.gid) || self.deliver_datagram(request, payload) != Submitted::Busy
+        self.segment.is_elsewhere(&request.dest.gid) || self.deliver_datagram(request, payload) != Submitted::Busy
     }
 }

@@ -16,6 +16,7 @@
 //! | `section.rs` | what is done only while a word holds |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
 //! | `gateway.rs` | requests to and from other hosts |
+//! | `taken.rs` | a request that is answered later |
 //! | `words.rs` | requests and answers as words of a slot |
 //! | `copy.rs` | one copy between two processes |
 //! | `bell.rs` | who sleeps and how to wake them |
@@ -42,6 +43,7 @@ pub mod say;
 mod section;
 pub mod segment;
 mod sync;
+pub mod taken;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub mod transport;

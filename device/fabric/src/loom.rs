@@ -14,10 +14,10 @@
 #[allow(dead_code, reason = "the provider needs more of it")]
 pub mod shadow;
 
-use crate::gateway::Taken;
 use crate::memory::ProcessMemory;
 use crate::segment::{Fabric, Region, by_hand};
 use crate::sync::own;
+use crate::taken::Taken;
 use crate::transport::{Deferred, HostTransport, Inbound};
 use ::loom::sync::{Mutex, MutexGuard};
 use ::loom::thread::spawn;

@@ -7,6 +7,7 @@ use crate::section;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::words::REQUEST_WORDS;
 use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::handle::Gid;
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -401,6 +402,11 @@ impl Segment {
     /// The guests that the processes of this host belong to, with repeats.
     pub fn guests(&self) -> impl Iterator<Item = Guest> + '_ {
         self.used().filter_map(|index| self.guest(self.process(index)?))
+    }
+
+    /// Whether an address is that of another host's guest.
+    pub fn is_elsewhere(&self, gid: &Gid) -> bool {
+        Guest::of(gid).is_some_and(|guest| guest.host() != self.host)
     }
 
     /// Whether `process` still owns its region and runs.

@@ -1,9 +1,10 @@
 //! Two processes of the fabric in one, without a device: what becomes of requests.
 
 use crate::copy::span_of;
-use crate::gateway::{NotCopied, Taken};
+use crate::gateway::NotCopied;
 use crate::memory::ProcessMemory;
 use crate::segment::by_hand;
+use crate::taken::Taken;
 use crate::transport::{Deferred, GATEWAY_PATIENCE, HostTransport, Inbound};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};

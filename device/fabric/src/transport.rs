@@ -3,10 +3,10 @@
 
 use crate::bell::Bell;
 use crate::copy::{Copied, Direction, Gone, RemoteFar, copy_under};
-use crate::gateway::{Taken, is_elsewhere};
 use crate::hazard::{self, Hazard};
 use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
+use crate::taken::Taken;
 use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
 use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
@@ -276,7 +276,7 @@ impl HostTransport {
 
     /// Sends a datagram with this payload.
     pub(crate) fn deliver_datagram(&self, request: &Request, payload: &[u8]) -> Submitted {
-        let elsewhere = is_elsewhere(&self.segment, &request.dest.gid);
+        let elsewhere = self.segment.is_elsewhere(&request.dest.gid);
         if request.dest.qpn.0 == GSI && !elsewhere {
             return self.send_to_managers(request, payload);
         }
@@ -712,7 +712,7 @@ impl Transport for HostTransport {
         if let Op::Datagram { .. } = request.op {
             return self.send_datagram(request, memory, local);
         }
-        if is_elsewhere(&self.segment, &request.dest.gid) {
+        if self.segment.is_elsewhere(&request.dest.gid) {
             // It answers when the other host has.
             let gateway = self.segment.gateway();
             return gateway.map_or(Submitted::Answered(Answer::Silence), |gateway| {
