@@ -83,7 +83,7 @@ impl Load {
     }
 
     /// Both are told, whatever they wait for.
-    fn is_told(self, hosts: &Hosts) {
+    fn expect_told(self, hosts: &Hosts) {
         for mut side in self.sides {
             side.hurry(Duration::from_secs(120));
             let output = side.wait();
@@ -124,7 +124,7 @@ fn who_carries_requests_is_killed_and_starts_again() {
             let load = Load::start(&hosts, &Provider::System, HASTY);
             let begin = Instant::now();
             hosts.host_mut(number).kill();
-            load.is_told(&hosts);
+            load.expect_told(&hosts);
             println!("host {number} killed for good: told after {:?}", begin.elapsed());
             hosts.host_mut(number).start();
             hosts.wait_until_linked();
@@ -156,7 +156,7 @@ fn who_carries_requests_is_stopped() {
         thread::sleep(Duration::from_micros(round as u64 * 137));
         let begin = Instant::now();
         hosts.host(1 + round % 2).signal(libc::SIGSTOP);
-        load.is_told(&hosts);
+        load.expect_told(&hosts);
         hosts.host(1 + round % 2).signal(libc::SIGCONT);
         println!("host {} stopped for good: told after {:?}", 1 + round % 2, begin.elapsed());
         hosts.wait_until_linked();
