@@ -120,6 +120,7 @@ const HOUSES: &[House] = &[
         tests: &[],
         rooms: &[
             ("gateway", &["convert", "links", "near"]),
+            ("uplink", &["convert", "links", "log", "near"]),
             ("links", &["bearer", "log", "near"]),
             ("bearer", &[]),
             ("convert", &[]),
