@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `number` | the host's number, one line |
 //! | `fabric.toml` | the hosts that belong together, the same file on each |
-//! | `ca.pem`, `host.pem`, `host.key` | [`identity`](crate::identity); none of them: a fabric on loopback, for trials |
+//! | `ca.pem`, `host.pem`, `host.key` | [`identity`]; none of them: a fabric on loopback, for trials |
 //! | `ca.key`, `issued` | where hosts are added: the authority's key, and the numbers that it has given |
 //!
 //! Whoever may change a file in it decides whom this host believes, so the folder is its owner's alone. Nothing is
