@@ -479,6 +479,12 @@ impl Segment {
         self.fabric.rounds.load(Ordering::Relaxed)
     }
 
+    /// It does no longer.
+    pub fn resign_gateway(&self) {
+        let own = (self.own as u64 + 1) << 32 | u64::from(self.incarnation());
+        let _ = self.fabric.gateway.compare_exchange(own, 0, Ordering::Release, Ordering::Relaxed);
+    }
+
     /// Gives the region back.
     pub fn leave(&self) {
         self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);

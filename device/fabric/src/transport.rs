@@ -392,6 +392,10 @@ impl HostTransport {
         if tail.wrapping_sub(head) as usize >= CHANNEL_LEN || !fits {
             return Submitted::Busy;
         }
+        // The slot of a datagram lasts as long as its target is stopped, so requests keep a part for themselves.
+        if matches!(body, Body::Bytes(_)) && out.free.len() <= SLOTS / 4 {
+            return Submitted::Busy;
+        }
         let Some(slot_index) = out.free.pop() else { return Submitted::Busy };
         let slot = &own.slots[usize::from(slot_index)];
         let payload = &own.payloads[usize::from(slot_index)];

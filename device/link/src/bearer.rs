@@ -18,6 +18,8 @@ pub struct Bearer {
     /// The socket may have something, or take something.
     readable: bool,
     writable: bool,
+    /// The poll has told of its end, and will not do so again.
+    ending: bool,
     /// Nothing more comes.
     ended: bool,
     input: Box<[u8]>,
@@ -38,6 +40,7 @@ impl Bearer {
             tls: tls.map(Box::new),
             readable: true,
             writable: true,
+            ending: false,
             ended: false,
             input: vec![0; INPUT].into(),
             taken: 0,
@@ -52,10 +55,11 @@ impl Bearer {
         &mut self.socket
     }
 
-    /// The poll says that the socket may go on.
-    pub fn is_ready(&mut self, reading: bool, writing: bool) {
-        self.readable |= reading;
-        self.writable |= writing;
+    /// The poll says that the socket may go on, or that it comes to its end.
+    pub fn is_ready(&mut self, reading: bool, writing: bool, ending: bool) {
+        self.ending |= ending;
+        self.readable |= reading || ending;
+        self.writable |= writing || ending;
     }
 
     /// Whether there may be something to read.
@@ -104,7 +108,7 @@ impl Bearer {
             }
             Ok(bytes) => {
                 // A stream that gives less than there was room for has no more (epoll(7), question 9).
-                self.readable &= self.tls.is_some() || bytes == room.len();
+                self.readable &= self.tls.is_some() || self.ending || bytes == room.len();
                 self.filled += bytes;
                 Ok(true)
             }

@@ -226,12 +226,16 @@ pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: imp
         barred: AtomicU64::new(0),
     });
     let guests = gateway.clone();
-    thread::Builder::new().name("guests".into()).spawn(move || guests.wait_for_guests())?;
+    thread::Builder::new().name("guests".into()).spawn(move || {
+        let _whole = Whole;
+        guests.wait_for_guests();
+    })?;
     gateway.transport.segment().become_gateway();
     let hosts = gateway.clone();
     thread::Builder::new().name("hosts".into()).spawn(move || {
+        let _whole = Whole;
         if let Err(error) = hosts.wait_for_hosts(&mut poll) {
-            eprintln!("pvrdma link: {error}");
+            let _ = writeln!(io::stderr(), "pvrdma link: {error}");
             std::process::exit(1);
         }
     })?;
@@ -243,10 +247,12 @@ pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: imp
     ready();
     signals.wait()?;
     let _ = std::fs::remove_file(socket);
-    let mut shared = lock(&gateway.shared);
-    let Shared { links, guests } = &mut *shared;
+    let mut locked = lock(&gateway.shared);
+    let Shared { links, guests } = &mut *locked;
     links.stop(guests);
-    gateway.transport.segment().leave();
+    // Its region is given back by its end: until then the threads may still touch it, though they do no more.
+    gateway.transport.segment().resign_gateway();
+    std::mem::forget(locked);
     Ok(())
 }
 
@@ -279,6 +285,17 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
             }
         };
         let _ = asker.write_all(show(&report, json).as_bytes());
+    }
+}
+
+/// Held by each thread without which the others are of no use: a gateway that is half dead would keep its place.
+struct Whole;
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 
@@ -334,11 +351,17 @@ impl Gateway {
     /// The first thread.
     fn wait_for_hosts(&self, poll: &mut mio::Poll) -> io::Result<()> {
         let mut events = mio::Events::with_capacity(64);
+        // The other thread may sleep by an older limit.
+        let mut limit = None;
         loop {
-            sleep(poll, &mut events, None)?;
+            sleep(poll, &mut events, limit)?;
+            if events.is_empty() {
+                limit = self.look(&events);
+                continue;
+            }
             self.turn.set(true);
             let mut ticket = self.ticket();
-            let mut limit = self.look(&events);
+            limit = self.look(&events);
             let mut last = Instant::now();
             while limit == Some(Duration::ZERO) || self.may_spin(last) && last.elapsed() < SPIN {
                 sleep(poll, &mut events, Some(Duration::ZERO))?;

@@ -55,7 +55,9 @@ const LISTENER: Token = Token(usize::MAX);
 /// Frames are made until this much waits for a socket.
 const UNTIL: usize = 256 * 1024;
 /// How much is read from one socket before the others have their turn.
-const TURN: usize = 4 * 1024 * 1024;
+const TURN: usize = 512 * 1024;
+/// How many who connect are let in before other things are done.
+const CALLS: usize = 32;
 /// How long a host may take to answer and to show its certificate.
 const DIAL: Duration = Duration::from_secs(2);
 
@@ -134,41 +136,43 @@ impl Links {
     pub fn is_ready(&mut self, event: &mio::event::Event) {
         self.called |= event.token() == LISTENER;
         if let Some(place) = self.places.get_mut(&event.token().0) {
-            let ended = event.is_error() || event.is_read_closed() || event.is_write_closed();
-            place.bearer.is_ready(event.is_readable() || ended, event.is_writable() || ended);
+            let ending = event.is_error() || event.is_read_closed() || event.is_write_closed();
+            place.bearer.is_ready(event.is_readable(), event.is_writable(), ending);
         }
     }
 
     /// Does all that can be done now. `true`: there is more to do at once.
     pub fn turn(&mut self, near: &mut dyn Near) -> bool {
-        self.accept();
-        let mut more = false;
+        let mut more = self.accept();
         let now = self.now();
         // What has come is taken in before time passes, even if the poll has not told of it yet: this process may have
         // been stopped, and that is no silence of the others.
         if self.hosts.deadline().is_some_and(|deadline| deadline <= now) {
-            self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false));
+            self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false, false));
         }
         for key in self.keys() {
             more |= self.read(key, near);
+            // Answers do not wait until all others were read.
+            self.write(key, near);
         }
         self.hosts.poll(now);
         self.give_up_dialing(now);
-        self.pass_on(near);
-        for key in self.keys() {
-            self.write(key, near);
-        }
-        self.pass_on(near);
+        self.flush(near);
         more
     }
 
     /// Sends what there is.
     pub fn flush(&mut self, near: &mut dyn Near) {
         self.pass_on(near);
-        for key in self.keys() {
-            self.write(key, near);
+        // What has happened while frames were made may make more of them.
+        loop {
+            for key in self.keys() {
+                self.write(key, near);
+            }
+            if !self.pass_on(near) {
+                return;
+            }
         }
-        self.pass_on(near);
     }
 
     /// When `turn` has something to do, at the latest.
@@ -200,18 +204,24 @@ impl Links {
         Ok(key)
     }
 
-    fn accept(&mut self) {
-        while self.called {
+    /// Lets in who has connected. `true`: there may be more of them.
+    fn accept(&mut self) -> bool {
+        for _ in 0..CALLS {
+            if !self.called {
+                return false;
+            }
             let (socket, address) = match self.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.called = false;
-                    return;
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                    continue;
                 }
-                // Not now: no descriptor is left, say.
-                Err(_) => return,
+                // Nobody; or not now, as no descriptor is left, say: the next turn asks again.
+                Err(error) => {
+                    self.called = error.kind() != io::ErrorKind::WouldBlock;
+                    return false;
+                }
             };
+            let now = self.now();
             let tls = match &self.tls {
                 None if !identity::may_be_plain(address.ip()) => {
                     self.log.once(
@@ -226,7 +236,6 @@ impl Links {
                     Err(_) => continue,
                 },
             };
-            let now = self.now();
             let Some(id) = self.hosts.accept(now) else {
                 self.log.once(
                     "crowd",
@@ -239,6 +248,7 @@ impl Links {
                 Err(_) => self.hosts.closed(now, id),
             }
         }
+        self.called
     }
 
     fn dial(&mut self, host: u16) {
@@ -394,12 +404,15 @@ impl Links {
         }
     }
 
-    /// Hands on what has happened, until nothing more does.
-    fn pass_on(&mut self, near: &mut dyn Near) {
+    /// Hands on what has happened, until nothing more does. Whether anything has.
+    fn pass_on(&mut self, near: &mut dyn Near) -> bool {
         let now = self.now();
+        let mut any = false;
         loop {
-            match self.hosts.next_event() {
-                None => return,
+            let event = self.hosts.next_event();
+            let first = !std::mem::replace(&mut any, true);
+            match event {
+                None => return !first,
                 Some(HostEvent::Dial(host)) => self.dial(host),
                 Some(HostEvent::Close(id, why)) => self.close(id, why),
                 Some(event) => {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Arguments;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 /// How often one kind of line is written at most.
@@ -14,9 +15,9 @@ pub struct Log {
 }
 
 impl Log {
-    /// A line.
+    /// A line. Whoever read them may be gone.
     pub fn line(&self, text: Arguments<'_>) {
-        eprintln!("pvrdma link: {text}");
+        let _ = writeln!(io::stderr(), "pvrdma link: {text}");
     }
 
     /// A line of a kind that anybody out there can cause: once a minute.

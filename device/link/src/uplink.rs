@@ -92,6 +92,7 @@ impl Drop for Devices {
     fn drop(&mut self) {
         self.queue.close();
         self.outbound.give_up();
+        self.queue.tell_of_room();
     }
 }
 

@@ -18,6 +18,8 @@ use std::time::Duration;
 /// How long a guest may hold a piece of a message: one that is stopped would fill the window of its host. Its answer is
 /// silence then, as if it had been lost.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long it has had one before it is looked whether it still runs.
+const LOOK: Duration = Duration::from_millis(50);
 /// Pieces of a READ that are read ahead of what has left.
 const AHEAD: usize = 4;
 /// Bytes of all READs of a host that are.
@@ -26,7 +28,7 @@ const OF_A_HOST: u64 = 32 * PIECE;
 /// What is to be done for a pair of QPs, in order.
 enum Work {
     /// Bytes go to a guest.
-    Segment { segment: Segment, payload: Box<[u8]>, receipt: Receipt },
+    Segment { segment: Segment, payload: Box<[u8]>, receipt: Receipt, since: Duration },
     /// Bytes come from it: those before `asked` were asked for.
     Read { key: ReplyKey, message: Message, asked: u64 },
 }
@@ -123,7 +125,7 @@ impl Inbound {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.flying.is_empty() && self.stuck.is_empty()
+        self.flying.is_empty() && self.stuck.is_empty() && self.reading.is_empty()
     }
 
     pub fn is_stuck(&self) -> bool {
@@ -156,7 +158,7 @@ impl Inbound {
                 hosts.answer(now, receipt, convert::answer(answer));
                 return;
             }
-            stream.work.push_back(Work::Segment { segment: *segment, payload: payload.into(), receipt });
+            stream.work.push_back(Work::Segment { segment: *segment, payload: payload.into(), receipt, since: now });
         }
         self.work(hosts, now, ends);
     }
@@ -328,14 +330,39 @@ impl Inbound {
 
     /// Takes back what a guest has had for too long, or will never answer.
     pub fn look(&mut self, hosts: &mut Hosts, now: Duration) {
-        let late = |id: u64, flying: &Flying| now >= flying.since + PATIENCE || self.transport.lost(token(id));
+        // Whether its guest still runs is a dear question.
+        let late = |id: u64, flying: &Flying| {
+            now >= flying.since + PATIENCE || now >= flying.since + LOOK && self.transport.lost(token(id))
+        };
         let mut late: Vec<u64> = self.flying.iter().filter(|(id, of)| late(**id, of)).map(|(id, _)| *id).collect();
         late.sort_unstable();
         for id in late {
             self.transport.cancel(token(id));
             self.answered(hosts, now, token(id), Answer::Silence);
         }
+        // What has no room at its target is held as long, or a stopped guest would fill the window of the other host.
+        for stream in self.streams.values_mut().filter(|stream| stream.stuck) {
+            for work in std::mem::take(&mut stream.work) {
+                match work {
+                    Work::Segment { receipt, since, .. } if now >= since + PATIENCE => {
+                        hosts.answer(now, receipt, frame::Answer::Silence);
+                    }
+                    work => stream.work.push_back(work),
+                }
+            }
+        }
         self.streams.retain(|_, stream| !stream.work.is_empty() || stream.flying > 0 || stream.stuck);
+        // Those that wait to read and were taken back since would keep their places for ever.
+        for reading in self.reading.values_mut() {
+            let streams = &self.streams;
+            let waits = |ends: &Ends| streams.get(ends).is_some_and(|stream| stream.waiting && !stream.work.is_empty());
+            reading.waiting.retain(waits);
+            if reading.bytes == 0 {
+                self.left.extend(reading.waiting.drain(..));
+            }
+        }
+        self.reading.retain(|_, reading| reading.bytes > 0 || !reading.waiting.is_empty());
+        self.go_on(hosts, now);
     }
 }
 

@@ -135,11 +135,12 @@ impl Queue {
         self.lock().left(port, |held| held.datagrams -= 1);
     }
 
-    /// Tells devices that there is room where there was none.
+    /// Tells devices that there is room where there was none; or that nothing is taken any more.
     pub fn tell_of_room(&self) {
         let found: Vec<_> = {
             let mut inner = self.lock();
-            let roomy = |held: &&mut Held| held.requests < REQUESTS && held.datagrams < DATAGRAMS;
+            let closed = inner.closed;
+            let roomy = |held: &&mut Held| closed || held.requests < REQUESTS && held.datagrams < DATAGRAMS;
             let found = inner.held.values_mut().filter(roomy).filter_map(|held| held.waits.take()).collect();
             inner.held.retain(|_, held| !held.is_nothing());
             found
