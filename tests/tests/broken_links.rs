@@ -165,6 +165,36 @@ fn who_carries_requests_is_stopped() {
     hosts.end();
 }
 
+/// What a stopped program does not take in keeps no room that others need, however much there is for it.
+#[test]
+fn a_stopped_program_holds_up_nobody_else() {
+    let _machine = machine();
+    let hosts = Hosts::linked(2, Trust::Plain);
+    let port = free_port();
+    let number = port.to_string();
+    let line = ["-F", "-q", "16", "-s", "65536", "-D", "60", "-p", &number];
+    let job = |host: usize| hosts.host(host).job("ib_send_bw").guest("crowd").args(line);
+    let mut server = job(1).spawn();
+    wait_for_listener(&mut server, port);
+    let client = job(2).args(["127.0.0.1"]).spawn();
+    thread::sleep(ms(1500));
+    let pid = server.program_pid("ib_send_bw");
+    server.signal(pid, libc::SIGSTOP);
+    // All QPs send again and again meanwhile.
+    for _ in 0..3 {
+        thread::sleep(ms(200));
+        let begin = Instant::now();
+        works(&hosts);
+        println!("others take {:?} beside it", begin.elapsed());
+    }
+    server.signal(pid, libc::SIGKILL);
+    server.wait();
+    // It has been told by now, or is soon.
+    client.wait();
+    works(&hosts);
+    hosts.end();
+}
+
 /// A program that is killed answers no more; one that is stopped does, as soon as it can.
 #[test]
 fn a_peer_is_killed_or_stopped() {

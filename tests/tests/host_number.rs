@@ -93,7 +93,7 @@ fn a_number_that_is_none_is_refused() {
     for number in ["0", "255", "seven"] {
         let output = stand.job("true").env("PVRDMA_LINK", host(&stand, number)).output();
         assert_eq!(output.status.code(), Some(1), "{output}");
-        assert!(output.stderr.contains("is no number of a host; write one from 1 to 254"), "{output}");
+        assert!(output.stderr.contains("holds no number of a host, 1 to 254"), "{output}");
     }
     assert_eq!(stand.leftovers(), Vec::<PathBuf>::new());
 }

@@ -42,6 +42,10 @@ const BLOCKS: &[(&str, Way)] = &[
     ("sudo apt install gcc ibverbs-utils", NotHere("it changes the machine; `cargo xtask demo` installs the same")),
     ("cargo build --release -p pvrdma-cli", Here),
     ("pvrdma run -- ibv_devinfo", Here),
+    (
+        "red$ pvrdma link init",
+        NotHere("it takes two machines; `tests/tests/hosts.rs` has two hosts with certificates on one"),
+    ),
     ("pvrdma serve --socket", Here),
     ("-netdev stream", NotHere("no command; `cargo xtask vm --full` joins its guests so")),
     ("cargo xtask package", NotHere("a check of its own")),
