@@ -172,7 +172,7 @@ pub struct Fabric {
     /// Who carries requests to other hosts: region, counted from 1 (bits 32..), and incarnation. 0: nobody does.
     gateway: AtomicU64,
     /// How often it has looked after what guests have for other hosts.
-    rounds: AtomicU64,
+    rounds: std::sync::atomic::AtomicU64,
     seats: [Seat; MAX_PROCESSES],
 }
 

@@ -30,7 +30,8 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
     let (this, others) = (fabric.this(), fabric.hosts.len() - 1);
     let plain = if fabric.identity.is_none() { ", without certificates" } else { "" };
     let at = listen.unwrap_or(this.address);
-    let line = format!("host {} ({}) on {at}, {others} other hosts{plain}", this.number, this.name);
+    let of = if others == 1 { "host" } else { "hosts" };
+    let line = format!("host {} ({}) on {at}, {others} other {of}{plain}", this.number, this.name);
     Ok((links::Settings { fabric, listen }, line))
 }
 
