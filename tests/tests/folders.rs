@@ -84,7 +84,7 @@ const HOUSES: &[House] = &[
             ("gateway", &["copy", "hazard", "segment", "sync", "taken", "transport", "words"]),
             ("transport", &["bell", "copy", "hazard", "segment", "sync", "taken", "words"]),
             ("taken", &["segment"]),
-            ("memory", &["copy"]),
+            ("memory", &["copy", "section"]),
             ("copy", &["hazard", "say", "section", "segment", "sync"]),
             ("hazard", &["bell", "say", "section", "segment", "sync"]),
             ("segment", &["bell", "guard", "say", "section", "sync", "words"]),

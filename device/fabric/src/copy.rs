@@ -220,8 +220,7 @@ impl Far for RemoteFar<'_> {
         self.copy(Direction::Write, from, self.spans).map(|_| ()).map_err(|()| {
             // Our own side only had to be read: if it can be, the fault is at the other end.
             // Not the process's number: its first thread may have ended.
-            // SAFETY: gettid has no preconditions.
-            let own = unsafe { libc::gettid() };
+            let own = section::thread();
             if reachable(own, from) { CopyFault::Far } else { CopyFault::Near }
         })
     }

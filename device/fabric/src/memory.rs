@@ -5,6 +5,7 @@
 //! unmap at any time, moves by `copy.rs` and ends as a status instead of a fault.
 
 use crate::copy::{Direction, copy, span_of};
+use crate::section;
 use pvrdma_device::memory::{DmaAddr, Fault, Memory, Span, total};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -62,14 +63,12 @@ impl Memory for ProcessMemory {
     }
 
     fn scatter(&self, spans: &[Span], from: &[u8]) -> Result<(), Fault> {
-        // SAFETY: no preconditions.
-        let own = unsafe { libc::gettid() };
+        let own = section::thread();
         if copy(own, Direction::Write, &[span_of(from)], spans) { Ok(()) } else { Err(Fault) }
     }
 
     fn gather(&self, spans: &[Span], into: &mut [u8]) -> Result<(), Fault> {
-        // SAFETY: no preconditions.
-        let own = unsafe { libc::gettid() };
+        let own = section::thread();
         let len = total(spans);
         let room = usize::try_from(len).ok().and_then(|len| into.get_mut(..len)).ok_or(Fault)?;
         let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len }];
@@ -90,7 +89,6 @@ fn writable(at: DmaAddr) -> bool {
 fn readable(at: DmaAddr) -> bool {
     let mut byte = [0u8];
     let local = [Span { addr: DmaAddr(byte.as_mut_ptr() as u64), len: 1 }];
-    // SAFETY: no preconditions.
-    let own = unsafe { libc::gettid() };
+    let own = section::thread();
     copy(own, Direction::Read, &local, &[Span { addr: at, len: 1 }])
 }

@@ -169,6 +169,12 @@ pub fn store_while(word: &AtomicU64, value: u64, place: &AtomicU32, new: u32) ->
     made != 0
 }
 
+/// The calling thread. The C library has a function for it only since 2.30.
+pub fn thread() -> libc::pid_t {
+    // SAFETY: no preconditions.
+    unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

@@ -452,8 +452,7 @@ impl Segment {
         if pid == self.owner.pid() {
             return thread;
         }
-        // SAFETY: no preconditions.
-        let thread = unsafe { libc::gettid() } as u32;
+        let thread = section::thread() as u32;
         KNOWN.set((self.owner.pid(), thread));
         thread
     }
