@@ -43,6 +43,11 @@ pub fn span_of(bytes: &[u8]) -> Span {
     Span { addr: DmaAddr(bytes.as_ptr() as u64), len: bytes.len() as u64 }
 }
 
+/// The same, to be written to.
+pub fn span_of_mut(bytes: &mut [u8]) -> Span {
+    Span { addr: DmaAddr(bytes.as_mut_ptr() as u64), len: bytes.len() as u64 }
+}
+
 fn to_iovecs(spans: &[Span], into: &mut [libc::iovec; MAX_SPANS]) -> Option<usize> {
     for (iovec, span) in into.get_mut(..spans.len())?.iter_mut().zip(spans) {
         *iovec = libc::iovec { iov_base: span.addr.0 as *mut libc::c_void, iov_len: span.len as usize };

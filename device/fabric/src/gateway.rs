@@ -11,16 +11,16 @@
 //!
 //! What the gateway has for a process is told it by [`HostTransport::ring_all`]: a bell costs more than what it tells.
 
-use crate::copy::{Direction, Gone, RemoteFar, span_of};
+use crate::copy::{Direction, Gone, RemoteFar, span_of, span_of_mut};
 use crate::hazard::Hazard;
 use crate::segment::Process;
 use crate::sync::Ordering;
 use crate::taken::Taken;
 use crate::transport::{Body, HostTransport, answer_slot, read};
-use crate::words::{REQUEST_WORDS, encode, encode_segment};
-use pvrdma_device::memory::{DmaAddr, Span, part_of, total};
-use pvrdma_device::transport::segment::{Carried, Segment as Piece};
-use pvrdma_device::transport::{Answer, Op, Request, Submitted, Token};
+use crate::words::{encode, encode_segment};
+use pvrdma_device::memory::{Span, part_of, total};
+use pvrdma_device::transport::segment::Carried;
+use pvrdma_device::transport::{Answer, Endpoint, Op, Request, Submitted, Token};
 
 /// How a copy of a part of a payload ended that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +82,7 @@ impl HostTransport {
 
     /// Copies the payload, from byte `offset` on. One thread at a time does this, the one that empties the inbox.
     pub fn fetch(&self, taken: &Taken, offset: u64, into: &mut [u8]) -> Result<(), NotCopied> {
-        let here = Span { addr: DmaAddr(into.as_mut_ptr() as u64), len: into.len() as u64 };
-        self.copy_piece(taken, offset, here, Direction::Read)
+        self.copy_piece(taken, offset, span_of_mut(into), Direction::Read)
     }
 
     /// Writes what was read for the request, from byte `offset` of it on. As [`HostTransport::fetch`].
@@ -108,33 +107,27 @@ impl HostTransport {
         }
     }
 
-    /// Hands in a piece of a message from another host; `Inbound::answered` follows if it is pending. `local` is where
-    /// its payload is in this process, or is to be put.
-    pub fn submit_segment(&self, token: Token, segment: &Piece, local: &[Span]) -> Submitted {
-        match self.target(&segment.dest).filter(|target| target.index != self.segment.index()) {
-            Some(target) => self.post_later(token, &encode_segment(segment), target, local),
-            None => Submitted::Answered(Answer::Silence),
-        }
-    }
-
-    fn post_later(&self, token: Token, words: &[u64; REQUEST_WORDS], target: Process, local: &[Span]) -> Submitted {
+    /// Hands in a message of another host, or a piece of one; `Inbound::answered` follows if it is pending. `local` is
+    /// where its payload is in this process, or is to be put.
+    pub fn hand_in(&self, token: Token, carried: &Carried, local: &[Span]) -> Submitted {
+        let (dest, words) = match carried {
+            Carried::Whole(request) => (&request.dest, encode(request)),
+            Carried::Segment(segment) => (&segment.dest, encode_segment(segment)),
+        };
+        let Some(target) = self.guest_target(dest) else { return Submitted::Answered(Answer::Silence) };
         self.ring_later(target.index);
-        self.post(token, words, target, Body::Spans(local))
-    }
-
-    /// The same for a whole message.
-    pub fn hand_in(&self, request: &Request, local: &[Span]) -> Submitted {
-        match self.target(&request.dest).filter(|target| target.index != self.segment.index()) {
-            Some(target) => self.post_later(request.token, &encode(request), target, local),
-            None => Submitted::Answered(Answer::Silence),
-        }
+        self.post(token, &words, target, Body::Spans(local))
     }
 
     /// Carries a one-sided request out here and now, without its target, if that may be done. Nothing of its QP is on
     /// its way.
     pub fn place_alone(&self, request: &Request, local: &[Span]) -> Option<Answer> {
-        let target = self.target(&request.dest).filter(|target| target.index != self.segment.index())?;
-        self.place(&Request { alone: true, ..*request }, target, local)
+        self.place(&Request { alone: true, ..*request }, self.guest_target(&request.dest)?, local)
+    }
+
+    /// The process of a guest that something is for; the gateway is none.
+    fn guest_target(&self, dest: &Endpoint) -> Option<Process> {
+        self.target(dest).filter(|target| target.index != self.segment.index())
     }
 
     /// Hands in a datagram from another host. `false`: its target has no room for it now.

@@ -4,7 +4,7 @@
 //! until DESTROY, as a driver keeps pinned pages, so plain volatile copies serve; payload, which the program may
 //! unmap at any time, moves by `copy.rs` and ends as a status instead of a fault.
 
-use crate::copy::{Direction, copy, span_of};
+use crate::copy::{Direction, copy, span_of, span_of_mut};
 use crate::section;
 use pvrdma_device::memory::{DmaAddr, Fault, Memory, Span, total};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -71,7 +71,7 @@ impl Memory for ProcessMemory {
         let own = section::thread();
         let len = total(spans);
         let room = usize::try_from(len).ok().and_then(|len| into.get_mut(..len)).ok_or(Fault)?;
-        let local = [Span { addr: DmaAddr(room.as_mut_ptr() as u64), len }];
+        let local = [span_of_mut(room)];
         if copy(own, Direction::Read, &local, spans) { Ok(()) } else { Err(Fault) }
     }
 }

@@ -171,7 +171,7 @@ pub struct Fabric {
     pid_namespace: AtomicU64,
     /// Who carries requests to other hosts: region, counted from 1 (bits 32..), and incarnation. 0: nobody does.
     gateway: AtomicU64,
-    /// How often it has looked after what guests have for other hosts.
+    /// How often it has looked after what guests have for other hosts. Nothing is ordered by it.
     rounds: std::sync::atomic::AtomicU64,
     seats: [Seat; MAX_PROCESSES],
 }

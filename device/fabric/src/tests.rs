@@ -1,6 +1,6 @@
 //! Two processes of the fabric in one, without a device: what becomes of requests.
 
-use crate::copy::span_of;
+use crate::copy::{span_of, span_of_mut};
 use crate::gateway::NotCopied;
 use crate::memory::ProcessMemory;
 use crate::segment::by_hand;
@@ -10,7 +10,7 @@ use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
 use pvrdma_device::rings::wqe::{Ext, Grh};
-use pvrdma_device::transport::segment::{Part, Segment as Piece};
+use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
@@ -256,18 +256,18 @@ fn guests_take_pieces_from_the_gateway_and_answer_it() {
         part: Part::WriteFirst { remote_addr: 0x1000, rkey: Rkey(3), total: 8192 },
     };
     let token = |epoch| Token { qp: QpHandle(0), epoch, psn: Psn::default() };
-    assert_eq!(gateway.submit_segment(token(1), &segment, &[span_of(&bytes)]), Submitted::Pending);
+    assert_eq!(gateway.hand_in(token(1), &Carried::Segment(segment), &[span_of(&bytes)]), Submitted::Pending);
     // Not its length: nobody sends so.
     let odd = Piece { len: 4095, ..segment };
-    assert_eq!(gateway.submit_segment(token(2), &odd, &[span_of(&bytes)]), Submitted::Pending);
+    assert_eq!(gateway.hand_in(token(2), &Carried::Segment(odd), &[span_of(&bytes)]), Submitted::Pending);
     struct Takes(RefCell<Vec<(Piece, Vec<u8>)>>);
     impl Inbound for Takes {
         fn receive(&self, _request: &Request, _far: &dyn Far) -> Answer {
             Answer::Silence
         }
         fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer {
-            let into = vec![0; segment.len as usize];
-            far.pull(&ProcessMemory, &[span_of(&into)]).unwrap();
+            let mut into = vec![0; segment.len as usize];
+            far.pull(&ProcessMemory, &[span_of_mut(&mut into)]).unwrap();
             self.0.borrow_mut().push((*segment, into));
             Answer::Ack
         }
@@ -281,5 +281,5 @@ fn guests_take_pieces_from_the_gateway_and_answer_it() {
     assert_eq!(done.1.take(), [Answer::Ack, Answer::Silence]);
     // What is for another host does not come back to the gateway.
     let stray = Piece { dest: from, ..segment };
-    assert_eq!(gateway.submit_segment(token(3), &stray, &[]), Submitted::Answered(Answer::Silence));
+    assert_eq!(gateway.hand_in(token(3), &Carried::Segment(stray), &[]), Submitted::Answered(Answer::Silence));
 }

@@ -8,7 +8,7 @@ mod datagrams;
 mod inbound;
 mod outbound;
 
-use crate::links::{Links, Settings};
+use crate::links::{Links, Settings, WAKER};
 use crate::near::Near;
 use anyhow::Context;
 use datagrams::Datagrams;
@@ -58,16 +58,14 @@ impl Guests {
     }
 
     /// Takes in what guests have sent and answered.
-    fn pump(&mut self, hosts: &mut Hosts, now: Duration) -> bool {
+    fn pump(&mut self, hosts: &mut Hosts, now: Duration) {
         let inbox = outbound::Inbox::default();
-        if !self.transport.pump_for(&inbox) {
-            return false;
+        if self.transport.pump_for(&inbox) {
+            for (token, answer) in inbox.answers() {
+                self.inbound.answered(hosts, now, token, answer);
+            }
+            self.outbound.take(hosts, now, inbox);
         }
-        for (token, answer) in inbox.answers() {
-            self.inbound.answered(hosts, now, token, answer);
-        }
-        self.outbound.take(hosts, now, inbox);
-        true
     }
 
     fn look(&mut self, hosts: &mut Hosts, now: Duration) {
@@ -334,8 +332,6 @@ impl Turn {
     }
 }
 
-/// The waker's token; that of the listener is one more.
-const WAKER: mio::Token = mio::Token(usize::MAX - 1);
 /// How long a thread stays awake after it had something to do.
 const SPIN: Duration = Duration::from_micros(50);
 /// Who gave its core away for longer than this has met somebody who works: cores are short.

@@ -52,6 +52,8 @@ struct Place {
 
 /// The listener's token; sockets count from 0.
 const LISTENER: Token = Token(usize::MAX);
+/// For the waker of whoever owns the poll.
+pub const WAKER: Token = Token(usize::MAX - 1);
 /// Frames are made until this much waits for a socket.
 const UNTIL: usize = 256 * 1024;
 /// How much is read from one socket before the others have their turn.
@@ -280,8 +282,9 @@ impl Links {
 
     /// TLS has come to its end, or there is none: whose the socket is, is known.
     fn proceed(&mut self, key: usize) {
-        let now = self.now();
-        let Some(place) = self.places.get_mut(&key).filter(|place| place.bearer.is_open()) else { return };
+        let is_new = |place: &&mut Place| !matches!(place.stage, Stage::Open(_)) && place.bearer.is_open();
+        let Some(place) = self.places.get_mut(&key).filter(is_new) else { return };
+        let now = self.begin.elapsed();
         match place.stage {
             Stage::Open(_) => {}
             Stage::Called(id) => {
@@ -351,16 +354,13 @@ impl Links {
             let before = place.bearer.input().len();
             match place.bearer.read() {
                 Ok(true) => {}
-                Ok(false) => {
-                    self.proceed(key);
-                    return false;
-                }
+                Ok(false) => return false,
                 Err(error) => {
                     self.ended(key, &error);
                     return false;
                 }
             }
-            read += place.bearer.input().len() - before.min(place.bearer.input().len());
+            read += place.bearer.input().len() - before;
             self.proceed(key);
             self.take_in(key, near);
             if read >= TURN {

@@ -11,12 +11,12 @@ mod inbound;
 mod outbound;
 mod queue;
 
-use crate::links::{Links, Settings};
+use crate::links::{Links, Settings, WAKER};
 use crate::log::Log;
 use crate::near::Near;
 use anyhow::Context;
 use inbound::Inbound;
-use mio::{Events, Poll, Token, Waker};
+use mio::{Events, Poll, Waker};
 use outbound::Outbound;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_net::event::{Arrival, ReplyKey, Source, Token as Asked};
@@ -28,9 +28,6 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-
-/// The waker's token; sockets count from 0, and the listener has the last one.
-const WAKER: Token = Token(usize::MAX - 1);
 
 /// A fabric of this process that is linked to other hosts, as long as it is kept.
 pub struct Uplink {

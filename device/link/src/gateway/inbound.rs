@@ -6,7 +6,7 @@ use pvrdma_device::handle::{Psn, QpHandle};
 use pvrdma_device::memory::Span;
 use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
 use pvrdma_device::transport::{Answer, Nak, Op, Request, Submitted, Token, Transport};
-use pvrdma_fabric::copy::span_of;
+use pvrdma_fabric::copy::{span_of, span_of_mut};
 use pvrdma_fabric::transport::HostTransport;
 use pvrdma_net::event::{Receipt, ReplyKey};
 use pvrdma_net::frame::{self, Ends, Message, Segment};
@@ -167,7 +167,7 @@ impl Inbound {
     fn work(&mut self, hosts: &mut Hosts, now: Duration, ends: &Ends) {
         while let Some(stream) = self.streams.get_mut(ends) {
             let (id, alone) = (self.next, stream.flying == 0);
-            let (carried, bytes) = match stream.work.front_mut() {
+            let (carried, mut bytes) = match stream.work.front_mut() {
                 None => return,
                 Some(Work::Segment { segment, payload, .. }) => {
                     (convert::carried_by(token(id), ends, segment), std::mem::take(payload))
@@ -193,7 +193,7 @@ impl Inbound {
                 }
             };
             let submitted = match &carried {
-                Some(carried) => submit(&self.transport, token(id), carried, &[span_of(&bytes)], alone),
+                Some(carried) => submit(&self.transport, token(id), carried, &[span_of_mut(&mut bytes)], alone),
                 None => Submitted::Answered(Answer::Nak(Nak::InvalidRequest)),
             };
             if matches!(submitted, Submitted::Busy | Submitted::Full | Submitted::WhenAlone) {
@@ -233,20 +233,13 @@ impl Inbound {
         match then {
             Then::Answer(receipt) => hosts.answer(now, receipt, convert::answer(answer)),
             Then::Reply(key, asked) => {
-                let len = bytes.len() as u64;
-                let Some(reply) = self.replies.get_mut(&key) else {
-                    // Nobody waits for it any more.
-                    return self.has_left(ends, len);
-                };
-                reply.flying -= 1;
-                let read = match answer {
-                    Answer::Ack => Ok(bytes),
-                    answer => Err(answer),
-                };
-                if read.is_err() {
-                    self.has_left(ends, len);
+                // It does not lie here if nothing was read, or nobody waits for it any more.
+                if answer != Answer::Ack || !self.replies.contains_key(&key) {
+                    self.has_left(ends, bytes.len() as u64);
                 }
                 let Some(reply) = self.replies.get_mut(&key) else { return };
+                reply.flying -= 1;
+                let read = if answer == Answer::Ack { Ok(bytes) } else { Err(answer) };
                 // They are answered in order, but for those that were given up.
                 let at = reply.pieces.partition_point(|(before, _)| *before < asked);
                 reply.pieces.insert(at, (asked, read));
@@ -380,9 +373,5 @@ fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[S
         }
         Carried::Segment(_) => None,
     };
-    match (short, carried) {
-        (Some(answer), _) => Submitted::Answered(answer),
-        (None, Carried::Whole(request)) => transport.hand_in(request, local),
-        (None, Carried::Segment(segment)) => transport.submit_segment(token, segment, local),
-    }
+    short.map_or_else(|| transport.hand_in(token, carried, local), Submitted::Answered)
 }

@@ -1,10 +1,9 @@
 //! From guests of this host to other hosts.
 
 use crate::convert;
-use pvrdma_device::memory::Span;
 use pvrdma_device::transport::segment::Segment as Piece;
 use pvrdma_device::transport::{Answer, Far, Request, Token};
-use pvrdma_fabric::copy::span_of;
+use pvrdma_fabric::copy::span_of_mut;
 use pvrdma_fabric::gateway::NotCopied;
 use pvrdma_fabric::memory::ProcessMemory;
 use pvrdma_fabric::taken::Taken;
@@ -35,10 +34,9 @@ impl Inbox {
 impl Inbound for Inbox {
     /// Only datagrams come this way: the rest is taken over.
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        let mut bytes = vec![0; usize::try_from(request.len).unwrap_or(usize::MAX).min(DATAGRAM)];
-        let into: [Span; 1] = [span_of(&bytes)];
-        if far.pull(&ProcessMemory, &into).is_ok() {
-            self.datagrams.borrow_mut().push((*request, std::mem::take(&mut bytes)));
+        let mut bytes = vec![0; request.len.min(DATAGRAM as u64) as usize];
+        if far.pull(&ProcessMemory, &[span_of_mut(&mut bytes)]).is_ok() {
+            self.datagrams.borrow_mut().push((*request, bytes));
         }
         Answer::Ack
     }
