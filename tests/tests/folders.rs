@@ -119,8 +119,9 @@ const HOUSES: &[House] = &[
         src: "device/link/src",
         tests: &[],
         rooms: &[
-            ("gateway", &["convert", "links", "near"]),
-            ("uplink", &["convert", "links", "log", "near"]),
+            ("gateway", &["convert", "links", "near", "outbound"]),
+            ("uplink", &["convert", "links", "log", "near", "outbound"]),
+            ("outbound", &["convert"]),
             ("links", &["bearer", "log", "near"]),
             ("bearer", &[]),
             ("convert", &[]),

@@ -1,20 +1,21 @@
 //! The gateway of a host: what guests of the stand-in have for other hosts, and what comes for them.
 //!
-//! It is a process of the host's fabric. What it takes over from guests stands in `asked` until the other host has
+//! It is a process of the host's fabric. What it takes over from guests stands in `outbound` until the other host has
 //! answered. What other hosts ask for goes through one queue for each pair of QPs, so that it reaches its target in
 //! order, and stands in `flying` while the target has it.
 
 mod datagrams;
 mod inbound;
-mod outbound;
+mod inbox;
 
 use crate::links::{Links, Settings, WAKER};
 use crate::near::Near;
+use crate::outbound::{self, Outbound, Requested};
 use anyhow::Context;
 use datagrams::Datagrams;
 use inbound::Inbound;
+use inbox::{FromGuest, Inbox};
 use nix::sys::signal::{SigSet, Signal};
-use outbound::Outbound;
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
 use pvrdma_fabric::segment::{GATEWAY, Segment};
 use pvrdma_fabric::transport::HostTransport;
@@ -40,7 +41,7 @@ const AGAIN: Duration = Duration::from_micros(500);
 /// The guests of this host.
 struct Guests {
     transport: Arc<HostTransport>,
-    outbound: Outbound,
+    outbound: Outbound<FromGuest>,
     inbound: Inbound,
     datagrams: Datagrams,
     looked: Duration,
@@ -49,7 +50,7 @@ struct Guests {
 impl Guests {
     fn new(transport: Arc<HostTransport>) -> Guests {
         Guests {
-            outbound: Outbound::new(transport.clone()),
+            outbound: Outbound::default(),
             inbound: Inbound::new(transport.clone()),
             datagrams: Datagrams::new(transport.clone()),
             transport,
@@ -59,12 +60,18 @@ impl Guests {
 
     /// Takes in what guests have sent and answered.
     fn pump(&mut self, hosts: &mut Hosts, now: Duration) {
-        let inbox = outbound::Inbox::default();
-        if self.transport.pump_for(&inbox) {
-            for (token, answer) in inbox.answers() {
-                self.inbound.answered(hosts, now, token, answer);
-            }
-            self.outbound.take(hosts, now, inbox);
+        let inbox = Inbox::default();
+        if !self.transport.pump_for(&inbox) {
+            return;
+        }
+        for (token, answer) in inbox.answers.into_inner() {
+            self.inbound.answered(hosts, now, token, answer);
+        }
+        for taken in inbox.requests.into_inner() {
+            self.outbound.ask(hosts, now, FromGuest { transport: self.transport.clone(), taken });
+        }
+        for (request, bytes) in inbox.datagrams.into_inner() {
+            outbound::send_datagram(hosts, &request, &bytes);
         }
     }
 
@@ -72,7 +79,7 @@ impl Guests {
         self.transport.segment().gateway_goes_round();
         if now >= self.looked + LOOK {
             self.looked = now;
-            self.outbound.look(hosts, now);
+            self.outbound.forget(hosts, now, FromGuest::is_forgotten);
             self.inbound.look(hosts, now);
         }
         self.inbound.try_again(hosts, now);
@@ -83,7 +90,7 @@ impl Guests {
     fn patience(&self) -> Option<Duration> {
         match () {
             () if self.inbound.is_stuck() || !self.datagrams.is_empty() => Some(AGAIN),
-            () if !self.outbound.is_idle() || !self.inbound.is_idle() => Some(LOOK),
+            () if !self.outbound.is_empty() || !self.inbound.is_idle() => Some(LOOK),
             () => None,
         }
     }
@@ -110,17 +117,14 @@ impl Near for Guests {
                 self.datagrams.arrived(hosts, now, request, payload, hold);
             }
             Arrival::Data { token, offset, payload, hold } => {
-                self.outbound.data(hosts, now, token, offset, payload);
-                hosts.release(hold);
+                self.outbound.data(hosts, now, token, offset, payload, hold);
             }
         }
     }
 
     fn happened(&mut self, hosts: &mut Hosts, now: Duration, event: HostEvent) {
         match event {
-            HostEvent::Answered(token, answer) => self.outbound.answered(token, answer),
-            HostEvent::Room(ends) => self.outbound.room(hosts, now, &ends),
-            HostEvent::RoomForAll(_) => self.outbound.room_for_all(hosts, now),
+            _ if self.outbound.happened(hosts, now, &event) => {}
             HostEvent::ReplyEnded(key) => self.inbound.reply_ended(hosts, now, key),
             _ => {}
         }

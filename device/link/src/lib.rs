@@ -6,12 +6,13 @@
 //! | `bearer.rs` | one socket, with TLS or without |
 //! | `near.rs` | the guests of this host, as the links see them |
 //! | `gateway.rs` | the guests of the stand-in: a process of the host's fabric |
-//! | `gateway/outbound.rs` | what they have for other hosts |
+//! | `gateway/inbox.rs` | what they have sent and answered |
 //! | `gateway/inbound.rs` | what other hosts have for them |
 //! | `gateway/datagrams.rs` | datagrams that they have no room for yet |
 //! | `uplink.rs` | the devices of a process: those of a server's virtual machines |
 //! | `uplink/queue.rs` | what their doorbells leave for the thread that owns the links |
-//! | `uplink/outbound.rs`, `uplink/inbound.rs` | what they have for other hosts, and what other hosts have for them |
+//! | `uplink/from_device.rs`, `uplink/inbound.rs` | a request of theirs, and what other hosts have for them |
+//! | `outbound.rs` | requests of those near, until they are answered |
 //! | `convert.rs` | the device's words for requests, and the links' |
 //! | `log.rs` | lines on standard error |
 //!
@@ -24,6 +25,7 @@ pub mod gateway;
 pub mod links;
 mod log;
 pub mod near;
+mod outbound;
 pub mod uplink;
 
 pub use links::Settings;

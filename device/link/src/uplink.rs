@@ -7,23 +7,25 @@
 //! device's, and nobody who holds it calls anything. The links have no lock: they are the thread's own. When it calls a
 //! device it holds nothing at all, so it may wait there for a doorbell, and no doorbell ever waits for it.
 
+mod from_device;
 mod inbound;
-mod outbound;
 mod queue;
 
 use crate::links::{Links, Settings, WAKER};
 use crate::log::Log;
 use crate::near::Near;
+use crate::outbound::{self, Outbound};
 use anyhow::Context;
+use from_device::FromDevice;
 use inbound::Inbound;
 use mio::{Events, Poll, Waker};
-use outbound::Outbound;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_net::event::{Arrival, ReplyKey, Source, Token as Asked};
 use pvrdma_net::frame::{Answer, Gid};
 use pvrdma_net::gids;
 use pvrdma_net::hosts::{HostEvent, Hosts};
 use queue::{Note, Queue};
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -49,7 +51,7 @@ impl Uplink {
             number,
             queue: queue.clone(),
             fabric: fabric.clone(),
-            outbound: Outbound::new(queue.clone()),
+            outbound: Outbound::default(),
             inbound: Inbound::new(fabric.clone()),
             log: Log::default(),
         };
@@ -79,7 +81,7 @@ struct Devices {
     number: u16,
     queue: Arc<Queue>,
     fabric: Arc<Fabric>,
-    outbound: Outbound,
+    outbound: Outbound<FromDevice>,
     inbound: Inbound,
     log: Log,
 }
@@ -124,19 +126,30 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
 impl Devices {
     /// Reads what devices have left, in its order: a request comes after its address was bound.
     fn take_notes(&mut self, hosts: &mut Hosts, now: Duration) {
+        // A QP takes back all that it has before it asks again.
+        let mut taken_back = HashSet::new();
         for note in self.queue.take() {
             match note {
-                Note::Asked { id, origin, request } => self.outbound.ask(hosts, now, id, origin, request),
-                Note::TakenBack(id) => self.outbound.take_back(hosts, now, id),
+                Note::Asked { id, origin, request } => {
+                    self.forget(hosts, now, &mut taken_back);
+                    let queue = self.queue.clone();
+                    self.outbound.ask(hosts, now, FromDevice { queue, origin, request, id });
+                }
+                Note::TakenBack(id) => drop(taken_back.insert(id)),
                 Note::Datagram { port, request, payload } => {
-                    if let Some(datagram) = crate::convert::datagram(&request) {
-                        // One that finds no room is lost, as at a switch.
-                        hosts.send_datagram(&datagram, &payload);
-                    }
+                    outbound::send_datagram(hosts, &request, &payload);
                     self.queue.datagram_left(port);
                 }
                 Note::Bound(gid, bound) => self.bound(hosts, &gid, bound),
             }
+        }
+        self.forget(hosts, now, &mut taken_back);
+    }
+
+    fn forget(&mut self, hosts: &mut Hosts, now: Duration, taken_back: &mut HashSet<u64>) {
+        if !taken_back.is_empty() {
+            self.outbound.forget(hosts, now, |requested| taken_back.contains(&requested.id));
+            taken_back.clear();
         }
     }
 
@@ -180,17 +193,14 @@ impl Near for Devices {
                 hosts.release(hold);
             }
             Arrival::Data { token, offset, payload, hold } => {
-                self.outbound.data(hosts, now, token, offset, payload);
-                hosts.release(hold);
+                self.outbound.data(hosts, now, token, offset, payload, hold);
             }
         }
     }
 
     fn happened(&mut self, hosts: &mut Hosts, now: Duration, event: HostEvent) {
         match event {
-            HostEvent::Answered(token, answer) => self.outbound.answered(token, answer),
-            HostEvent::Room(ends) => self.outbound.room(hosts, now, &ends),
-            HostEvent::RoomForAll(_) => self.outbound.room_for_all(hosts, now),
+            _ if self.outbound.happened(hosts, now, &event) => {}
             HostEvent::ReplyEnded(key) => self.inbound.reply_ended(hosts, now, key),
             HostEvent::Moved { gid, to } => self.fabric.set_elsewhere(&gid, to != self.number),
             _ => {}

@@ -1,0 +1,86 @@
+//! What guests of this host have sent and answered.
+
+use crate::outbound::Requested;
+use pvrdma_device::transport::segment::Segment as Piece;
+use pvrdma_device::transport::{Answer, Far, Request, Token};
+use pvrdma_fabric::copy::span_of_mut;
+use pvrdma_fabric::gateway::NotCopied;
+use pvrdma_fabric::memory::ProcessMemory;
+use pvrdma_fabric::taken::Taken;
+use pvrdma_fabric::transport::{Deferred, HostTransport, Inbound};
+use pvrdma_net::frame::DATAGRAM;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// What was found in the inbox of the gateway's region.
+#[derive(Default)]
+pub struct Inbox {
+    /// Answers to what other hosts have asked.
+    pub answers: RefCell<Vec<(Token, Answer)>>,
+    /// Requests that were taken over.
+    pub requests: RefCell<Vec<Taken>>,
+    /// Datagrams, with their payload.
+    pub datagrams: RefCell<Vec<(Request, Vec<u8>)>>,
+}
+
+impl Inbound for Inbox {
+    /// Only datagrams come this way: the rest is taken over.
+    fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
+        let mut bytes = vec![0; request.len.min(DATAGRAM as u64) as usize];
+        if far.pull(&ProcessMemory, &[span_of_mut(&mut bytes)]).is_ok() {
+            self.datagrams.borrow_mut().push((*request, bytes));
+        }
+        Answer::Ack
+    }
+
+    /// No guest sends pieces.
+    fn receive_segment(&self, _segment: &Piece, _far: &dyn Far) -> Answer {
+        Answer::Silence
+    }
+
+    fn answered(&self, token: Token, answer: Answer) {
+        self.answers.borrow_mut().push((token, answer));
+    }
+
+    fn deferred(&self) -> Option<&dyn Deferred> {
+        Some(self)
+    }
+}
+
+impl Deferred for Inbox {
+    fn take(&self, taken: Taken) {
+        self.requests.borrow_mut().push(taken);
+    }
+}
+
+/// A request of a guest's process, in the slot that it was taken over in.
+pub struct FromGuest {
+    pub transport: Arc<HostTransport>,
+    pub taken: Taken,
+}
+
+impl Requested for FromGuest {
+    fn request(&self) -> &Request {
+        &self.taken.request
+    }
+
+    fn is_forgotten(&self) -> bool {
+        !self.transport.is_wanted(&self.taken)
+    }
+
+    fn payload(&self, offset: u64, into: &mut [u8]) -> bool {
+        self.transport.fetch(&self.taken, offset, into).is_ok()
+    }
+
+    fn arrived(&self, offset: u64, bytes: &[u8]) -> bool {
+        let stored = self.transport.store(&self.taken, offset, bytes);
+        if stored == Err(NotCopied::Fault) {
+            self.answer(Answer::RequesterFault);
+        }
+        stored.is_ok()
+    }
+
+    fn answer(&self, answer: Answer) {
+        self.transport.give(&self.taken, answer);
+    }
+}
