@@ -11,7 +11,7 @@ use pvrdma_device::testing::queue::{QpSize, SendWr, sge};
 use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::fabric::{Fabric, Port};
 use pvrdma_device::transport::fault::{Faults, Faulty};
-use pvrdma_device::transport::{Answer, CopyFault, Far, Op, Request, Token};
+use pvrdma_device::transport::{Answer, CopyFault, Far, Op, Request, Responder, Token};
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -13,7 +13,7 @@ use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::testing::rng::Rng;
 use pvrdma_device::testing::wire::{Net, Wire};
 use pvrdma_device::transport::segment::{Carried, Cutter, Part, Segment};
-use pvrdma_device::transport::{Answer, Nak, Op, Request};
+use pvrdma_device::transport::{Answer, Nak, Op, Request, Requester, Responder};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::sync::Arc;

@@ -85,15 +85,15 @@ pub trait Deferred {
 
 impl Inbound for Device {
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        self.receive(request, far)
+        Responder::receive(self, request, far)
     }
 
     fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer {
-        self.receive_segment(segment, far)
+        Responder::receive_segment(self, segment, far)
     }
 
     fn answered(&self, token: Token, answer: Answer) {
-        self.answered(token, answer);
+        Requester::answered(self, token, answer);
     }
 }
 
@@ -142,7 +142,7 @@ impl HostTransport {
         &self.segment
     }
 
-    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+    fn device(&self) -> Option<Arc<Device>> {
         self.device.get()?.upgrade()
     }
 
@@ -274,6 +274,11 @@ impl HostTransport {
         self.deliver_datagram(request, payload)
     }
 
+    /// Carries out a request to this very process.
+    fn receive_here(&self, request: &Request, far: &dyn Far) -> Answer {
+        self.device().map_or(Answer::Silence, |device| Responder::receive(&*device, request, far))
+    }
+
     /// Sends a datagram with this payload.
     pub(crate) fn deliver_datagram(&self, request: &Request, payload: &[u8]) -> Submitted {
         let elsewhere = self.segment.is_elsewhere(&request.dest.gid);
@@ -285,7 +290,7 @@ impl HostTransport {
             return Submitted::Answered(Answer::Silence);
         };
         if target.index == self.segment.index() {
-            let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &Payload(payload)));
+            let answer = self.receive_here(request, &Payload(payload));
             return Submitted::Answered(answer);
         }
         match self.send(request.token, &encode(request), target, Body::Bytes(payload)) {
@@ -301,9 +306,7 @@ impl HostTransport {
     fn send_to_managers(&self, request: &Request, payload: &[u8]) -> Submitted {
         for target in self.managers(&request.dest.gid) {
             if target.index == self.segment.index() {
-                if let Some(device) = self.device() {
-                    device.receive(request, &Payload(payload));
-                }
+                self.receive_here(request, &Payload(payload));
             } else if self.send(request.token, &encode(request), target, Body::Bytes(payload)) == Submitted::Busy {
                 self.reclaim_datagrams();
             }
@@ -728,7 +731,7 @@ impl Transport for HostTransport {
         };
         if target.index == self.segment.index() {
             let far = RemoteFar { pid: self.segment.reach(target), spans: local, leave: None };
-            let answer = self.device().map_or(Answer::Silence, |device| device.receive(request, &far));
+            let answer = self.receive_here(request, &far);
             return Submitted::Answered(answer);
         }
         match self.place(request, target, local) {

@@ -170,41 +170,6 @@ impl Device {
     pub fn budget_left(&self) -> u64 {
         self.budget.left()
     }
-
-    /// Carries out `request` on a QP of this device. Called by transports, from any thread.
-    pub fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        self.engine.receive(request, far)
-    }
-
-    /// The same for a piece of a message that a transport carries in several, in their order. Its payload is exactly as
-    /// long as the segment says. The message is answered with what its last piece is answered with, or the first that
-    /// is not answered with ACK.
-    pub fn receive_segment(&self, segment: &Segment, far: &dyn Far) -> Answer {
-        self.engine.receive_segment(segment, far)
-    }
-
-    /// Copies a part of the payload of a pending request into `into`: from its byte `offset` on. False: nobody waits
-    /// for its answer any more. Called by transports that carry payload by value, from any thread, but under no lock
-    /// that `submit` or `cancel` takes.
-    pub fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool {
-        self.engine.payload(token, offset, into)
-    }
-
-    /// Takes in a part of the data that a READ or an atomic operation asked for, before its answer. False, and where it
-    /// may be called, as for `payload`.
-    pub fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool {
-        self.engine.arrived(token, offset, bytes)
-    }
-
-    /// There is room at a transport that has answered `Full`. Called by it, from any thread.
-    pub fn room(&self) {
-        self.engine.room();
-    }
-
-    /// An answer that came later than `Transport::submit` returned. Called by transports, from any thread.
-    pub fn answered(&self, token: Token, answer: Answer) {
-        self.engine.answered(token, answer);
-    }
 }
 
 impl Responder for Device {

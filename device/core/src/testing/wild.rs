@@ -17,7 +17,7 @@ use crate::memory::{Buffer, DmaAddr, Memory, Span, total};
 use crate::rings::wqe::Ext;
 use crate::transport::fabric::Fabric;
 use crate::transport::segment::{Part, Segment};
-use crate::transport::{Answer, CopyFault, Far, Nak};
+use crate::transport::{Answer, CopyFault, Far, Nak, Responder};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::rng::Input;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_GENERAL_ERR;

@@ -11,7 +11,9 @@ use crate::device::Device;
 use crate::handle::{Gid, Psn, QpHandle};
 use crate::memory::{DmaAddr, Memory, Span, part_of, total};
 use crate::transport::segment::{Carried, Cutter, Part};
-use crate::transport::{Answer, CopyFault, Far, Op, QpView, Request, Submitted, Token, Transport};
+use crate::transport::{
+    Answer, CopyFault, Far, Op, QpView, Request, Requester, Responder, Submitted, Token, Transport,
+};
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};

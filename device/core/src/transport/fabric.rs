@@ -1,7 +1,7 @@
 //! The transport between devices of one process: every request is answered by the calling thread, unless its
 //! destination is no device's here and the fabric has an [`Uplink`].
 
-use super::{Answer, CopyFault, Far, Request, Requester, Station, Submitted, Token, Transport};
+use super::{Answer, CopyFault, Far, Request, Station, Submitted, Token, Transport};
 use crate::handle::Gid;
 use crate::memory::{DmaAddr, Memory, Span, part_of, total};
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub struct Origin {
     /// Number of its port, never given twice. Tokens are of a port.
     pub port: u64,
     /// Its device.
-    pub device: Weak<dyn Requester>,
+    pub device: Weak<dyn Station>,
 }
 
 /// The way to the devices of other fabrics.
@@ -108,7 +108,7 @@ impl Fabric {
 pub struct Port {
     fabric: Arc<Fabric>,
     number: u64,
-    device: OnceLock<(Weak<dyn Station>, Origin)>,
+    device: OnceLock<Origin>,
 }
 
 impl Port {
@@ -121,15 +121,14 @@ impl Port {
     /// Names the device that this plug serves. Later calls are ignored.
     pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
         let device: Weak<D> = Arc::downgrade(device);
-        let origin = Origin { port: self.number, device: device.clone() };
-        let _ = self.device.set((device, origin));
+        let _ = self.device.set(Origin { port: self.number, device });
     }
 }
 
 impl Transport for Port {
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
-        let Some((device, origin)) = self.device.get() else { return Submitted::Answered(Answer::Silence) };
-        match (self.fabric.route(device, &request.source.gid, &request.dest.gid), &self.fabric.uplink) {
+        let Some(origin) = self.device.get() else { return Submitted::Answered(Answer::Silence) };
+        match (self.fabric.route(&origin.device, &request.source.gid, &request.dest.gid), &self.fabric.uplink) {
             (Way::Here(to), _) => Submitted::Answered(to.receive(request, &InProcess { memory, spans: local })),
             (Way::Up, Some(uplink)) => uplink.submit(origin, request, memory, local),
             _ => Submitted::Answered(Answer::Silence),
@@ -147,7 +146,7 @@ impl Transport for Port {
     }
 
     fn gid_bound(&self, gid: Gid, bound: bool) {
-        let Some((device, _)) = self.device.get() else { return };
+        let Some(Origin { device, .. }) = self.device.get() else { return };
         let mut ports = self.fabric.write();
         if bound {
             // The first owner keeps a GID: a guest cannot take another's traffic by binding its address.

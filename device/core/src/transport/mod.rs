@@ -1,12 +1,12 @@
 //! How a requester reaches a responder: requests and answers, nothing shared.
 //!
 //! The engine hands a [`Request`] and the requester's memory to [`Transport::submit`]. A transport may answer at
-//! once (both ends in reach of this thread), later (`Device::answered`), or find nobody there. At the other end
-//! it calls `Device::receive` with a [`Far`], through which the responder pulls or pushes the payload in one copy.
+//! once (both ends in reach of this thread), later (`Requester::answered`), or find nobody there. At the other end
+//! it calls `Responder::receive` with a [`Far`], through which the responder pulls or pushes the payload in one copy.
 //!
 //! A transport whose ends are not within each other's reach carries payload by value and in pieces (`segment`): it
-//! asks the requester's device for a part of it (`Device::payload`), hands it to the responder's
-//! (`Device::receive_segment`), and what comes back to the requester's again (`Device::arrived`).
+//! asks the requester's device for a part of it (`Requester::payload`), hands it to the responder's
+//! (`Responder::receive_segment`), and what comes back to the requester's again (`Requester::arrived`).
 
 pub mod fabric;
 pub mod fault;
@@ -133,20 +133,31 @@ pub enum Answer {
 
 /// The other end of a transport: a device.
 pub trait Responder: Send + Sync {
-    /// Carries out `request` on one of its QPs, with the requester's payload within reach.
+    /// Carries out `request` on one of its QPs, with the requester's payload within reach. Called by transports, from
+    /// any thread.
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer;
 
-    /// The same for a piece of a message; see `Device::receive_segment`.
+    /// The same for a piece of a message that a transport carries in several, in their order. Its payload is exactly as
+    /// long as the segment says. The message is answered with what its last piece is answered with, or the first that
+    /// is not answered with ACK.
     fn receive_segment(&self, piece: &segment::Segment, far: &dyn Far) -> Answer;
 }
 
-/// The device that a request came from, for a transport that answers it later and carries its payload by value. What
-/// each call does stands at the method of `Device` with its name.
-#[expect(missing_docs, reason = "the device's methods say it")]
+/// The device that a request came from, for a transport that answers it later. Called by it, from any thread.
 pub trait Requester: Send + Sync {
+    /// Copies a part of the payload of a pending request into `into`: from its byte `offset` on. False: nobody waits
+    /// for its answer any more. For transports that carry payload by value; under no lock that `submit` or `cancel`
+    /// takes.
     fn payload(&self, token: Token, offset: u64, into: &mut [u8]) -> bool;
+
+    /// Takes in a part of the data that a READ or an atomic operation asked for, before its answer. False, and where it
+    /// may be called, as for `payload`.
     fn arrived(&self, token: Token, offset: u64, bytes: &[u8]) -> bool;
+
+    /// An answer that came later than `Transport::submit` returned.
     fn answered(&self, token: Token, answer: Answer);
+
+    /// There is room at a transport that has answered `Full`.
     fn room(&self);
 }
 
@@ -160,11 +171,11 @@ impl<D: Responder + Requester> Station for D {}
 pub enum Submitted {
     /// Answered already.
     Answered(Answer),
-    /// On its way; `Device::answered` follows, or [`Transport::lost`] says that it will not.
+    /// On its way; `Requester::answered` follows, or [`Transport::lost`] says that it will not.
     Pending,
     /// No room right now; submit again when the device is polled next.
     Busy,
-    /// No room right now, and `Device::room` will be called when there is.
+    /// No room right now, and `Requester::room` will be called when there is.
     Full,
     /// Submit again when nothing else of the QP is on its way (never said to a request that is `alone`): the transport
     /// has a shorter way then.
@@ -300,7 +311,7 @@ pub trait Transport: Send + Sync {
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted;
 
     /// Makes sure that nobody touches the requester's memory for `token` any more. An answer that comes all the same is
-    /// ignored. Called with the send queue locked: it must not wait for a call of `Device::answered`.
+    /// ignored. Called with the send queue locked: it must not wait for a call of `Requester::answered`.
     fn cancel(&self, token: Token);
 
     /// Whether a pending request will never be answered because its responder is gone.

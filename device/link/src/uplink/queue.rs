@@ -7,7 +7,7 @@ use mio::Waker;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::fabric::{Origin, Uplink};
-use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Request, Requester, Submitted, Token};
+use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Request, Station, Submitted, Token};
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
@@ -35,7 +35,7 @@ struct Held {
     requests: usize,
     datagrams: usize,
     /// It was told that there is no room.
-    waits: Option<Weak<dyn Requester>>,
+    waits: Option<Weak<dyn Station>>,
 }
 
 impl Held {
@@ -220,13 +220,23 @@ mod tests {
     use pvrdma_device::handle::{Psn, QpHandle};
     use pvrdma_device::rings::wqe::{Ext, Grh};
     use pvrdma_device::testing::Ram;
-    use pvrdma_device::transport::Endpoint;
+    use pvrdma_device::transport::segment::Segment;
+    use pvrdma_device::transport::{Endpoint, Far, Requester, Responder};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Counts how often it was told of room.
     #[derive(Default)]
     struct Waits(AtomicUsize);
+
+    impl Responder for Waits {
+        fn receive(&self, _request: &Request, _far: &dyn Far) -> Answer {
+            Answer::Silence
+        }
+        fn receive_segment(&self, _segment: &Segment, _far: &dyn Far) -> Answer {
+            Answer::Silence
+        }
+    }
 
     impl Requester for Waits {
         fn payload(&self, _token: Token, _offset: u64, _into: &mut [u8]) -> bool {
