@@ -15,6 +15,7 @@
 //! | `hazard.rs` | a copy is running; who waits for it, and how long |
 //! | `section.rs` | what is done only while a word holds |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
+//! | `transport/datagram.rs` | datagrams |
 //! | `gateway.rs` | requests to and from other hosts |
 //! | `taken.rs` | a request that is answered later |
 //! | `words.rs` | requests and answers as words of a slot |

@@ -1,6 +1,8 @@
 //! The core's `Transport` over the fabric: requests into the target's inbox, or, for one-sided operations, the
 //! initiator's own copy.
 
+mod datagram;
+
 use crate::bell::Bell;
 use crate::copy::{Copied, Direction, Gone, RemoteFar, copy_under};
 use crate::hazard::{self, Hazard};
@@ -9,7 +11,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::taken::Taken;
 use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words};
 use pvrdma_device::device::Device;
-use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
+use pvrdma_device::handle::{PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::*;
@@ -21,9 +23,6 @@ use std::time::{Duration, Instant};
 
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
 const HANDLE_BITS: u32 = 15;
-
-/// Number of the management QP, at every address, and its handle (IBA vol. 1, 3.5.3).
-const GSI: u32 = 1;
 
 /// How long the gateway may stand still: as long as a host may be silent to another one.
 pub(crate) const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
@@ -173,18 +172,6 @@ impl HostTransport {
         self.segment.guest(process)?.has(&dest.gid).then_some(process)
     }
 
-    /// The processes of the guest with this address that have a management QP. Each plays the guest's kernel for its
-    /// own programs, so each gets every management datagram, and knows which are for it.
-    fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {
-        self.segment.used().filter_map(move |index| {
-            let process = self.segment.process(index)?;
-            self.segment.guest(process).filter(|guest| guest.has(gid))?;
-            let qp = self.segment.region(index)?.qps.get(GSI as usize)?;
-            let has_one = qp.qpn.load(Ordering::Relaxed) == GSI && self.segment.has_its_pid(process);
-            has_one.then_some(process)
-        })
-    }
-
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
@@ -263,97 +250,9 @@ impl HostTransport {
 
     // ---- the target copies ---------------------------------------------------------------------
 
-    /// Sends a datagram: its payload travels in the slot, so that nobody waits for the target.
-    fn send_datagram(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
-        let mut buffer = [0u8; DATAGRAM_MAX as usize];
-        let payload = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len));
-        let Some(payload) = payload else { return Submitted::Answered(Answer::RequesterFault) };
-        if memory.gather(local, payload).is_err() {
-            return Submitted::Answered(Answer::RequesterFault);
-        }
-        self.deliver_datagram(request, payload)
-    }
-
     /// Carries out a request to this very process.
     fn receive_here(&self, request: &Request, far: &dyn Far) -> Answer {
         self.device().map_or(Answer::Silence, |device| Responder::receive(&*device, request, far))
-    }
-
-    /// Sends a datagram with this payload.
-    pub(crate) fn deliver_datagram(&self, request: &Request, payload: &[u8]) -> Submitted {
-        let elsewhere = self.segment.is_elsewhere(&request.dest.gid);
-        if request.dest.qpn.0 == GSI && !elsewhere {
-            return self.send_to_managers(request, payload);
-        }
-        let target = if elsewhere { self.segment.gateway() } else { self.target(&request.dest) };
-        let Some(target) = target else {
-            return Submitted::Answered(Answer::Silence);
-        };
-        if target.index == self.segment.index() {
-            let answer = self.receive_here(request, &Payload(payload));
-            return Submitted::Answered(answer);
-        }
-        match self.send(request.token, &encode(request), target, Body::Bytes(payload)) {
-            Submitted::Busy => {
-                self.reclaim_datagrams();
-                Submitted::Busy
-            }
-            _ => Submitted::Answered(Answer::Ack),
-        }
-    }
-
-    /// Sends a management datagram. One that finds no room is lost, as at a switch: its sender repeats what matters.
-    fn send_to_managers(&self, request: &Request, payload: &[u8]) -> Submitted {
-        for target in self.managers(&request.dest.gid) {
-            if target.index == self.segment.index() {
-                self.receive_here(request, &Payload(payload));
-            } else if self.send(request.token, &encode(request), target, Body::Bytes(payload)) == Submitted::Busy {
-                self.reclaim_datagrams();
-            }
-        }
-        Submitted::Answered(Answer::Ack)
-    }
-
-    /// Waits until the datagrams that were sent have been taken in, at most `patience`: they lie in this process's
-    /// region, and what was sent does not vanish when its sender leaves.
-    pub fn linger(&self, patience: Duration) {
-        let begin = Instant::now();
-        let own = self.segment.own();
-        let waiting = |flight: &Flying| {
-            let word = own.slots[usize::from(flight.slot)].word.load(Ordering::Acquire);
-            flight.datagram && word == flight.sequence << 16 | slot_state::QUEUED && self.segment.alive(flight.target)
-        };
-        // A thread of this process may have died with the lock held; then there is nothing to wait for.
-        while self.out.try_lock().is_ok_and(|out| out.flying.iter().any(waiting)) && begin.elapsed() < patience {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    /// Takes back the slots of datagrams whose target died.
-    fn reclaim_datagrams(&self) {
-        let mut out = self.outbox();
-        let own = self.segment.own();
-        let Outbox { free, flying, .. } = &mut *out;
-        // Asked once for each of few targets, and now and then: this comes with each datagram for which there is no
-        // room, when there is least time for it.
-        let mut targets: Vec<(Process, bool)> = Vec::new();
-        let mut runs = |target: Process| match targets.iter().find(|(known, _)| *known == target) {
-            Some((_, runs)) => *runs,
-            None => {
-                let runs = self.segment.has_its_pid(target);
-                targets.push((target, runs));
-                runs
-            }
-        };
-        flying.retain(|flight| {
-            let slot = &own.slots[usize::from(flight.slot)];
-            let gone = flight.datagram && !runs(flight.target);
-            if gone {
-                slot.word.store(slot_state::FREE, Ordering::Release);
-                free.push(flight.slot);
-            }
-            !gone
-        });
     }
 
     /// Puts a request into the inbox of `target`, and tells it.
