@@ -1,6 +1,7 @@
 //! The little JSON that is written here.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 /// A string of JSON.
 pub fn quoted(text: &str) -> String {
@@ -14,4 +15,10 @@ pub fn quoted(text: &str) -> String {
     }
     out.push('"');
     out
+}
+
+/// The members of an object that say which host it is about.
+pub fn host(number: u16, name: &str, address: SocketAddr) -> String {
+    let (name, address) = (quoted(name), quoted(&address.to_string()));
+    format!("\"number\": {number}, \"name\": {name}, \"address\": {address}")
 }

@@ -6,16 +6,10 @@ use pvrdma_perftest::socket::{Waiting, half_trip, stream};
 use pvrdma_perftest::{Line, median};
 use pvrdma_tests::{Host, Hosts, Provider, Trust};
 
+use super::programs::LATENCIES;
+
 /// Each figure is the median of this many runs, all that stands in a row taking turns.
 const RUNS: usize = 5;
-
-const LATENCIES: &[Line] = &[
-    Line::latency("ib_send_lat", &[]),
-    Line::latency("ib_send_lat", &["-c", "UD"]),
-    Line::latency("ib_write_lat", &[]),
-    Line::latency("ib_read_lat", &[]),
-    Line::latency("ib_atomic_lat", &["-A", "FETCH_AND_ADD"]),
-];
 
 const RATES: &[Line] = &[Line::rate("ib_send_bw", &[]), Line::rate("ib_write_bw", &[])];
 

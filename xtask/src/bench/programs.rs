@@ -6,7 +6,8 @@ use pvrdma_tests::{Doorbells, Provider, Stand};
 /// Each figure is the median of this many runs, the providers taking turns.
 const RUNS: usize = 11;
 
-const LATENCIES: &[Line] = &[
+/// One of each operation, at 8 bytes.
+pub const LATENCIES: &[Line] = &[
     Line::latency("ib_send_lat", &[]),
     Line::latency("ib_send_lat", &["-c", "UD"]),
     Line::latency("ib_write_lat", &[]),

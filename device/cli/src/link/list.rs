@@ -4,11 +4,12 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
+use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::folder::Settings;
 use pvrdma_net::identity::{CA_KEY, date};
 
 use super::say;
-use crate::json::quoted;
+use crate::json::{self, quoted};
 
 pub fn list(folder: &Path, json: bool) -> anyhow::Result<()> {
     let settings = Settings::load(folder)?;
@@ -41,18 +42,8 @@ fn text(settings: &Settings, adds: bool, ends: Option<&str>) -> String {
 
 fn object(folder: &Path, settings: &Settings, adds: bool, ends: Option<&str>, problem: Option<String>) -> String {
     let or_null = |text: Option<&str>| text.map_or("null".to_owned(), quoted);
-    let hosts: Vec<String> = settings
-        .hosts
-        .iter()
-        .map(|host| {
-            format!(
-                "    {{\"number\": {}, \"name\": {}, \"address\": {}}}",
-                host.number,
-                quoted(&host.name),
-                quoted(&host.address.to_string())
-            )
-        })
-        .collect();
+    let members = |host: &FabricHost| json::host(host.number, &host.name, host.address);
+    let hosts: Vec<String> = settings.hosts.iter().map(|host| format!("    {{{}}}", members(host))).collect();
     format!(
         "{{\n  \"folder\": {},\n  \"number\": {},\n  \"adds_hosts\": {adds},\n  \"certificate_ends\": {},\n  \
          \"problem\": {},\n  \"hosts\": [\n{}\n  ]\n}}",

@@ -14,7 +14,7 @@ use pvrdma_link::links;
 use pvrdma_net::folder::Settings;
 
 use super::say;
-use crate::json::quoted;
+use crate::json;
 use crate::lock;
 use crate::rundir::RunDir;
 
@@ -85,12 +85,7 @@ fn object(report: &Report, json: bool) -> String {
                     link.bytes_out, link.bytes_in, link.requests, link.silences
                 )
             });
-            format!(
-                "    {{\"number\": {}, \"name\": {}, \"address\": {}, \"link\": {link}}}",
-                host.number,
-                quoted(&host.name),
-                quoted(&host.address.to_string())
-            )
+            format!("    {{{}, \"link\": {link}}}", json::host(host.number, &host.name, host.address))
         })
         .collect();
     format!(
