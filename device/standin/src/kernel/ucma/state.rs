@@ -38,9 +38,9 @@ pub mod event {
 const TICK: Duration = Duration::from_millis(100);
 /// How long a request to a listener that has just gone, or is about to come, is ignored and not refused, so that it
 /// comes again: by its process and by all others of the guest. perftest ends its listener after the first of two
-/// connections and makes a new one, qperf tells its client of a port and then listens there, and their clients do not
-/// wait; with Linux the client's address resolution takes longer than that.
-const RENEWAL: Duration = Duration::from_millis(400);
+/// connections, sleeps for a second and makes a new one, qperf tells its client of a port and then listens there, and
+/// their clients do not wait; with Linux the client's address resolution takes longer than a listener.
+const RENEWAL: Duration = Duration::from_millis(2500);
 /// Datagrams that are taken in before others have their turn.
 const BURST: u32 = 64;
 /// Bits of a communication id below the process's number.
