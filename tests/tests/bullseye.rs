@@ -47,6 +47,20 @@ fn what_stands_behind_a_struct_counts_for_nothing() {
     }
 }
 
+/// What such a release copies when it makes a QP, and where it reads the extended operations, is its own.
+#[test]
+fn the_extended_verbs() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let folder = old(&stand);
+    let program = stand.copy(&c_program("tests/c/ex_loop.c", &["-DAS_OF_33"]));
+    let names = stand.job(&program).ok();
+    assert!(names.lines().count() >= 18, "the program lists its cases: {names}");
+    let expected: String = names.lines().map(|name| format!("ok {name}\n")).collect();
+    let loaded = with(stand.job(&program), &folder);
+    assert_eq!(loaded.args(names.lines()).ok(), expected);
+}
+
 #[test]
 fn programs_of_today_run_on_it() {
     let _machine = machine();
