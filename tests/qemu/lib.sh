@@ -97,6 +97,13 @@ client() {
     "$@" || fail "exit code $?: $*"
 }
 
+# load GROUP: the modules of a list that `cargo xtask vm` has made (xtask/src/vm/kernel.rs), unless they are there.
+load() {
+    for module in $(cat /run/modules/$1); do
+        [ -e /sys/module/$module ] || /run/busybox insmod /run/modules/$module.ko || fail "insmod $module"
+    done
+}
+
 # Puts the last line of a file into the table.
 note() {
     sed -n '$s/^/note: /p' "$1"

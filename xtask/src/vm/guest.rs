@@ -2,12 +2,14 @@
 //!
 //! Called by `mod.rs` before each boot; it takes a moment, so a changed script is never missed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::cpio::Archive;
+use super::kernel::ON_DEMAND;
 
 /// Programs of busybox that `init.sh` uses.
 const APPLETS: [&str; 12] =
@@ -25,11 +27,13 @@ pub fn write_initramfs(kernel: &Path, init: &Path, target: &Path) -> Result<()> 
     }
     let init_script = fs::read(init).with_context(|| format!("cannot read {}", init.display()))?;
     archive.file("init", &init_script)?;
-    let order = fs::read_to_string(kernel.join("order"))?;
-    let on_demand = fs::read_to_string(kernel.join("on_demand"))?;
-    archive.file("modules/order", order.as_bytes())?;
-    archive.file("modules/on_demand", on_demand.as_bytes())?;
-    for module in order.lines().chain(["vmw_pvrdma"]).chain(on_demand.lines()) {
+    let mut modules = BTreeSet::from(["vmw_pvrdma".to_owned()]);
+    for list in ON_DEMAND.iter().map(|(group, _)| *group).chain(["order"]) {
+        let text = fs::read_to_string(kernel.join(list))?;
+        archive.file(&format!("modules/{list}"), text.as_bytes())?;
+        modules.extend(text.lines().map(str::to_owned));
+    }
+    for module in modules {
         let name = format!("modules/{module}.ko");
         archive.file(&name, &fs::read(kernel.join(&name))?)?;
     }

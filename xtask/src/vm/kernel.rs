@@ -1,7 +1,7 @@
 //! The guest's kernel: Debian's 6.12 image, and the unmodified `vmw_pvrdma` driver built against it.
 //!
 //! Called by `mod.rs` once; afterwards `target/vm/kernel` holds `vmlinuz`, the modules the guest loads, their
-//! order (`order` at boot, `on_demand` by a step), and `busybox`. Debian builds the driver in none of its kernels, so
+//! order (`order` at boot, one list for each group of [`ON_DEMAND`]), and `busybox`. Debian builds the driver in none of its kernels, so
 //! it is compiled out of tree from Debian's own source package. The build tools (make, xz, libelf) come as packages
 //! too and run from a folder.
 
@@ -18,9 +18,10 @@ use super::run;
 /// Modules the guest needs; what they depend on is found and loaded first.
 const MODULES: [&str; 6] = ["vmxnet3", "rdma_ucm", "virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
-/// Modules that a step loads if it needs them, from /run/modules in this order, with what they depend on: software
-/// RoCE, and the checksum that it asks for by name.
-const ON_DEMAND: [&str; 2] = ["crc32_generic", "rdma_rxe"];
+/// Modules that a step loads if it needs them, by the name of the group, with what they depend on: software RoCE and the
+/// checksum that it asks for by name; disks over RDMA, both ends.
+pub const ON_DEMAND: [(&str, &[&str]); 2] =
+    [("software_roce", &["crc32_generic", "rdma_rxe"]), ("nvme_of", &["nvmet_rdma", "nvme_rdma"])];
 
 /// The driver's folder in the kernel source.
 const DRIVER: &str = "drivers/infiniband/hw/vmw_pvrdma";
@@ -157,13 +158,16 @@ fn collect_modules(root: &Path, flavour: &str, driver: &Path, part: &Path) -> Re
     let target = part.join("modules/vmw_pvrdma.ko");
     fs::copy(driver, &target)?;
     strip(&target)?;
+    fs::write(part.join("order"), loader.order.join("\n") + "\n")?;
     let at_boot = loader.order.len();
-    for module in ON_DEMAND {
-        loader.add(module)?;
+    for (group, modules) in ON_DEMAND {
+        // Each has all that it needs, whether another one was loaded or not.
+        loader.order.truncate(at_boot);
+        for module in modules {
+            loader.add(module)?;
+        }
+        fs::write(part.join(group), loader.order[at_boot..].join("\n") + "\n")?;
     }
-    let (at_boot, on_demand) = loader.order.split_at(at_boot);
-    fs::write(part.join("order"), at_boot.join("\n") + "\n")?;
-    fs::write(part.join("on_demand"), on_demand.join("\n") + "\n")?;
     Ok(())
 }
 

@@ -220,8 +220,8 @@ fn workspace_root() -> Result<PathBuf> {
 /// for the compiler.
 fn prepare(dir: &Path) -> Result<()> {
     let (kernel, qemu) = (dir.join("kernel"), dir.join("qemu"));
-    if kernel.exists() && !kernel.join("on_demand").exists() {
-        // Of an earlier version, which knew no such modules.
+    if kernel.exists() && !kernel::ON_DEMAND.iter().all(|(group, _)| kernel.join(group).exists()) {
+        // Of an earlier version, which knew fewer modules.
         fs::remove_dir_all(&kernel)?;
     }
     if kernel.exists() && qemu.exists() {

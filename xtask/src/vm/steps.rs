@@ -120,9 +120,7 @@ pub fn one_guest(full: bool) -> Vec<Step> {
 /// `pvrdma run` on a machine with RDMA devices: this guest's own PVRDMA and two of software RoCE, one under a name that
 /// does not tell its driver.
 const BESIDE_REAL_DEVICES: &str = r#"
-    for module in $(cat /run/modules/on_demand); do
-        /run/busybox insmod /run/modules/$module.ko || fail "insmod $module"
-    done
+    load software_roce
     rdma link add rxe0 type rxe netdev eth0 && rdma link add soft type rxe netdev lo || fail 'no software RoCE'
     echo 1 >/proc/sys/kernel/yama/ptrace_scope || fail 'no yama'
     chmod 1777 /dev/shm /tmp
@@ -207,8 +205,52 @@ pub fn two_guests() -> [Vec<Step>; 2] {
     for (what, server, client) in by_rdma_cm {
         both(what, [format!("serve {server}; served"), format!("client {client}")]);
     }
+    both("NVMe over RDMA, 64 MiB", [DISK.to_owned(), INITIATOR.to_owned()]);
     sides
 }
+
+/// A disk in memory that the other guest's kernel writes and reads over RDMA: fast registration, remote invalidation
+/// and kernel QPs, which no user program has.
+const DISK: &str = r#"
+    load nvme_of
+    truncate -s 96M /dev/shm/disk
+    mount -t configfs config /sys/kernel/config
+    cd /sys/kernel/config/nvmet
+    mkdir subsystems/disk subsystems/disk/namespaces/1 ports/1
+    echo 1 >subsystems/disk/attr_allow_any_host
+    echo 1 >subsystems/disk/namespaces/1/buffered_io
+    printf /dev/shm/disk >subsystems/disk/namespaces/1/device_path
+    echo 1 >subsystems/disk/namespaces/1/enable || fail 'no namespace'
+    echo rdma >ports/1/addr_trtype
+    echo ipv4 >ports/1/addr_adrfam
+    echo $first >ports/1/addr_traddr
+    echo 4420 >ports/1/addr_trsvcid
+    ln -s /sys/kernel/config/nvmet/subsystems/disk ports/1/subsystems/disk || { dmesg | tail; fail 'no port'; }
+    : >/run/job/listens.$STEP
+    until [ -e /run/jobs/guest2/sum.$STEP ]; do sleep 0.1; done
+    rm ports/1/subsystems/disk
+    rmdir ports/1 subsystems/disk/namespaces/1 subsystems/disk
+    [ "$(head -c 67108864 /dev/shm/disk | md5sum)" = "$(cat /run/jobs/guest2/sum.$STEP)" ] || fail 'another disk'
+    rm /dev/shm/disk"#;
+
+/// Its other end.
+const INITIATOR: &str = r#"
+    load nvme_of
+    host=11111111-1111-1111-1111-111111111111
+    target="transport=rdma,traddr=$first,trsvcid=4420,nqn=disk"
+    target="$target,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$host,hostid=$host,nr_io_queues=1,queue_size=32"
+    connect_disk() { echo "$target" >/dev/nvme-fabrics; }
+    client connect_disk
+    for _ in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done
+    [ -b /dev/nvme0n1 ] || { dmesg | tail; fail 'no disk'; }
+    head -c 67108864 /dev/urandom >/dev/shm/source
+    dd if=/dev/shm/source of=/dev/nvme0n1 bs=1M oflag=direct 2>&1 | sed -n 's/.*, /wrote /p' >/tmp/rate
+    dd if=/dev/nvme0n1 bs=1M count=64 iflag=direct 2>/tmp/dd | cmp - /dev/shm/source || fail 'other bytes'
+    sed -n 's/.*, /read /p' /tmp/dd >>/tmp/rate
+    md5sum </dev/shm/source >/run/job/sum.$STEP
+    echo 1 >/sys/class/nvme/nvme0/delete_controller
+    rm /dev/shm/source
+    echo "note: $(paste -sd ' ' /tmp/rate)""#;
 
 /// rdma-core's own tests and nothing else.
 pub fn pyverbs() -> Vec<Step> {
