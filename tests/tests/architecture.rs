@@ -17,6 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-cm", &["pvrdma-ffi"]),
     ("pvrdma-device", &["pvrdma-ffi"]),
     ("pvrdma-net", &["pvrdma-ffi"]),
+    ("pvrdma-roce", &["pvrdma-ffi"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-link", &["pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-net"]),
     ("pvrdma-standin", &["pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),

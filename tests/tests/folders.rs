@@ -116,6 +116,17 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        src: "device/roce/src",
+        tests: &["testing"],
+        rooms: &[
+            ("frame", &["headers", "icrc", "packet"]),
+            ("icrc", &["headers"]),
+            ("headers", &[]),
+            ("packet", &[]),
+        ],
+        circles: &[],
+    },
+    House {
         src: "device/link/src",
         tests: &[],
         rooms: &[

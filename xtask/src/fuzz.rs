@@ -28,6 +28,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("program", "device/standin/fuzz"),
     ("manager", "device/cm/fuzz"),
     ("frames", "device/net/fuzz"),
+    ("packets", "device/roce/fuzz"),
 ];
 
 /// What makes a build tell libFuzzer where it has been: libFuzzer reads counters at each edge, a table of places, and
