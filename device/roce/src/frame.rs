@@ -1,5 +1,5 @@
-//! A packet as an Ethernet frame, from the addresses of both adapters to the ICRC. The frame check sequence is Ethernet's
-//! own, and not seen by anybody above it.
+//! A packet as an Ethernet frame, from the addresses of both adapters to the ICRC. The frame check sequence is
+//! Ethernet's own, and not seen by anybody above it.
 
 use crate::headers::{Envelope, NoEnvelope};
 use crate::icrc;

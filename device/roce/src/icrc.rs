@@ -1,8 +1,8 @@
 //! The invariant CRC: the checksum of a packet and of what is in front of it, but for the fields that change on the way
 //! (IBA vol. 1, 7.8.1; annex A16 for what a GRH is in it, A17.3.3 for IP and UDP).
 //!
-//! It is the CRC of Ethernet, over 64 ones in the place of a local route header that RoCE does not have, the envelope and
-//! the packet, and is sent with its lowest byte first.
+//! It is the CRC of Ethernet, over 64 ones in the place of a local route header that RoCE does not have, the envelope
+//! and the packet, and is sent with its lowest byte first.
 //!
 //! IPv4's identification counts, and a program that receives with a UDP socket is not told it. But a CRC is linear: two
 //! packets that differ in their identification alone differ in their CRCs by something that depends only on the two
@@ -131,8 +131,8 @@ pub fn check<'a>(envelope: &Envelope, bytes: &'a [u8]) -> Option<&'a [u8]> {
     (icrc(envelope, packet) == sent).then_some(packet)
 }
 
-/// The same for a packet over IPv4 whose identification is not known, with the one that makes the ICRC right; the one in
-/// `envelope` is not looked at. One of 65,536 damaged packets passes. What has no identification is checked in full.
+/// The same for a packet over IPv4 whose identification is not known, with the one that makes the ICRC right; the one
+/// in `envelope` is not looked at. One of 65,536 damaged packets passes. What has no identification is checked in full.
 pub fn check_any_id<'a>(envelope: &Envelope, bytes: &'a [u8]) -> Option<(&'a [u8], u16)> {
     let Network::V4 { source, dest, dont_fragment, .. } = envelope.network else {
         return Some((check(envelope, bytes)?, 0));

@@ -1,8 +1,8 @@
 //! A packet of the transport: the base header (BTH), the extension headers that its opcode has, and the payload (IBA
 //! vol. 1, 9.2 and 9.3).
 //!
-//! [`Packet::parse`] believes nothing. What depends on packets before it (the order of FIRST, MIDDLE and LAST, PSNs) and
-//! on the path (how long a full packet is) is for whoever has that state. Reserved fields are written as 0 and not
+//! [`Packet::parse`] believes nothing. What depends on packets before it (the order of FIRST, MIDDLE and LAST, PSNs)
+//! and on the path (how long a full packet is) is for whoever has that state. Reserved fields are written as 0 and not
 //! looked at.
 
 use thiserror::Error;

@@ -68,9 +68,9 @@ pub fn random_envelope(rng: &mut Rng) -> Envelope {
     envelope
 }
 
-/// Reads `bytes` as a packet, or as a frame: nothing panics, and what is taken for a packet is written again as the same
-/// packet. The first byte says which, and whether an ICRC is put right before, so that a fuzzer gets behind it. Tells
-/// how far it came: 0 no envelope, 1 no packet, 2 a packet.
+/// Reads `bytes` as a packet, or as a frame: nothing panics, and what is taken for a packet is written again as the
+/// same packet. The first byte says which, and whether an ICRC is put right before, so that a fuzzer gets behind it.
+/// Tells how far it came: 0 no envelope, 1 no packet, 2 a packet.
 pub fn run(bytes: &[u8]) -> usize {
     let Some((how, bytes)) = bytes.split_first() else { return 0 };
     if how & 1 != 0 {

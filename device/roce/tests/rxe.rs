@@ -1,5 +1,5 @@
-//! Frames that Linux's software adapter has sent (`data/README.md` says how they were had): each is read, its checksum is
-//! right, and it is written again byte for byte.
+//! Frames that Linux's software adapter has sent (`data/README.md` says how they were had): each is read, its checksum
+//! is right, and it is written again byte for byte.
 
 use pvrdma_roce::frame::{BadFrame, Frame};
 use pvrdma_roce::headers::{Envelope, Network};
