@@ -14,11 +14,12 @@
 //! | `transport` | the way to other devices: requests, answers, and what lies between |
 //! | `rings` | what lies in the guest's memory: rings, WQEs, CQEs |
 //!
-//! The files beside them are the seam's own words and what all speak of: handles, memory, the budget.
+//! The files beside them are the seam's own words and what all speak of: handles, memory, time, the budget.
 
 #![deny(unsafe_code)]
 
 pub mod budget;
+pub mod clock;
 pub mod command;
 pub mod device;
 pub mod doorbell;

@@ -4,6 +4,7 @@
 //! That an end comes not too early is measured. A busy machine may bring it late by any time, so what counts there is
 //! how often the device asks to be called again, and for when.
 
+use pvrdma_device::clock::Clock;
 use pvrdma_device::command::Command;
 use pvrdma_device::testing::driver::{Driver, Layout};
 use pvrdma_device::testing::end::{End, Path, connect, modify, nowhere, pump, pump_until};
@@ -317,4 +318,37 @@ fn a_reset_device_can_be_used_again() {
     b.recv(&RecvWr::new(2, &[]));
     again.send(&SendWr::send(2, &[]));
     assert_eq!((again.send_cq.ends(), b.recv_cq.ends()), (vec![(2, 0)], vec![(2, 0)]));
+}
+
+/// To the nanosecond, on a clock that stands still until it is set.
+#[test]
+fn timers_go_by_the_clock_that_the_device_was_given() {
+    let (fabric, clock) = (Fabric::new(), Clock::by_hand());
+    let [a, b] = [0, 1].map(|index| {
+        let driver = Driver::timed(&fabric, index, Layout::Ranges, 16 << 20, &clock);
+        End::new(&Arc::new(driver), QpSize::default())
+    });
+    let path = Path { timeout: 20, retry_cnt: 3, rnr_retry: 2, min_rnr_timer: 14, ..Path::default() };
+    let mut passed = Duration::ZERO;
+    for (peer, step, waits, status) in [
+        (nowhere(), path.ack_timeout(), 4, PVRDMA_WC_RETRY_EXC_ERR),
+        (b.endpoint(), Duration::from_micros(1280), 2, PVRDMA_WC_RNR_RETRY_EXC_ERR),
+    ] {
+        a.reset();
+        b.reset();
+        a.bring_up(peer, &path);
+        b.bring_up(a.endpoint(), &path);
+        a.send(&SendWr::send(1, &[]));
+        for _ in 0..waits {
+            let next = a.driver.device.poll();
+            assert_eq!((a.send_cq.waiting(), next), (0, Some(clock.now() + step)));
+            passed += step;
+            clock.set(passed - Duration::from_nanos(1));
+            a.driver.device.poll();
+            assert_eq!(a.send_cq.waiting(), 0);
+            clock.set(passed);
+        }
+        a.driver.device.poll();
+        assert_eq!(a.send_cq.ends(), [(1, status)]);
+    }
 }

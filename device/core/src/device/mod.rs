@@ -7,6 +7,7 @@ mod commands;
 mod doorbells;
 
 use crate::budget::Budget;
+use crate::clock::Clock;
 use crate::engine::{Engine, GID_TBL_LEN, MAX_MR, MAX_MSG_SZ, MAX_QP};
 use crate::handle::{CtxHandle, Gid};
 use crate::interrupt::{AsyncEvent, Interrupts};
@@ -83,10 +84,21 @@ impl Device {
         interrupts: Arc<dyn Interrupts>,
         transport: Arc<dyn Transport>,
     ) -> Arc<Device> {
+        Device::with_clock(config, memory, interrupts, transport, Clock::default())
+    }
+
+    /// The same, for which the time is that of `clock`.
+    pub fn with_clock(
+        config: Config,
+        memory: Arc<dyn Memory>,
+        interrupts: Arc<dyn Interrupts>,
+        transport: Arc<dyn Transport>,
+        clock: Clock,
+    ) -> Arc<Device> {
         let budget = &Budget::new(config.memory_limit);
         Arc::new(Device {
             config,
-            engine: Engine::new(memory, interrupts, transport, config.gid_type, budget),
+            engine: Engine::new(memory, interrupts, transport, config.gid_type, budget, clock),
             budget: budget.clone(),
             contexts: Table::new(1, config.max_uar, budget),
             pds: Table::new(1, MAX_PD, budget),

@@ -14,6 +14,7 @@ pub mod responder;
 pub mod schedule;
 
 use crate::budget::Budget;
+use crate::clock::Clock;
 use crate::handle::{CqHandle, Gid, PdHandle, QpHandle, Qpn};
 use crate::interrupt::Interrupts;
 use crate::memory::{Memory, Span};
@@ -54,6 +55,7 @@ pub struct Engine {
     pub(crate) up: AtomicBool,
     pub(crate) qkey_violations: AtomicU32,
     schedule: Schedule,
+    clock: Clock,
     /// Read by whoever copies for a requester, written to wait for them (see `quiesce`).
     requesting: RwLock<()>,
     /// The same for responders.
@@ -68,6 +70,7 @@ impl Engine {
         transport: Arc<dyn Transport>,
         gid_type: u8,
         budget: &Arc<Budget>,
+        clock: Clock,
     ) -> Engine {
         Engine {
             memory,
@@ -81,6 +84,7 @@ impl Engine {
             up: AtomicBool::new(true),
             qkey_violations: AtomicU32::new(0),
             schedule: Schedule::default(),
+            clock,
             requesting: RwLock::new(()),
             responding: RwLock::new(()),
         }
@@ -117,30 +121,34 @@ impl Engine {
     /// Runs QPs that others left, for about `turn`, for a caller that must not wait: it stops at the first that is not
     /// done.
     pub(crate) fn run_some(&self, turn: Duration) {
-        let begin = Instant::now();
+        let begin = self.now();
         let mut now = begin;
         while now - begin <= turn {
             let Some(handle) = self.schedule.next(now) else { return };
             if self.qp(handle).is_some_and(|qp| !self.try_run_qp(&qp)) {
                 return;
             }
-            now = Instant::now();
+            now = self.now();
         }
         self.interrupts.wake();
     }
 
     /// Runs QPs for about `turn`, so that those which keep each other busy do not keep the caller.
     pub(crate) fn run_ready(&self, turn: Duration) {
-        let begin = Instant::now();
+        let begin = self.now();
         let mut now = begin;
         while now - begin <= turn {
             let Some(handle) = self.schedule.next(now) else { return };
             if let Some(qp) = self.qp(handle) {
                 self.run_qp(&qp);
             }
-            now = Instant::now();
+            now = self.now();
         }
         self.interrupts.wake();
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
     }
 
     /// When `run_ready` will have something, if no one adds to it.

@@ -16,7 +16,7 @@ use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitt
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::MutexGuard;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Requests of one QP that may be on their way at once.
 const WINDOW: usize = 32;
@@ -143,7 +143,7 @@ impl Engine {
     /// Submits what is ready, in order, stopping at the first that must wait.
     fn submit_ready(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs, turn: &mut u64) {
         let came = sq.full_since.is_some_and(|rooms| rooms != self.rooms());
-        if !came && sq.hold.is_some_and(|hold| Instant::now() < hold) {
+        if !came && sq.hold.is_some_and(|hold| self.now() < hold) {
             return;
         }
         sq.hold = None;
@@ -192,8 +192,9 @@ impl Engine {
             let mut submitted = self.submit(qp, sq, attrs, index, alone);
             match submitted {
                 Submitted::Busy | Submitted::Full => {
-                    let since = *sq.busy_since.get_or_insert_with(Instant::now);
-                    if datagram && since.elapsed() > DATAGRAM_PATIENCE {
+                    let now = self.now();
+                    let since = *sq.busy_since.get_or_insert(now);
+                    if datagram && now - since > DATAGRAM_PATIENCE {
                         submitted = Submitted::Answered(Answer::Silence);
                     }
                 }
@@ -219,11 +220,11 @@ impl Engine {
                 // The answer to an earlier one runs this queue again.
                 Submitted::WhenAlone if !alone => return,
                 Submitted::Busy | Submitted::WhenAlone => {
-                    sq.hold = Some(Instant::now() + BUSY_RETRY);
+                    sq.hold = Some(self.now() + BUSY_RETRY);
                     return;
                 }
                 Submitted::Full => {
-                    sq.hold = Some(Instant::now() + FULL_RETRY);
+                    sq.hold = Some(self.now() + FULL_RETRY);
                     sq.full_since = Some(rooms);
                     self.wait_for_room(qp.handle, rooms);
                     return;
@@ -333,7 +334,7 @@ impl Engine {
                 if sq.rnr_retries < 7 {
                     sq.rnr_retries -= 1;
                 }
-                sq.hold = Some(Instant::now() + rnr_time(code));
+                sq.hold = Some(self.now() + rnr_time(code));
                 // Room that comes is no reason to ask such a responder sooner.
                 sq.full_since = None;
                 Stage::Ready
@@ -369,13 +370,13 @@ impl Engine {
 
     fn start_timer(&self, sq: &mut SendQueue, attrs: &Attrs) {
         if sq.deadline.is_none() {
-            sq.deadline = ack_timeout(attrs.raw.timeout).map(|timeout| Instant::now() + timeout);
+            sq.deadline = ack_timeout(attrs.raw.timeout).map(|timeout| self.now() + timeout);
         }
     }
 
     /// The oldest request was not answered in time: send again from there, or give up.
     fn check_timer(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs) {
-        if sq.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        if sq.deadline.is_none_or(|deadline| self.now() < deadline) {
             return;
         }
         sq.deadline = None;

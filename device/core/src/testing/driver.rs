@@ -4,6 +4,7 @@ use super::cut::{Cut, Cutting, Scissors};
 use super::queue::{CqRing, QpRings, QpSize, SrqRing};
 use super::{Bell, Ram};
 use crate::budget::DEFAULT_MEMORY_LIMIT;
+use crate::clock::Clock;
 use crate::command::{Command, CommandError, CreateQp, MrKind, Response};
 use crate::device::{Config, Device};
 use crate::handle::*;
@@ -157,7 +158,15 @@ impl Driver {
     /// A guest on `fabric` for which the device holds no more than `memory_limit` bytes.
     pub fn limited(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, memory_limit: u64) -> Driver {
         let port = Port::new(fabric);
-        let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit);
+        let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit, Clock::default());
+        driver.plug(&port);
+        driver
+    }
+
+    /// A guest on `fabric` whose device has its time from `clock`.
+    pub fn timed(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, clock: &Clock) -> Driver {
+        let port = Port::new(fabric);
+        let driver = Driver::make(index, layout, ram_len, port.clone(), DEFAULT_MEMORY_LIMIT, clock.clone());
         driver.plug(&port);
         driver
     }
@@ -175,10 +184,17 @@ impl Driver {
 
     /// A guest on any transport, with `ram_len` bytes of memory and no GID yet: see `bind`.
     pub fn on(index: u8, layout: Layout, ram_len: usize, transport: Arc<dyn Transport>) -> Driver {
-        Driver::make(index, layout, ram_len, transport, DEFAULT_MEMORY_LIMIT)
+        Driver::make(index, layout, ram_len, transport, DEFAULT_MEMORY_LIMIT, Clock::default())
     }
 
-    fn make(index: u8, layout: Layout, ram_len: usize, transport: Arc<dyn Transport>, memory_limit: u64) -> Driver {
+    fn make(
+        index: u8,
+        layout: Layout,
+        ram_len: usize,
+        transport: Arc<dyn Transport>,
+        memory_limit: u64,
+        clock: Clock,
+    ) -> Driver {
         let (ram, bell) = (Arc::new(Ram::new(ram_len)), Arc::new(Bell::default()));
         let config = Config {
             node_guid: [2, 0, 0, 0xff, 0xfe, 0, 0, index],
@@ -187,7 +203,7 @@ impl Driver {
             max_uar: 16,
             memory_limit,
         };
-        let device = Device::new(config, ram.clone(), bell.clone(), transport);
+        let device = Device::with_clock(config, ram.clone(), bell.clone(), transport, clock);
         let mut gid = [0; 16];
         gid[..2].copy_from_slice(&[0xfe, 0x80]);
         gid[15] = index + 1;
