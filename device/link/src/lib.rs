@@ -10,6 +10,7 @@
 //! | `gateway/inbound.rs` | what other hosts have for them |
 //! | `gateway/datagrams.rs` | datagrams that they have no room for yet |
 //! | `uplink.rs` | the devices of a process: those of a server's virtual machines |
+//! | `uplink/devices.rs` | the same without thread and sockets: their notes, and what happens |
 //! | `uplink/queue.rs` | what their doorbells leave for the thread that owns the links |
 //! | `uplink/from_device.rs`, `uplink/inbound.rs` | a request of theirs, and what other hosts have for them |
 //! | `outbound.rs` | requests of those near, until they are answered |

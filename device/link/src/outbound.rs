@@ -7,7 +7,7 @@ use pvrdma_device::transport::{Answer, Request};
 use pvrdma_net::event::{Hold, Submitted, Token};
 use pvrdma_net::frame::Ends;
 use pvrdma_net::hosts::{HostEvent, Hosts};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 /// A request of somebody near, whose answer is still to come.
@@ -29,12 +29,12 @@ pub struct Outbound<R> {
     /// On their way.
     asked: HashMap<Token, R>,
     /// There was no room for them. In order.
-    waiting: HashMap<Ends, VecDeque<R>>,
+    waiting: BTreeMap<Ends, VecDeque<R>>,
 }
 
 impl<R> Default for Outbound<R> {
     fn default() -> Outbound<R> {
-        Outbound { asked: HashMap::new(), waiting: HashMap::new() }
+        Outbound { asked: HashMap::new(), waiting: BTreeMap::new() }
     }
 }
 
@@ -122,13 +122,11 @@ impl<R: Requested> Outbound<R> {
 
     /// Forgets those that nobody waits for any more.
     pub fn forget(&mut self, hosts: &mut Hosts, now: Duration, is_forgotten: impl Fn(&R) -> bool) {
-        self.asked.retain(|token, requested| {
-            let forgotten = is_forgotten(requested);
-            if forgotten {
-                hosts.cancel(now, *token);
-            }
-            !forgotten
-        });
+        let forgotten = self.asked.extract_if(|_, requested| is_forgotten(requested));
+        let mut forgotten: Vec<Token> = forgotten.map(|(token, _)| token).collect();
+        // In their order, so that what happens in a simulation is its seed's doing alone.
+        forgotten.sort_unstable();
+        forgotten.into_iter().for_each(|token| hosts.cancel(now, token));
         // Whoever is busy for good is given room by an event; who is gone, and all of whose queue, is not.
         self.waiting.retain(|_, queue| {
             queue.retain(|requested| !is_forgotten(requested));
@@ -138,7 +136,7 @@ impl<R: Requested> Outbound<R> {
 
     /// No answer comes any more.
     pub fn give_up(&mut self) {
-        let waiting = self.waiting.drain().flat_map(|(_, queue)| queue);
+        let waiting = std::mem::take(&mut self.waiting).into_values().flatten();
         for requested in self.asked.drain().map(|(_, requested)| requested).chain(waiting) {
             requested.answer(Answer::Silence);
         }

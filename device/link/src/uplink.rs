@@ -7,25 +7,17 @@
 //! device's, and nobody who holds it calls anything. The links have no lock: they are the thread's own. When it calls a
 //! device it holds nothing at all, so it may wait there for a doorbell, and no doorbell ever waits for it.
 
+pub mod devices;
 mod from_device;
 mod inbound;
 mod queue;
 
 use crate::links::{Links, Settings, WAKER};
-use crate::log::Log;
-use crate::near::Near;
-use crate::outbound::{self, Outbound};
 use anyhow::Context;
-use from_device::FromDevice;
-use inbound::Inbound;
+use devices::Devices;
 use mio::{Events, Poll, Waker};
 use pvrdma_device::transport::fabric::Fabric;
-use pvrdma_net::event::{Arrival, ReplyKey, Source, Token as Asked};
-use pvrdma_net::frame::{Answer, Gid};
-use pvrdma_net::gids;
-use pvrdma_net::hosts::{HostEvent, Hosts};
-use queue::{Note, Queue};
-use std::collections::HashSet;
+use queue::Queue;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -45,16 +37,9 @@ impl Uplink {
         let waker = Waker::new(poll.registry(), WAKER)?;
         let number = settings.fabric.number;
         let links = Links::new(settings, poll.registry().try_clone()?)?;
-        let queue = Arc::new(Queue::new(waker));
-        let fabric = Fabric::linked(queue.clone());
-        let devices = Devices {
-            number,
-            queue: queue.clone(),
-            fabric: fabric.clone(),
-            outbound: Outbound::default(),
-            inbound: Inbound::new(fabric.clone()),
-            log: Log::default(),
-        };
+        // It fails for a descriptor that is none, and then the thread has ended.
+        let devices = Devices::new(number, move || drop(waker.wake()));
+        let (queue, fabric) = (devices.queue.clone(), devices.fabric().clone());
         let thread = thread::Builder::new().name("pvrdma-uplink".into()).spawn(move || run(poll, links, devices));
         Ok(Uplink { queue, fabric, thread: Some(thread.context("cannot start a thread")?) })
     }
@@ -76,25 +61,6 @@ impl Drop for Uplink {
     }
 }
 
-/// The devices of this process, as the links see them.
-struct Devices {
-    number: u16,
-    queue: Arc<Queue>,
-    fabric: Arc<Fabric>,
-    outbound: Outbound<FromDevice>,
-    inbound: Inbound,
-    log: Log,
-}
-
-impl Drop for Devices {
-    /// However the thread ends, nobody waits for it any more.
-    fn drop(&mut self) {
-        self.queue.close();
-        self.outbound.give_up();
-        self.queue.tell_of_room();
-    }
-}
-
 fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
     let mut events = Events::with_capacity(64);
     let mut limit = Some(Duration::ZERO);
@@ -102,7 +68,7 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
         if let Err(error) = poll.poll(&mut events, limit)
             && error.kind() != ErrorKind::Interrupted
         {
-            devices.log.line(format_args!("this host's links end: {error}"));
+            devices.complain(format_args!("this host's links end: {error}"));
             return;
         }
         for event in &events {
@@ -111,7 +77,7 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
         let now = links.now();
         devices.take_notes(links.hosts(), now);
         let more = links.turn(&mut devices);
-        devices.queue.tell_of_room();
+        devices.tell_of_room();
         if devices.queue.is_stopped() {
             links.stop(&mut devices);
             return;
@@ -121,92 +87,4 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
             false => links.deadline().map(|deadline| deadline.saturating_sub(links.now())),
         };
     }
-}
-
-impl Devices {
-    /// Reads what devices have left, in its order: a request comes after its address was bound.
-    fn take_notes(&mut self, hosts: &mut Hosts, now: Duration) {
-        // A QP takes back all that it has before it asks again.
-        let mut taken_back = HashSet::new();
-        for note in self.queue.take() {
-            match note {
-                Note::Asked { id, origin, request } => {
-                    self.forget(hosts, now, &mut taken_back);
-                    let queue = self.queue.clone();
-                    self.outbound.ask(hosts, now, FromDevice { queue, origin, request, id });
-                }
-                Note::TakenBack(id) => drop(taken_back.insert(id)),
-                Note::Datagram { port, request, payload } => {
-                    outbound::send_datagram(hosts, &request, &payload);
-                    self.queue.datagram_left(port);
-                }
-                Note::Bound(gid, bound) => self.bound(hosts, &gid, bound),
-            }
-        }
-        self.forget(hosts, now, &mut taken_back);
-    }
-
-    fn forget(&mut self, hosts: &mut Hosts, now: Duration, taken_back: &mut HashSet<u64>) {
-        if !taken_back.is_empty() {
-            self.outbound.forget(hosts, now, |requested| taken_back.contains(&requested.id));
-            taken_back.clear();
-        }
-    }
-
-    fn bound(&mut self, hosts: &mut Hosts, gid: &Gid, bound: bool) {
-        if !gids::may_have(self.number, gid) {
-            // Another host would end the connection over it, and a guest may bind what it likes.
-            if bound {
-                self.log.once("address", format_args!("a guest has an address that no guest of this host may have"));
-            }
-            return;
-        }
-        if !bound {
-            return hosts.unbind(gid);
-        }
-        let owner = hosts.bind(gid).filter(|owner| *owner != self.number);
-        if let Some(owner) = owner {
-            self.log.once("taken", format_args!("a guest has an address that host {owner} has; host {owner} keeps it"));
-        }
-        self.fabric.set_elsewhere(gid, owner.is_some());
-    }
-}
-
-impl Source for Devices {
-    fn payload(&mut self, token: Asked, offset: u64, into: &mut [u8]) -> bool {
-        self.outbound.payload(token, offset, into)
-    }
-
-    fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, Answer> {
-        self.inbound.reply(key, offset, into)
-    }
-}
-
-impl Near for Devices {
-    fn arrived(&mut self, hosts: &mut Hosts, now: Duration, arrival: Arrival<'_>) {
-        match arrival {
-            Arrival::Segment { ends, segment, payload, receipt } => {
-                self.inbound.segment(hosts, now, &ends, &segment, payload, receipt);
-            }
-            Arrival::Datagram { datagram, payload, hold } => {
-                self.inbound.datagram(&datagram, payload);
-                hosts.release(hold);
-            }
-            Arrival::Data { token, offset, payload, hold } => {
-                self.outbound.data(hosts, now, token, offset, payload, hold);
-            }
-        }
-    }
-
-    fn happened(&mut self, hosts: &mut Hosts, now: Duration, event: HostEvent) {
-        match event {
-            _ if self.outbound.happened(hosts, now, &event) => {}
-            HostEvent::ReplyEnded(key) => self.inbound.reply_ended(hosts, now, key),
-            HostEvent::Moved { gid, to } => self.fabric.set_elsewhere(&gid, to != self.number),
-            _ => {}
-        }
-    }
-
-    /// Nothing was put off.
-    fn settle(&mut self, _hosts: &mut Hosts, _now: Duration) {}
 }

@@ -503,6 +503,11 @@ impl Hosts {
         }
     }
 
+    /// Requests that other hosts have not answered, with those that nobody waits for any more.
+    pub fn unanswered(&self) -> usize {
+        self.links.values().filter_map(|link| link.connection.as_ref()).map(Connection::unanswered).sum()
+    }
+
     /// Figures of the link to a host; `None` while there is none.
     pub fn stats(&self, host: u16) -> Option<Stats> {
         let link = self.links.get(&host).filter(|link| link.up)?;

@@ -1,6 +1,7 @@
-//! For tests: random numbers by a seed, random frames, and a peer that does as it likes.
+//! For tests: random numbers by a seed, random frames, a peer that does as it likes, and the wires of a simulation.
 
 pub mod hostile;
+pub mod wires;
 
 use crate::frame::*;
 pub use pvrdma_ffi::rng::{Rng, replay};

@@ -11,8 +11,9 @@
 use pvrdma_net::connection::{End, Me};
 use pvrdma_net::event::{Arrival, Hold, Receipt, ReplyKey, Source, Submitted, Token};
 use pvrdma_net::frame::{Answer, Bad, Datagram, Ends, Ext, FRAME, Gid, Message, Op, Segment};
-use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
+use pvrdma_net::hosts::{HostEvent, Hosts, Why};
 use pvrdma_net::limits::{Limits, Patience};
+use pvrdma_net::testing::wires::{Received, Wires};
 use pvrdma_net::testing::{Rng, size};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -86,24 +87,6 @@ struct Host {
     slow: Duration,
 }
 
-#[derive(Default)]
-struct Direction {
-    flight: VecDeque<(Duration, Vec<u8>)>,
-    in_flight: usize,
-    unsent: Vec<u8>,
-    input: Vec<u8>,
-}
-
-/// A bearer between two hosts: ends and directions are those of the one that dialed, and of the other.
-struct Wire {
-    ends: [(u16, BearerId); 2],
-    open: [bool; 2],
-    ways: [Direction; 2],
-    capacity: usize,
-    /// Nothing gets through before.
-    cut: Duration,
-}
-
 struct Payloads<'a> {
     tokens: &'a HashMap<Token, Name>,
     replies: &'a HashMap<ReplyKey, Name>,
@@ -147,9 +130,7 @@ struct Sim {
     rng: Rng,
     now: Duration,
     hosts: Vec<Host>,
-    wires: BTreeMap<u64, Wire>,
-    next_wire: u64,
-    by_bearer: HashMap<(u16, BearerId), (u64, usize)>,
+    wires: Wires,
     pairs: Vec<Pair>,
     /// Who has each floating address.
     holders: Vec<u16>,
@@ -177,9 +158,7 @@ impl Sim {
             rng: Rng::new(seed),
             now: Duration::from_secs(1),
             hosts: Vec::new(),
-            wires: BTreeMap::new(),
-            next_wire: 0,
-            by_bearer: HashMap::new(),
+            wires: Wires::default(),
             pairs: Vec::new(),
             holders: vec![1; usize::from(FLOATING)],
             boots: 0,
@@ -456,7 +435,7 @@ impl Sim {
                     if matches!(why, Why::End(End::Bad(bad)) if bad != Bad::TooSlow) {
                         self.refused.push(format!("host {host}: {why}"));
                     }
-                    self.hang_up(host, bearer);
+                    self.wires.hang_up(host, bearer);
                 }
                 HostEvent::Answered(token, answer) => self.answered(host, token, answer),
                 HostEvent::Room(ends) => {
@@ -489,27 +468,11 @@ impl Sim {
             return;
         };
         let capacity = 1 << (14 + self.rng.below(6));
-        let id = self.next_wire;
-        self.next_wire += 1;
-        self.by_bearer.insert((from, bearer), (id, 0));
-        self.by_bearer.insert((to, called), (id, 1));
-        let ways = [Direction::default(), Direction::default()];
-        let ends = [(from, bearer), (to, called)];
-        self.wires.insert(id, Wire { ends, open: [true; 2], ways, capacity, cut: Duration::ZERO });
-    }
-
-    fn hang_up(&mut self, host: u16, bearer: BearerId) {
-        if let Some((id, side)) = self.by_bearer.remove(&(host, bearer)) {
-            let wire = self.wires.get_mut(&id).expect("a wire");
-            wire.open[side] = false;
-            if wire.open == [false; 2] {
-                self.wires.remove(&id);
-            }
-        }
+        self.wires.connect([(from, bearer), (to, called)], capacity);
     }
 
     fn carry(&mut self) {
-        for id in self.wires.keys().copied().collect::<Vec<_>>() {
+        for id in self.wires.ids() {
             for side in 0..2 {
                 self.write(id, side);
                 self.read(id, side);
@@ -519,60 +482,36 @@ impl Sim {
 
     /// The end `side` sends.
     fn write(&mut self, id: u64, side: usize) {
-        let Some(wire) = self.wires.get_mut(&id) else { return };
-        let (host, bearer) = wire.ends[side];
+        let Some((host, bearer)) = self.wires.end(id, side) else { return };
         let now = self.now;
         let of = &mut self.hosts[usize::from(host - 1)];
-        if !wire.open[side] || of.stopped > now {
+        if of.stopped > now {
             return;
         }
-        let way = &mut wire.ways[side];
-        if way.unsent.is_empty() {
+        if let Some(out) = self.wires.out(id, side) {
             let faults = now < self.plan.trouble;
             let (tokens, replies, late) = (&of.tokens, &of.replies, &mut of.late);
             let mut source = Payloads { tokens, replies, late, faults, rng: &mut self.rng };
-            of.hosts.transmit(now, bearer, &mut way.unsent, 1 << 16, &mut source);
-            assert!(way.unsent.len() <= (1 << 16) + FRAME + 256);
+            of.hosts.transmit(now, bearer, out, 1 << 16, &mut source);
+            assert!(out.len() <= (1 << 16) + FRAME + 256);
         }
-        let room = wire.capacity.saturating_sub(way.in_flight).min(way.unsent.len());
-        let part = if self.rng.one_in(4) { self.rng.below(room as u64 + 1) as usize } else { room };
-        if part > 0 {
-            let mut arrives = (now + STEP * self.rng.below(3) as u32).max(wire.cut);
-            arrives = way.flight.back().map_or(arrives, |(before, _)| arrives.max(*before));
-            way.flight.push_back((arrives, way.unsent.drain(..part).collect()));
-            way.in_flight += part;
-        }
+        self.wires.send(id, side, now, STEP, &mut self.rng);
         self.events(host);
     }
 
     /// The end `side` receives.
     fn read(&mut self, id: u64, side: usize) {
-        let Some(wire) = self.wires.get_mut(&id) else { return };
-        let (host, bearer) = wire.ends[side];
-        let of = &mut self.hosts[usize::from(host - 1)];
-        if !wire.open[side] || of.stopped > self.now {
+        let Some((host, _)) = self.wires.end(id, side) else { return };
+        let of = &self.hosts[usize::from(host - 1)];
+        if of.stopped > self.now {
             return;
         }
-        let way = &mut wire.ways[1 - side];
         let most = if of.slow > self.now { 2000 } else { usize::MAX };
-        let mut taken = 0;
-        while taken < most
-            && let Some((arrives, bytes)) = way.flight.front_mut()
-            && *arrives <= self.now
-        {
-            let part = bytes.len().min(most - taken);
-            way.input.extend(bytes.drain(..part));
-            if bytes.is_empty() {
-                way.flight.pop_front();
-            }
-            taken += part;
-        }
-        way.in_flight -= taken;
-        // The other end has closed, and all that it sent has come.
-        let ended = !wire.open[1 - side] && way.flight.is_empty() && wire.cut <= self.now;
-        let input = std::mem::take(&mut way.input);
+        let Some(Received { bearer, input, news, ended, .. }) = self.wires.receive(id, side, self.now, most) else {
+            return;
+        };
         let mut at = 0;
-        while taken > 0 && at < input.len() {
+        while news && at < input.len() {
             let (len, arrival) = self.hosts[usize::from(host - 1)].hosts.receive(self.now, bearer, &input[at..]);
             at += len;
             let brought = arrival.is_some();
@@ -584,10 +523,8 @@ impl Sim {
                 break;
             }
         }
-        assert!(input.len() - at.min(input.len()) <= FRAME);
-        if let Some(wire) = self.wires.get_mut(&id) {
-            wire.ways[1 - side].input = input[at..].to_vec();
-        }
+        assert!(input.len() - at <= FRAME);
+        self.wires.keep(id, side, &input[at..]);
         if ended {
             self.hosts[usize::from(host - 1)].hosts.closed(self.now, bearer);
             self.events(host);
@@ -623,24 +560,20 @@ impl Sim {
         }
         let until = self.now + Duration::from_millis(self.rng.below(2500));
         let host = 1 + self.rng.below(u64::from(self.plan.hosts)) as u16;
-        let wires: Vec<u64> = self.wires.keys().copied().collect();
+        let wires = self.wires.ids();
         let wire = wires.get(self.rng.below(wires.len().max(1) as u64) as usize).copied();
         match self.rng.below(8) {
             // Nothing gets through, and then all of it.
             0..2 => {
-                if let Some(wire) = wire.and_then(|id| self.wires.get_mut(&id)) {
-                    wire.cut = until;
-                    for way in &mut wire.ways {
-                        for (arrives, _) in &mut way.flight {
-                            *arrives = (*arrives).max(until);
-                        }
-                    }
+                if let Some(id) = wire {
+                    self.wires.cut(id, until);
                 }
             }
             // It ends; one end may hear of it later than the other.
             2 => {
-                if let Some(wire) = wire.and_then(|id| self.wires.get(&id)) {
-                    let (host, bearer) = wire.ends[self.rng.below(2) as usize];
+                if let Some(id) = wire
+                    && let Some((host, bearer)) = self.wires.end(id, self.rng.below(2) as usize)
+                {
                     self.hosts[usize::from(host - 1)].hosts.closed(self.now, bearer);
                     self.events(host);
                 }
@@ -659,12 +592,7 @@ impl Sim {
 
     fn restart(&mut self, host: u16) {
         self.restarts += 1;
-        let mine: Vec<(u64, usize)> =
-            self.by_bearer.iter().filter(|((of, _), _)| *of == host).map(|(_, wire)| *wire).collect();
-        for (id, side) in mine {
-            let bearer = self.wires[&id].ends[side].1;
-            self.hang_up(host, bearer);
-        }
+        self.wires.hang_up_all(host);
         self.hosts[usize::from(host - 1)] = self.host(host);
         for n in 0..self.pairs.len() as u32 {
             let pair = &self.pairs[n as usize];

@@ -38,6 +38,11 @@ impl Inbound {
         Inbound { fabric, streams: HashMap::new(), replies: HashMap::new() }
     }
 
+    /// Whether nothing is left to do.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty() && self.replies.is_empty()
+    }
+
     /// A segment has come.
     pub fn segment(
         &mut self,

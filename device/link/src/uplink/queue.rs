@@ -3,7 +3,6 @@
 //! Nobody who holds the lock calls anything; `uplink.rs` says why. What a device may leave is bounded, so that a guest
 //! which asks faster than the links carry fills its own part and no more.
 
-use mio::Waker;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::fabric::{Origin, Uplink};
@@ -62,12 +61,13 @@ struct Inner {
 /// See the module text.
 pub struct Queue {
     inner: Mutex<Inner>,
-    waker: Waker,
+    wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Queue {
-    pub fn new(waker: Waker) -> Queue {
-        Queue { inner: Mutex::default(), waker }
+    /// `wake` wakes the thread.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Queue {
+        Queue { inner: Mutex::default(), wake: Box::new(wake) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -83,8 +83,7 @@ impl Queue {
         let asleep = mem::take(&mut inner.asleep);
         drop(inner);
         if asleep {
-            // It fails for a descriptor that is none, and then the thread has ended.
-            let _ = self.waker.wake();
+            (self.wake)();
         }
     }
 
@@ -111,6 +110,12 @@ impl Queue {
 
     pub fn is_stopped(&self) -> bool {
         self.lock().stopped
+    }
+
+    /// Whether there is no note, and nothing of any device.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.notes.is_empty() && inner.asked.is_empty() && inner.held.is_empty()
     }
 
     /// Nothing is taken any more.
@@ -251,9 +256,8 @@ mod tests {
         }
     }
 
-    fn queue() -> (Queue, mio::Poll) {
-        let poll = mio::Poll::new().unwrap();
-        (Queue::new(Waker::new(poll.registry(), mio::Token(0)).unwrap()), poll)
+    fn queue() -> Queue {
+        Queue::new(|| ())
     }
 
     fn request(number: usize, op: Op) -> Request {
@@ -269,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_device_fills_its_own_part_and_hears_when_there_is_room() {
-        let (queue, _poll) = queue();
+        let queue = queue();
         let (greedy, modest) = (Arc::new(Waits::default()), Arc::new(Waits::default()));
         let datagram = Op::Datagram { qkey: 0, imm: None, grh: Grh::default() };
         for (op, most, first) in [(Op::Send { ext: Ext::None }, REQUESTS, 0), (datagram, DATAGRAMS, 1 << 20)] {
@@ -301,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_back_keeps_its_place_until_the_thread_knows() {
-        let (queue, _poll) = queue();
+        let queue = queue();
         let device = Arc::new(Waits::default());
         let asked = request(0, Op::Send { ext: Ext::None });
         assert_eq!(queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]), Submitted::Pending);
@@ -319,7 +323,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_thread_that_has_ended() {
-        let (queue, _poll) = queue();
+        let queue = queue();
         let device = Arc::new(Waits::default());
         let asked = request(0, Op::Send { ext: Ext::None });
         queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]);
