@@ -118,14 +118,21 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        src: "device/capture/src",
+        tests: &[],
+        rooms: &[
+            ("tap", &["frames", "writer"]),
+            ("recorder", &["frames", "writer"]),
+            ("writer", &["file"]),
+            ("frames", &[]),
+            ("file", &[]),
+        ],
+        circles: &[],
+    },
+    House {
         src: "device/roce/src",
         tests: &["testing"],
-        rooms: &[
-            ("frame", &["headers", "icrc", "packet"]),
-            ("icrc", &["headers"]),
-            ("headers", &[]),
-            ("packet", &[]),
-        ],
+        rooms: &[("frame", &["headers", "icrc", "packet"]), ("icrc", &["headers"]), ("headers", &[]), ("packet", &[])],
         circles: &[],
     },
     House {

@@ -9,6 +9,7 @@ use crate::provider::{Provider, installed_library};
 use crate::rundir::RunDir;
 use crate::{Usage, child, link, options, program};
 use anyhow::Context;
+use pvrdma_capture::file::Target;
 use pvrdma_device::guest::Roce;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
@@ -29,6 +30,8 @@ Options:
   --roce v1|v2                  RoCE version of a new guest [default: v2]
   --trap                        every doorbell traps, also those of a provider that says where it rings
   --trace FILE                  append a line to FILE for every command the device gets
+  --pcap FILE[,snap=N]          append what the program sends, and the answers to it, to FILE as the RoCE
+                                frames it would be, for Wireshark; of each the first N bytes
   --fault LIST                  have the network lose, delay or refuse what the program sends; LIST is
                                 NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
                                 delay (time, 50us), dead (after so many requests), seed (number)
@@ -48,6 +51,7 @@ struct Options {
     roce: Option<Roce>,
     trap: bool,
     trace: Option<PathBuf>,
+    capture: Option<Target>,
     fault: Option<String>,
     program: OsString,
     args: Vec<OsString>,
@@ -58,7 +62,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_args(args);
     let (mut guest, mut provider, mut roce, mut trace) = ("default".to_owned(), Provider::default(), None, None);
-    let (mut trap, mut fault) = (false, None);
+    let (mut trap, mut capture, mut fault) = (false, None, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("guest") => {
@@ -69,12 +73,13 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
             Long("roce") => roce = Some(options::roce(&mut parser)?),
             Long("trap") => trap = true,
             Long("trace") => trace = Some(parser.value()?.into()),
+            Long("pcap") => capture = Some(options::capture(&mut parser)?),
             Long("fault") => fault = Some(options::faults(&mut parser)?.0),
             Short('h') | Long("help") => return Ok(None),
             Value(program) => {
                 // The first word that is no option; all that follows is its own.
                 let args = parser.raw_args()?.collect();
-                return Ok(Some(Options { guest, provider, roce, trap, trace, fault, program, args }));
+                return Ok(Some(Options { guest, provider, roce, trap, trace, capture, fault, program, args }));
             }
             other => return Err(other.unexpected().into()),
         }
@@ -92,12 +97,19 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let program = program::find(&options.program)?;
     let standin = installed_library("libpvrdma_standin.so")?;
     let trace = options.trace.as_deref().map(options::trace_file).transpose()?;
+    let capture = options.capture.as_ref().map(options::capture_file).transpose()?;
     let host = link::folder::host_number()?;
 
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let result = in_run_dir(&options, host, &program, &standin, trace.as_deref(), &run_dir);
+    let result = in_run_dir(&options, host, &program, &standin, Files { trace, capture }, &run_dir);
     run_dir.leave().context("cannot clean up the run directory")?;
     Ok(ExitCode::from(result?))
+}
+
+/// Files that the program writes, by absolute paths.
+struct Files {
+    trace: Option<PathBuf>,
+    capture: Option<PathBuf>,
 }
 
 fn in_run_dir(
@@ -105,11 +117,11 @@ fn in_run_dir(
     host: u8,
     program: &Path,
     standin: &Path,
-    trace: Option<&Path>,
+    files: Files,
     run_dir: &RunDir,
 ) -> anyhow::Result<u8> {
     let seat = Seat::take(run_dir.path(), host, &options.guest, options.roce)?;
-    let result = in_guest(options, program, standin, trace, run_dir, &seat);
+    let result = in_guest(options, program, standin, files, run_dir, &seat);
     seat.leave().with_context(|| format!("cannot clean up guest {}", options.guest))?;
     result
 }
@@ -118,7 +130,7 @@ fn in_guest(
     options: &Options,
     program: &Path,
     standin: &Path,
-    trace: Option<&Path>,
+    files: Files,
     run_dir: &RunDir,
     seat: &Seat,
 ) -> anyhow::Result<u8> {
@@ -136,9 +148,17 @@ fn in_guest(
         true => command.env("PVRDMA_TRAP", "1"),
         false => command.env_remove("PVRDMA_TRAP"),
     };
-    match trace {
+    match files.trace {
         Some(file) => command.env("PVRDMA_TRACE", file),
         None => command.env_remove("PVRDMA_TRACE"),
+    };
+    match files.capture {
+        Some(file) => command.env("PVRDMA_PCAP", file),
+        None => command.env_remove("PVRDMA_PCAP"),
+    };
+    match options.capture.as_ref().and_then(|capture| capture.snap) {
+        Some(snap) => command.env("PVRDMA_PCAP_SNAP", snap.to_string()),
+        None => command.env_remove("PVRDMA_PCAP_SNAP"),
     };
     match &options.fault {
         Some(list) => command.env("PVRDMA_FAULT", list),
@@ -226,6 +246,8 @@ mod tests {
         for words in [
             &["--gest", "a"][..],
             &["--fault", "drop=2", "x"],
+            &["--pcap", "f,snap=1", "x"],
+            &["--pcap", ",snap=200", "x"],
             &["--guest"],
             &["--guest", "a b", "x"],
             &["--roce", "v3", "x"],

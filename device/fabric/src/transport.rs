@@ -10,7 +10,6 @@ use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::taken::Taken;
 use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words};
-use pvrdma_device::device::Device;
 use pvrdma_device::handle::{PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
@@ -33,7 +32,7 @@ const SEQUENCE_MASK: u64 = (1 << 48) - 1;
 /// See the module text.
 pub struct HostTransport {
     pub(crate) segment: Segment,
-    device: OnceLock<Weak<Device>>,
+    device: OnceLock<Weak<dyn Station>>,
     out: Mutex<Outbox>,
     /// One thread empties the inbox at a time; what it remembers of the channels it reads.
     pump: Mutex<HashMap<usize, Reader>>,
@@ -82,17 +81,17 @@ pub trait Deferred {
     fn take(&self, taken: Taken);
 }
 
-impl Inbound for Device {
+impl Inbound for Arc<dyn Station> {
     fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        Responder::receive(self, request, far)
+        Responder::receive(&**self, request, far)
     }
 
     fn receive_segment(&self, segment: &Piece, far: &dyn Far) -> Answer {
-        Responder::receive_segment(self, segment, far)
+        Responder::receive_segment(&**self, segment, far)
     }
 
     fn answered(&self, token: Token, answer: Answer) {
-        Requester::answered(self, token, answer);
+        Requester::answered(&**self, token, answer);
     }
 }
 
@@ -126,9 +125,10 @@ impl HostTransport {
         })
     }
 
-    /// Names the device that this transport serves.
-    pub fn attach(&self, device: &Arc<Device>) {
-        let _ = self.device.set(Arc::downgrade(device));
+    /// Names the device that this transport serves, or what stands in front of it.
+    pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
+        let device: Weak<D> = Arc::downgrade(device);
+        let _ = self.device.set(device);
     }
 
     /// QP numbers of this process are this plus the handle.
@@ -141,7 +141,7 @@ impl HostTransport {
         &self.segment
     }
 
-    fn device(&self) -> Option<Arc<Device>> {
+    fn device(&self) -> Option<Arc<dyn Station>> {
         self.device.get()?.upgrade()
     }
 
@@ -346,14 +346,14 @@ impl HostTransport {
     /// Carries out what is in the inbox and takes in what was answered. `false`: nothing was there, or another thread
     /// is at it, and will look once more for us.
     pub fn pump(&self) -> bool {
-        self.device().is_some_and(|device| self.pump_for(&*device))
+        self.device().is_some_and(|device| self.pump_for(&device))
     }
 
     /// The same for all that was sent by now, even if another thread is at it: it waits for that.
     pub fn take_in(&self) {
         let Some(device) = self.device() else { return };
         let Ok(mut readers) = self.pump.lock() else { return };
-        self.pump_once(&*device, &mut readers);
+        self.pump_once(&device, &mut readers);
         drop(readers);
         // For those who found it taken meanwhile.
         self.pump();

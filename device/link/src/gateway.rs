@@ -16,6 +16,7 @@ use datagrams::Datagrams;
 use inbound::Inbound;
 use inbox::{FromGuest, Inbox};
 use nix::sys::signal::{SigSet, Signal};
+use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
 use pvrdma_fabric::segment::{GATEWAY, Segment};
 use pvrdma_fabric::transport::HostTransport;
@@ -45,16 +46,19 @@ struct Guests {
     inbound: Inbound,
     datagrams: Datagrams,
     looked: Duration,
+    /// Writes down what the guests of this host ask of other hosts.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Guests {
-    fn new(transport: Arc<HostTransport>) -> Guests {
+    fn new(transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>) -> Guests {
         Guests {
             outbound: Outbound::default(),
             inbound: Inbound::new(transport.clone()),
             datagrams: Datagrams::new(transport.clone()),
             transport,
             looked: Duration::ZERO,
+            recorder,
         }
     }
 
@@ -68,9 +72,16 @@ impl Guests {
             self.inbound.answered(hosts, now, token, answer);
         }
         for taken in inbox.requests.into_inner() {
-            self.outbound.ask(hosts, now, FromGuest { transport: self.transport.clone(), taken });
+            if let Some(recorder) = &self.recorder {
+                recorder.asked(&taken.request);
+            }
+            let (transport, recorder) = (self.transport.clone(), self.recorder.clone());
+            self.outbound.ask(hosts, now, FromGuest { transport, taken, recorder });
         }
         for (request, bytes) in inbox.datagrams.into_inner() {
+            if let Some(recorder) = &self.recorder {
+                recorder.datagram(&request, &bytes);
+            }
             outbound::send_datagram(hosts, &request, &bytes);
         }
     }
@@ -199,7 +210,14 @@ pub type Show = fn(&Report, json: bool) -> String;
 
 /// Carries requests between the guests below `dir` and other hosts, until SIGTERM, SIGINT or SIGHUP. `ready` is called
 /// when guests and hosts can reach it. Who connects to `socket` is told how it fares, in the words of `show`.
-pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn run(
+    dir: &Path,
+    socket: &Path,
+    settings: Settings,
+    recorder: Option<Recorder>,
+    show: Show,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
     let host = u8::try_from(settings.fabric.number).context("a host's number is 1 to 254")?;
@@ -211,7 +229,7 @@ pub fn run(dir: &Path, socket: &Path, settings: Settings, show: Show, ready: imp
     // SAFETY: no pointers.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     let transport = HostTransport::new(segment);
-    let mut shared = Shared { links, guests: Guests::new(transport.clone()) };
+    let mut shared = Shared { links, guests: Guests::new(transport.clone(), recorder.map(Arc::new)) };
     for index in 0..MAX_GUESTS {
         for (_, gid) in Guest::new(host, index, Roce::V2).into_iter().flat_map(Guest::gids) {
             shared.links.hosts().bind(&gid);

@@ -6,11 +6,13 @@ use crate::kernel::events::Events;
 use crate::kernel::uverbs::Driver;
 use crate::kernel::{fd, trap, uar, ucma};
 use crate::support::fresh::{self, OWN};
-use crate::support::{hooks, raw, thread, trace};
+use crate::support::{capture, hooks, raw, thread, trace};
+use pvrdma_capture::tap::Capture;
+use pvrdma_capture::writer::Settings;
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::guest::Guest;
+use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{CtxHandle, Gid};
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
@@ -154,12 +156,30 @@ impl Process {
             max_uar: MAX_UAR,
             memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
         };
-        let network: Arc<dyn Transport> = match faults()? {
-            Some(faults) => Faulty::new(transport.clone(), faults),
-            None => transport.clone(),
+        let capture = capture::open(fd::hide).map(|(sink, snap)| {
+            let v1 = roce == Roce::V1;
+            Capture::new(Settings { sink, snap, v1 }, Arc::new(ProcessMemory))
+        });
+        let faults = faults()?;
+        let network: Arc<dyn Transport> = match (faults, &capture) {
+            (Some(faults), Some(capture)) => Faulty::new(capture.behind(transport.clone()), faults),
+            (Some(faults), None) => Faulty::new(transport.clone(), faults),
+            (None, _) => transport.clone(),
         };
-        let device = Device::new(config, Arc::new(ProcessMemory), events.clone(), network);
-        transport.attach(&device);
+        let new = |network| Device::new(config, Arc::new(ProcessMemory), events.clone(), network);
+        let device = match capture.map(|capture| capture.tap(network.clone())) {
+            Some(tap) => {
+                let device = new(tap.clone());
+                tap.attach(&device);
+                transport.attach(&tap);
+                device
+            }
+            None => {
+                let device = new(network);
+                transport.attach(&device);
+                device
+            }
+        };
         for (index, gid) in guest.gids() {
             let bind = Command::CreateBind { index, gid, gid_type: roce.gid_type(), vlan: 0xfff, mtu: 1024 };
             device.command(&bind).map_err(|error| error.errno())?;

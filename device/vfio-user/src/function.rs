@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::device::Config;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_device::transport::fault::Faults;
@@ -37,6 +38,8 @@ pub struct Plan {
     pub faults: Option<Faults>,
     /// Where traces go, and what their lines begin with.
     pub trace: Option<(TraceFile, String)>,
+    /// Where frames go.
+    pub capture: Option<CaptureFile>,
 }
 
 /// One guest's PVRDMA function.
@@ -55,7 +58,15 @@ impl Function {
         let irq = Arc::new(Irq::new(memory.clone()));
         let trace = plan.trace.clone().map(|(file, name)| Arc::new(Trace::new(file, name)));
         Function {
-            host: Host { memory, irq, fabric, config: plan.config, faults: plan.faults, trace },
+            host: Host {
+                memory,
+                irq,
+                fabric,
+                config: plan.config,
+                faults: plan.faults,
+                trace,
+                capture: plan.capture.clone(),
+            },
             pci: pci::Config::default(),
             regs: Regs::default(),
             session: None,

@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::guest::Roce;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_device::transport::fault::Faults;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub faults: Option<Faults>,
     /// Who is told of everything.
     pub trace: Option<TraceFile>,
+    /// Where what guests send to each other goes, as frames.
+    pub capture: Option<CaptureFile>,
 }
 
 /// How long a server waits for its clients' last answers when it ends. An answer takes milliseconds.
@@ -72,6 +75,7 @@ pub fn start(paths: &[PathBuf], settings: &Settings, fabric: &Arc<Fabric>) -> Re
                 config: session::config(guid_of(listener.path()), index as u32, settings.roce),
                 faults: settings.faults,
                 trace: settings.trace.clone().map(|file| (file, listener.path().display().to_string())),
+                capture: settings.capture.clone(),
             },
             complaints: Arc::new(Complaints::new(format!("pvrdma serve: {}", listener.path().display()))),
             fabric: fabric.clone(),

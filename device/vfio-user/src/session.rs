@@ -7,6 +7,9 @@
 
 use std::sync::Arc;
 
+use pvrdma_capture::file::CaptureFile;
+use pvrdma_capture::tap::Capture;
+use pvrdma_capture::writer::Settings;
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
@@ -43,6 +46,8 @@ pub struct Host {
     pub faults: Option<Faults>,
     /// Who is told of everything.
     pub trace: Option<Arc<Trace>>,
+    /// Where frames go.
+    pub capture: Option<CaptureFile>,
 }
 
 /// A driver that has handed in its shared region.
@@ -92,12 +97,29 @@ impl Session {
 
         let line = Line::new(host.irq.clone(), host.trace.clone());
         let port = Port::new(&host.fabric);
-        let transport: Arc<dyn Transport> = match host.faults {
-            Some(faults) => Faulty::new(port.clone(), faults),
-            None => port.clone(),
+        let capture = host.capture.clone().map(|file| {
+            let v1 = host.config.gid_type == PVRDMA_GID_TYPE_FLAG_ROCE_V1;
+            Capture::new(Settings { snap: file.snap, sink: Box::new(file), v1 }, host.memory.clone())
+        });
+        let transport: Arc<dyn Transport> = match (host.faults, &capture) {
+            (Some(faults), Some(capture)) => Faulty::new(capture.behind(port.clone()), faults),
+            (Some(faults), None) => Faulty::new(port.clone(), faults),
+            (None, _) => port.clone(),
         };
-        let device = Device::new(host.config, host.memory.clone(), line.clone(), transport);
-        port.attach(&device);
+        let new = |transport| Device::new(host.config, host.memory.clone(), line.clone(), transport);
+        let device = match capture.map(|capture| capture.tap(transport.clone())) {
+            Some(tap) => {
+                let device = new(tap.clone());
+                tap.attach(&device);
+                port.attach(&tap);
+                device
+            }
+            None => {
+                let device = new(transport);
+                port.attach(&device);
+                device
+            }
+        };
 
         let caps_at = at.offset(std::mem::offset_of!(pvrdma_device_shared_region, caps) as u64);
         caps_at

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
+use pvrdma_capture::file::Target;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
-use crate::Usage;
+use crate::{Usage, options};
 
 /// Where a host listens, unless it is said. On loopback the number of the host is added to the one before.
 pub const PORT: u16 = 7471;
@@ -24,7 +25,7 @@ pub enum Command {
     Update(PathBuf),
     Remove(String),
     List { json: bool },
-    Run { listen: Option<SocketAddr> },
+    Run { listen: Option<SocketAddr>, capture: Option<Target> },
     Status { json: bool },
 }
 
@@ -51,6 +52,7 @@ struct Given {
     words: Vec<OsString>,
     address: Option<SocketAddr>,
     listen: Option<SocketAddr>,
+    capture: Option<Target>,
     name: Option<String>,
     number: Option<u16>,
     loopback: bool,
@@ -67,6 +69,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
+            Long("pcap") => given.capture = Some(options::capture(&mut args)?),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
             Long("loopback") => given.loopback = true,
@@ -106,7 +109,7 @@ impl Given {
             "join" => Command::Join(self.word("join", "the file that `pvrdma link add` has written")?.into()),
             "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
             "list" => Command::List { json: std::mem::take(&mut self.json) },
-            "run" => Command::Run { listen: self.listen.take() },
+            "run" => Command::Run { listen: self.listen.take(), capture: self.capture.take() },
             "status" => Command::Status { json: std::mem::take(&mut self.json) },
             _ => return Err(Usage(format!("unknown command link {first}; try pvrdma link --help"))),
         };
@@ -130,6 +133,7 @@ impl Given {
         let more = [
             ("--address", self.address.is_some()),
             ("--listen", self.listen.is_some()),
+            ("--pcap", self.capture.is_some()),
             ("--name", self.name.is_some()),
             ("--number", self.number.is_some()),
             ("--loopback", self.loopback),
@@ -255,6 +259,8 @@ mod tests {
             "list a",
             "list --address 192.0.2.1",
             "list --folder",
+            "list --pcap f",
+            "run --pcap f,snap=1",
         ] {
             assert!(parsed(words).is_err(), "{words}");
         }

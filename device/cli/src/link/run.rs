@@ -9,6 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use pvrdma_capture::file::{CaptureFile, Target};
+use pvrdma_capture::recorder::Recorder;
+use pvrdma_capture::writer;
 use pvrdma_link::gateway::{self, Report};
 use pvrdma_link::links;
 use pvrdma_net::folder::Settings;
@@ -35,21 +38,29 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
     Ok((links::Settings { fabric, listen }, line))
 }
 
-pub fn run(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Target>) -> anyhow::Result<()> {
     let (settings, line) = settings(folder, listen)?;
+    let recorder = capture.map(recorder).transpose()?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let ran = carry(&run_dir, settings, &format!("pvrdma link: {line}"));
+    let ran = carry(&run_dir, settings, recorder, &format!("pvrdma link: {line}"));
     run_dir.leave().context("cannot clean up the run directory")?;
     ran
 }
 
-fn carry(run_dir: &RunDir, settings: links::Settings, line: &str) -> anyhow::Result<()> {
+/// Guests do not say here which version of RoCE they see, so frames are those of v2.
+fn recorder(target: &Target) -> anyhow::Result<Recorder> {
+    let open = CaptureFile::open(target).with_context(|| format!("capture {}", target.path.display()));
+    let file = open?;
+    Ok(Recorder::new(writer::Settings { snap: file.snap, sink: Box::new(file), v1: false }))
+}
+
+fn carry(run_dir: &RunDir, settings: links::Settings, recorder: Option<Recorder>, line: &str) -> anyhow::Result<()> {
     let path = run_dir.path().join(LOCK);
     let lock = lock::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     if !lock::try_exclusive(&lock)? {
         bail!("pvrdma link runs already for the guests of this user ({})", run_dir.path().display());
     }
-    gateway::run(run_dir.path(), &run_dir.path().join(SOCKET), settings, object, || say(line))
+    gateway::run(run_dir.path(), &run_dir.path().join(SOCKET), settings, recorder, object, || say(line))
 }
 
 pub fn status(json: bool) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! What guests of this host have sent and answered.
 
 use crate::outbound::Requested;
+use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::transport::segment::Segment as Piece;
 use pvrdma_device::transport::{Answer, Far, Request, Token};
 use pvrdma_fabric::copy::span_of_mut;
@@ -57,6 +58,8 @@ impl Deferred for Inbox {
 pub struct FromGuest {
     pub transport: Arc<HostTransport>,
     pub taken: Taken,
+    /// Is told of it.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 impl Requested for FromGuest {
@@ -69,7 +72,11 @@ impl Requested for FromGuest {
     }
 
     fn payload(&self, offset: u64, into: &mut [u8]) -> bool {
-        self.transport.fetch(&self.taken, offset, into).is_ok()
+        let fetched = self.transport.fetch(&self.taken, offset, into).is_ok();
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| fetched) {
+            recorder.payload(self.request(), offset, into);
+        }
+        fetched
     }
 
     fn arrived(&self, offset: u64, bytes: &[u8]) -> bool {
@@ -77,10 +84,16 @@ impl Requested for FromGuest {
         if stored == Err(NotCopied::Fault) {
             self.answer(Answer::RequesterFault);
         }
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| stored.is_ok()) {
+            recorder.arrived(self.request(), offset, bytes);
+        }
         stored.is_ok()
     }
 
     fn answer(&self, answer: Answer) {
+        if let Some(recorder) = &self.recorder {
+            recorder.answered(self.request(), answer);
+        }
         self.transport.give(&self.taken, answer);
     }
 }

@@ -172,10 +172,10 @@ pub fn open_append(path: &CStr) -> Option<c_int> {
     (fd >= 0).then_some(fd as c_int)
 }
 
-/// write(2), all or nothing of interest.
-pub fn write(fd: c_int, bytes: &[u8]) {
+/// write(2): how many bytes it has written, or -1.
+pub fn write(fd: c_int, bytes: &[u8]) -> c_long {
     // SAFETY: `bytes` is readable for its length.
-    unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) };
+    unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) }
 }
 
 // ---- signals -----------------------------------------------------------------------------------
