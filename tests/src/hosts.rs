@@ -69,7 +69,13 @@ impl Host {
 
     /// Starts it, and comes back when guests and other hosts can reach it.
     pub fn start(&mut self) {
-        let job = self.stand.pvrdma(&["link", "run", "--listen", &self.address.to_string()]);
+        self.start_with(&[]);
+    }
+
+    /// The same with more options.
+    pub fn start_with(&mut self, options: &[&str]) {
+        let address = self.address.to_string();
+        let job = self.stand.pvrdma(&[&["link", "run", "--listen", &address], options].concat());
         let mut gateway = job.time_out(FOR_EVER).spawn();
         gateway.wait_for_text("pvrdma link: host");
         self.gateway = Some(gateway);

@@ -19,7 +19,7 @@ pub const BENCH: &[&str] =
 
 /// To run every test. The JDK runs a JVM beside the doorbell trap; pyverbs brings rdma-core's own tests; UCX,
 /// the programs of librdmacm, qperf, fio, libfabric, Open MPI and MPICH are applications; man, the shells, systemd and
-/// libvirt's schema read what is made for them.
+/// libvirt's schema read what is made for them; tshark reads captures.
 pub const TEST: &[&str] = &[
     "binutils",
     "cmake",
@@ -48,6 +48,7 @@ pub const TEST: &[&str] = &[
     "qperf",
     "rdmacm-utils",
     "systemd",
+    "tshark",
     "ucx-utils",
     "valgrind",
     "zsh",
