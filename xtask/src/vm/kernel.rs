@@ -1,9 +1,9 @@
 //! The guest's kernel: Debian's 6.12 image, and the unmodified `vmw_pvrdma` driver built against it.
 //!
-//! Called by `mod.rs` once; afterwards `target/vm/kernel` holds `vmlinuz`, the modules the guest loads, their
-//! order (`order` at boot, one list for each group of [`ON_DEMAND`]), and `busybox`. Debian builds the driver in none of its kernels, so
-//! it is compiled out of tree from Debian's own source package. The build tools (make, xz, libelf) come as packages
-//! too and run from a folder.
+//! Called by `mod.rs` once; afterwards `target/vm/kernel` holds `vmlinuz`, the modules the guest loads, their order
+//! (`order` at boot, a list for each group of [`ON_DEMAND`]), and `busybox`. Debian builds the driver in none of its
+//! kernels, so it is compiled out of tree from Debian's own source package. The build tools (make, xz, libelf) come as
+//! packages too and run from a folder.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,8 +18,8 @@ use super::run;
 /// Modules the guest needs; what they depend on is found and loaded first.
 const MODULES: [&str; 6] = ["vmxnet3", "rdma_ucm", "virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
-/// Modules that a step loads if it needs them, by the name of the group, with what they depend on: software RoCE and the
-/// checksum that it asks for by name; disks over RDMA, both ends.
+/// Modules that a step loads if it needs them, by the name of the group, with what they depend on: software RoCE and
+/// the checksum that it asks for by name; disks over RDMA, both ends.
 pub const ON_DEMAND: [(&str, &[&str]); 2] =
     [("software_roce", &["crc32_generic", "rdma_rxe"]), ("nvme_of", &["nvmet_rdma", "nvme_rdma"])];
 
