@@ -180,10 +180,14 @@ fn a_connection_by_address_is_seen_from_its_first_message_on() {
     for (opcode, least) in [(DATAGRAM, 3), (0x04, 4), (0x0a, 2), (READ_REQUEST, 2), (0x10, 2)] {
         assert!(counts.get(&opcode).is_some_and(|count| *count >= least), "{opcode:#04x}: {counts:?}");
     }
-    // Communication management: REQ, REP, RTU.
-    let attributes =
-        tshark(&file, &["-Y", "infiniband.mad.mgmtclass == 0x07", "-T", "fields", "-e", "infiniband.mad.attributeid"]);
-    let first: Vec<u32> = attributes.lines().take(3).map(number).collect();
+    // Communication management: REQ, REP, RTU. Programs write side by side: it is the times that say what came first.
+    let fields = ["frame.time_epoch", "infiniband.mad.attributeid"].map(|field| ["-e", field]);
+    let arguments = ["-Y", "infiniband.mad.mgmtclass == 0x07", "-T", "fields"];
+    let attributes = tshark(&file, &[&arguments[..], fields.as_flattened()].concat());
+    let mut lines: Vec<&str> = attributes.lines().collect();
+    lines.sort_unstable();
+    let words = lines.iter().filter_map(|line| line.split_whitespace().nth(1));
+    let first: Vec<u32> = words.take(3).map(number).collect();
     assert_eq!(first, [0x10, 0x13, 0x14], "{attributes}");
 }
 
@@ -252,6 +256,4 @@ fn another_file_is_not_written_to() {
     let output = stand.job("true").option("--pcap", file.path()).output();
     assert!(!output.status.success() && output.to_string().contains("no capture"), "{output}");
     assert_eq!(std::fs::read(file.path()).expect("own file"), b"somebody's");
-    let output = stand.job("true").option("--pcap", "x,snap=1").output();
-    assert!(!output.status.success() && output.to_string().contains("snap"), "{output}");
 }

@@ -4,13 +4,11 @@
 //! appended whole, some at a time, with one write each: with O_APPEND nothing comes between two halves of a write.
 //! Whoever cannot write, because the disk is full, ends its part of the capture, and its device goes on.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +22,6 @@ const LONGEST: u32 = 0x4_0000;
 const HEADER: usize = 24;
 /// Bytes in front of each frame.
 pub const RECORD: usize = 16;
-/// Fewest bytes of a frame that are worth keeping: the headers of any packet.
-pub const SNAP_MIN: u32 = 14 + 48 + 40;
 
 /// Where records go.
 pub trait Sink: Send + Sync {
@@ -33,51 +29,27 @@ pub trait Sink: Send + Sync {
     fn append(&self, records: &[u8]) -> bool;
 }
 
-/// What `--pcap` asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The file.
-    pub path: PathBuf,
-    /// Bytes of each frame that are kept; `None`: all.
-    pub snap: Option<u32>,
-}
-
-impl Target {
-    /// `FILE` or `FILE,snap=N`. `None`: N is no number, or less than the headers take.
-    pub fn parse(value: &OsStr) -> Option<Target> {
-        let bytes = value.as_bytes();
-        const MARK: &[u8] = b",snap=";
-        let Some(at) = bytes.windows(MARK.len()).rposition(|window| window == MARK) else {
-            return Some(Target { path: value.into(), snap: None });
-        };
-        let snap =
-            std::str::from_utf8(&bytes[at + MARK.len()..]).ok()?.parse().ok().filter(|snap| *snap >= SNAP_MIN)?;
-        Some(Target { path: OsString::from_vec(bytes[..at].to_vec()).into(), snap: Some(snap) })
+/// Opens the file to append to it, and makes it with its header if it is not there or empty. One that is something
+/// else than a capture of ours is refused, and so is one that is no file: who reads a pipe slowly would hold up
+/// programs.
+pub fn prepare(path: &Path) -> io::Result<File> {
+    let open = OpenOptions::new().read(true).append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = open?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-
-    /// Opens the file to append to it, and makes it with its header if it is not there or empty. One that is something
-    /// else than a capture of ours is refused, and so is one that is no file: who reads a pipe slowly would hold up
-    /// programs.
-    pub fn prepare(&self) -> io::Result<File> {
-        let open =
-            OpenOptions::new().read(true).append(true).create(true).custom_flags(libc::O_NONBLOCK).open(&self.path);
-        let mut file = open?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        // Two that come together do not both find it empty. The lock goes with the descriptor, at the latest.
-        lock(&file, libc::LOCK_EX)?;
-        let mut found = Vec::new();
-        (&mut file).take(HEADER as u64).read_to_end(&mut found)?;
-        if found.is_empty() {
-            file.write_all(&header())?;
-        } else if found != header() {
-            let text = "it is there, and no capture that could be gone on with: remove it, or name another file";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        lock(&file, libc::LOCK_UN)?;
-        Ok(file)
+    // Two that come together do not both find it empty. The lock goes with the descriptor, at the latest.
+    lock(&file, libc::LOCK_EX)?;
+    let mut found = Vec::new();
+    (&mut file).take(HEADER as u64).read_to_end(&mut found)?;
+    if found.is_empty() {
+        file.write_all(&header())?;
+    } else if found != header() {
+        let text = "it is there, and no capture that could be gone on with: remove it, or name another file";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
+    lock(&file, libc::LOCK_UN)?;
+    Ok(file)
 }
 
 #[expect(unsafe_code, reason = "std has no lock in the oldest version that this is built with")]
@@ -98,11 +70,11 @@ fn header() -> [u8; HEADER] {
     header
 }
 
-/// What is in front of `kept` bytes of a frame of `len`, seen at `time` since 1970.
-pub fn record(time: Duration, kept: usize, len: usize) -> [u8; RECORD] {
+/// What is in front of a frame of `len` bytes, seen at `time` since 1970.
+pub fn record(time: Duration, len: usize) -> [u8; RECORD] {
     let mut record = [0; RECORD];
     // No frame is that long, and the format's seconds end in 2106.
-    let words = [time.as_secs() as u32, time.subsec_nanos(), kept as u32, len as u32];
+    let words = [time.as_secs() as u32, time.subsec_nanos(), len as u32, len as u32];
     for (field, word) in record.chunks_exact_mut(4).zip(words) {
         field.copy_from_slice(&word.to_ne_bytes());
     }
@@ -111,22 +83,18 @@ pub fn record(time: Duration, kept: usize, len: usize) -> [u8; RECORD] {
 
 /// A file that a process appends to with nothing in between: `pvrdma serve`, `pvrdma link run`.
 #[derive(Clone, Debug)]
-pub struct CaptureFile {
-    file: Arc<File>,
-    /// See [`Target`].
-    pub snap: Option<u32>,
-}
+pub struct CaptureFile(Arc<File>);
 
 impl CaptureFile {
-    /// Opens it, as `Target::prepare` says.
-    pub fn open(target: &Target) -> io::Result<CaptureFile> {
-        Ok(CaptureFile { file: Arc::new(target.prepare()?), snap: target.snap })
+    /// Opens it, as [`prepare`] says.
+    pub fn open(path: &Path) -> io::Result<CaptureFile> {
+        prepare(path).map(|file| CaptureFile(Arc::new(file)))
     }
 }
 
 impl Sink for CaptureFile {
     fn append(&self, records: &[u8]) -> bool {
-        let written = (&*self.file).write(records);
+        let written = (&*self.0).write(records);
         let whole = written.as_ref().is_ok_and(|written| *written == records.len());
         if !whole {
             let reason = written.err().map_or_else(|| "the disk is full".to_owned(), |error| error.to_string());
@@ -137,7 +105,7 @@ impl Sink for CaptureFile {
     }
 }
 
-/// A file's frames with their times and full lengths; for tests. `None` at the end, for what is no capture, or for a
+/// A file's frames with their times; for tests. `None` at the end, for what is no capture, or for a
 /// record that is not all there.
 pub struct Records<'a>(&'a [u8]);
 
@@ -149,14 +117,14 @@ impl<'a> Records<'a> {
 }
 
 impl<'a> Iterator for Records<'a> {
-    type Item = (Duration, &'a [u8], usize);
+    type Item = (Duration, &'a [u8]);
 
-    fn next(&mut self) -> Option<(Duration, &'a [u8], usize)> {
+    fn next(&mut self) -> Option<(Duration, &'a [u8])> {
         let (head, rest) = self.0.split_first_chunk::<RECORD>()?;
         let word = |n: usize| u32::from_ne_bytes([head[n], head[n + 1], head[n + 2], head[n + 3]]);
         let (frame, rest) = rest.split_at_checked(word(8) as usize)?;
         self.0 = rest;
-        Some((Duration::new(word(0).into(), word(4)), frame, word(12) as usize))
+        Some((Duration::new(word(0).into(), word(4)), frame))
     }
 }
 
@@ -165,33 +133,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_stands_behind_the_name() {
-        let target = |text: &str| Target::parse(OsStr::new(text));
-        let of = |path: &str, snap| Some(Target { path: path.into(), snap });
-        assert_eq!(target("a"), of("a", None));
-        assert_eq!(target("a,b"), of("a,b", None));
-        assert_eq!(target("a,b,snap=128"), of("a,b", Some(128)));
-        for bad in ["a,snap=", "a,snap=x", "a,snap=1", "a,snap=-200"] {
-            assert_eq!(target(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
     fn a_file_gets_one_header_and_strangers_files_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let target = Target { path: folder.path().join("a.pcap"), snap: None };
+        let path = folder.path().join("a.pcap");
         for _ in 0..2 {
-            let file = CaptureFile::open(&target).unwrap();
-            assert!(file.append(&[&record(Duration::new(3, 7), 2, 60)[..], b"ab"].concat()));
+            let file = CaptureFile::open(&path).unwrap();
+            assert!(file.append(&[&record(Duration::new(3, 7), 2)[..], b"ab"].concat()));
         }
-        let written = std::fs::read(&target.path).unwrap();
+        let written = std::fs::read(&path).unwrap();
         let records: Vec<_> = Records::of(&written).unwrap().collect();
-        assert_eq!(records, [(Duration::new(3, 7), &b"ab"[..], 60); 2]);
+        assert_eq!(records, [(Duration::new(3, 7), &b"ab"[..]); 2]);
 
-        std::fs::write(&target.path, "somebody's").unwrap();
-        assert_eq!(target.prepare().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read(&target.path).unwrap(), b"somebody's");
-        assert!(Target { path: "/dev/null".into(), snap: None }.prepare().is_err());
-        assert!(Target { path: folder.path().into(), snap: None }.prepare().is_err());
+        std::fs::write(&path, "somebody's").unwrap();
+        assert_eq!(prepare(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        assert!(prepare(Path::new("/dev/null")).is_err());
+        assert!(prepare(folder.path()).is_err());
     }
 }

@@ -11,8 +11,6 @@ const BATCH: usize = 64 * 1024;
 pub struct Settings {
     /// Where it goes.
     pub sink: Box<dyn Sink>,
-    /// Bytes of each frame that are kept.
-    pub snap: Option<u32>,
     /// Frames are those of RoCE v1.
     pub v1: bool,
 }
@@ -50,9 +48,7 @@ impl Writer {
         self.records.resize(start + RECORD, 0);
         frame.write(&mut self.records);
         let len = self.records.len() - start - RECORD;
-        let kept = len.min(self.settings.snap.map_or(len, |snap| snap as usize));
-        self.records[start..start + RECORD].copy_from_slice(&record(at, kept, len));
-        self.records.truncate(start + RECORD + kept);
+        self.records[start..start + RECORD].copy_from_slice(&record(at, len));
         if self.records.len() >= BATCH {
             self.append();
         }

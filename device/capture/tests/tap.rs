@@ -71,23 +71,21 @@ struct Bench {
     a: End,
     b: End,
     file: File,
-    snap: Option<u32>,
 }
 
 struct How {
     faults: &'static str,
-    snap: Option<u32>,
     v1: bool,
     room: usize,
 }
 
-const PLAIN: How = How { faults: "", snap: None, v1: false, room: usize::MAX };
+const PLAIN: How = How { faults: "", v1: false, room: usize::MAX };
 
 impl Bench {
     fn new(how: &How) -> Bench {
         let (fabric, file) = (Fabric::new(), File { bytes: Arc::default(), room: how.room });
         let (port, memory) = (Port::new(&fabric), Arc::new(Later::default()));
-        let settings = Settings { sink: Box::new(file.clone()), snap: how.snap, v1: how.v1 };
+        let settings = Settings { sink: Box::new(file.clone()), v1: how.v1 };
         let capture = Capture::new(settings, memory.clone());
         let network: Arc<dyn Transport> = match how.faults {
             "" => port.clone(),
@@ -102,7 +100,7 @@ impl Bench {
         let [a, b] =
             [tapped, Driver::new(&fabric, 1, Layout::Pdir)].map(|driver| End::new(&Arc::new(driver), QpSize::wr(16)));
         connect(&a, &b, &Path { timeout: 8, retry_cnt: 7, rnr_retry: 7, ..Path::default() });
-        Bench { a, b, file, snap: how.snap }
+        Bench { a, b, file }
     }
 
     fn wait(&self, sends: u32) {
@@ -117,13 +115,10 @@ impl Bench {
         let bytes = self.file.bytes.lock().unwrap();
         let mut rest = &bytes[..];
         while let Some((head, after)) = rest.split_first_chunk::<RECORD>() {
-            let word = |n: usize| u32::from_ne_bytes(head[n..n + 4].try_into().unwrap()) as usize;
-            let (kept, len) = (word(8), word(12));
-            assert_eq!(kept, len.min(self.snap.map_or(len, |snap| snap as usize)));
-            if kept == len {
-                look(&Frame::parse(&after[..kept]).unwrap());
-            }
-            rest = &after[kept..];
+            let len = |n: usize| u32::from_ne_bytes(head[n..n + 4].try_into().unwrap()) as usize;
+            assert_eq!(len(8), len(12), "frames are whole");
+            look(&Frame::parse(&after[..len(8)]).unwrap());
+            rest = &after[len(8)..];
         }
     }
 
@@ -330,16 +325,6 @@ fn a_full_disk_ends_the_capture_and_nothing_else() {
         bench.wait(1);
     }
     assert_eq!(bench.shape(), [(Opcode::WriteOnly, 0), (Opcode::Acknowledge, 0)]);
-}
-
-#[test]
-fn of_long_frames_so_much_is_kept_as_was_asked_for() {
-    let bench = Bench::new(&How { snap: Some(120), ..PLAIN });
-    let (local, remote) = (bench.a.region(4096), bench.b.region(4096));
-    bench.a.send(&SendWr::write(0, &[sge(&local, 0, 3000)], &remote, 0));
-    bench.wait(1);
-    // The lengths are looked at for each; short ones are whole.
-    assert_eq!(bench.shape(), [(Opcode::Acknowledge, 2)]);
 }
 
 /// What a message of this length takes is not read again and again.

@@ -126,8 +126,7 @@ fn roff(text: &str) -> String {
 
 /// What can follow an option that wants a value.
 fn values(option: &Opt) -> (&'static str, bool) {
-    // What may follow the value is no part of it.
-    match (option.long(), option.value().and_then(|value| value.split('[').next())) {
+    match (option.long(), option.value()) {
         ("roce", _) => ("v1 v2", false),
         ("provider", _) => ("ours system", true),
         (_, Some("PATH" | "FILE" | "FOLDER")) => ("", true),

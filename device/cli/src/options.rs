@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use lexopt::{Parser, ValueExt};
-use pvrdma_capture::file::Target;
 use pvrdma_device::guest::Roce;
 use pvrdma_device::transport::fault::Faults;
 
@@ -24,19 +23,11 @@ pub fn faults(parser: &mut Parser) -> anyhow::Result<(String, Faults)> {
     Ok((list, faults))
 }
 
-/// The value of `--pcap`.
-pub fn capture(parser: &mut Parser) -> anyhow::Result<Target> {
-    let value = parser.value()?;
-    let target = Target::parse(&value).filter(|target| !target.path.as_os_str().is_empty());
-    let least = pvrdma_capture::file::SNAP_MIN;
-    target.ok_or_else(|| Usage(format!("--pcap is FILE or FILE,snap=N with N of {least} or more")).into())
-}
-
 /// The file of `--pcap`, made with its header if it is not there. As for `trace_file`.
-pub fn capture_file(target: &Target) -> anyhow::Result<PathBuf> {
-    let context = || format!("capture {}", target.path.display());
-    target.prepare().with_context(context)?;
-    target.path.canonicalize().with_context(context)
+pub fn capture_file(path: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("capture {}", path.display());
+    pvrdma_capture::file::prepare(path).with_context(context)?;
+    path.canonicalize().with_context(context)
 }
 
 /// The file of `--trace`, made if it is not there. It must be possible to write to it now; the path is made absolute,

@@ -9,7 +9,6 @@ use crate::provider::{Provider, installed_library};
 use crate::rundir::RunDir;
 use crate::{Usage, child, link, options, program};
 use anyhow::Context;
-use pvrdma_capture::file::Target;
 use pvrdma_device::guest::Roce;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
@@ -30,8 +29,8 @@ Options:
   --roce v1|v2                  RoCE version of a new guest [default: v2]
   --trap                        every doorbell traps, also those of a provider that says where it rings
   --trace FILE                  append a line to FILE for every command the device gets
-  --pcap FILE[,snap=N]          append what the program sends, and the answers to it, to FILE as the RoCE
-                                frames it would be, for Wireshark; of each the first N bytes
+  --pcap FILE                   append what the program sends, and the answers to it, to FILE as the RoCE
+                                frames it would be, for Wireshark
   --fault LIST                  have the network lose, delay or refuse what the program sends; LIST is
                                 NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
                                 delay (time, 50us), dead (after so many requests), seed (number)
@@ -51,7 +50,7 @@ struct Options {
     roce: Option<Roce>,
     trap: bool,
     trace: Option<PathBuf>,
-    capture: Option<Target>,
+    capture: Option<PathBuf>,
     fault: Option<String>,
     program: OsString,
     args: Vec<OsString>,
@@ -73,7 +72,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
             Long("roce") => roce = Some(options::roce(&mut parser)?),
             Long("trap") => trap = true,
             Long("trace") => trace = Some(parser.value()?.into()),
-            Long("pcap") => capture = Some(options::capture(&mut parser)?),
+            Long("pcap") => capture = Some(parser.value()?.into()),
             Long("fault") => fault = Some(options::faults(&mut parser)?.0),
             Short('h') | Long("help") => return Ok(None),
             Value(program) => {
@@ -97,7 +96,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     let program = program::find(&options.program)?;
     let standin = installed_library("libpvrdma_standin.so")?;
     let trace = options.trace.as_deref().map(options::trace_file).transpose()?;
-    let capture = options.capture.as_ref().map(options::capture_file).transpose()?;
+    let capture = options.capture.as_deref().map(options::capture_file).transpose()?;
     let host = link::folder::host_number()?;
 
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
@@ -155,10 +154,6 @@ fn in_guest(
     match files.capture {
         Some(file) => command.env("PVRDMA_PCAP", file),
         None => command.env_remove("PVRDMA_PCAP"),
-    };
-    match options.capture.as_ref().and_then(|capture| capture.snap) {
-        Some(snap) => command.env("PVRDMA_PCAP_SNAP", snap.to_string()),
-        None => command.env_remove("PVRDMA_PCAP_SNAP"),
     };
     match &options.fault {
         Some(list) => command.env("PVRDMA_FAULT", list),
@@ -246,8 +241,6 @@ mod tests {
         for words in [
             &["--gest", "a"][..],
             &["--fault", "drop=2", "x"],
-            &["--pcap", "f,snap=1", "x"],
-            &["--pcap", ",snap=200", "x"],
             &["--guest"],
             &["--guest", "a b", "x"],
             &["--roce", "v3", "x"],

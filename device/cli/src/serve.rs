@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use lexopt::{Arg, ValueExt};
 use nix::sys::signal::{SigSet, Signal};
-use pvrdma_capture::file::{CaptureFile, Target};
+use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_link::Uplink;
 use pvrdma_vfio_user::{Settings, TraceFile};
@@ -31,7 +31,7 @@ Options:
   --group GROUP      their group, a name or a number; use it with --mode 660
   --roce v1|v2       RoCE version of the devices [default: v2]
   --trace FILE       append a line to FILE for every command the devices get
-  --pcap FILE[,snap=N]  append what guests send to FILE as RoCE frames; as for pvrdma run
+  --pcap FILE        append what guests send to FILE as RoCE frames; as for pvrdma run
   --fault LIST       have the network lose, delay or refuse what guests send; as for pvrdma run
   --link             guests also reach those of other hosts; `pvrdma link` makes hosts one fabric
   --folder FOLDER    with --link, this host's settings [default: as for pvrdma link]
@@ -55,7 +55,7 @@ closed and the socket files removed.
 struct Sockets {
     paths: Vec<PathBuf>,
     trace: Option<PathBuf>,
-    capture: Option<Target>,
+    capture: Option<PathBuf>,
     group: Option<String>,
     link: Option<Link>,
     print_qemu: bool,
@@ -93,8 +93,8 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         let path = options::trace_file(path)?;
         settings.trace = Some(TraceFile::open(&path).with_context(|| format!("trace file {}", path.display()))?);
     }
-    if let Some(target) = &sockets.capture {
-        let open = CaptureFile::open(target).with_context(|| format!("capture {}", target.path.display()));
+    if let Some(path) = &sockets.capture {
+        let open = CaptureFile::open(path).with_context(|| format!("capture {}", path.display()));
         settings.capture = Some(open?);
     }
     let (uplink, linked) = sockets.link.as_ref().map(Link::start).transpose()?.unzip();
@@ -130,7 +130,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("group") => sockets.group = Some(args.value()?.string()?),
             Arg::Long("roce") => settings.roce = options::roce(&mut args)?,
             Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
-            Arg::Long("pcap") => sockets.capture = Some(options::capture(&mut args)?),
+            Arg::Long("pcap") => sockets.capture = Some(args.value()?.into()),
             Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
             Arg::Long("link") => linked = true,
             Arg::Long("folder") => link.folder = Some(args.value()?.into()),

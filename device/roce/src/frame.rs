@@ -76,7 +76,7 @@ impl<'a> Frame<'a> {
 mod tests {
     use super::*;
     use crate::packet::{MTU_MAX, Opcode};
-    use crate::testing::{Rng, random_envelope, random_packet, run};
+    use crate::testing::{Rng, random_envelope, random_packet, replay, run};
 
     #[test]
     fn frames_come_back_from_their_bytes() {
@@ -96,6 +96,12 @@ mod tests {
             bytes.extend([0; 5]);
             assert_eq!(Frame::parse(&bytes), Ok(frame));
         }
+    }
+
+    #[test]
+    fn inputs_that_a_fuzzer_begins_with_are_packets() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/packets");
+        replay(folder, 20, |bytes| run(bytes) == 2);
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub struct Envelope {
 }
 
 /// The sum that IPv4 has of its header (RFC 1071).
-fn internet_checksum(header: &[u8]) -> u16 {
+pub(crate) fn internet_checksum(header: &[u8]) -> u16 {
     let words = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {

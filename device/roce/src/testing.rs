@@ -1,7 +1,7 @@
 //! For tests: packets and envelopes at random, and what a fuzzer's bytes are put through.
 
 use crate::frame::Frame;
-use crate::headers::{Envelope, Network};
+use crate::headers::{Envelope, Network, internet_checksum};
 use crate::icrc;
 use crate::packet::{Aeth, AtomicEth, BITS_24, Bth, Deth, Opcode, Packet, Reth, Syndrome};
 pub use pvrdma_ffi::rng::{Rng, replay};
@@ -69,36 +69,50 @@ pub fn random_envelope(rng: &mut Rng) -> Envelope {
 }
 
 /// Reads `bytes` as a packet, or as a frame: nothing panics, and what is taken for a packet is written again as the
-/// same packet. The first byte says which, and whether an ICRC is put right before, so that a fuzzer gets behind it.
-/// Tells how far it came: 0 no envelope, 1 no packet, 2 a packet.
+/// same packet. The first byte says which, and whether checksums are put right before, so that a fuzzer gets behind
+/// them. Tells how far it came: 0 no envelope, 1 no packet, 2 a packet.
 pub fn run(bytes: &[u8]) -> usize {
     let Some((how, bytes)) = bytes.split_first() else { return 0 };
     if how & 1 != 0 {
         return packet(bytes);
     }
+    let mut bytes = bytes.to_vec();
+    if how & 2 != 0 {
+        put_ip_right(&mut bytes);
+    }
     let Some((ethernet, rest)) = bytes.split_first_chunk::<14>() else {
-        assert!(Frame::parse(bytes).is_err());
+        assert!(Frame::parse(&bytes).is_err());
         return 0;
     };
     let Ok((envelope, sealed)) = Envelope::parse(u16::from_be_bytes([ethernet[12], ethernet[13]]), rest) else {
-        assert!(Frame::parse(bytes).is_err());
+        assert!(Frame::parse(&bytes).is_err());
         return 0;
     };
-    let good = icrc::check(&envelope, sealed);
-    if let Some(good) = good {
-        assert!(icrc::check_any_id(&envelope, sealed).is_some_and(|(packet, _)| packet == good));
+    let any = icrc::check_any_id(&envelope, sealed);
+    if let Some(good) = icrc::check(&envelope, sealed) {
+        assert!(any.is_some_and(|(packet, _)| packet == good));
     }
-    let mut frame = bytes.to_vec();
     if how & 2 != 0 && sealed.len() >= icrc::ICRC {
-        let start = 14 + envelope.size();
-        frame.truncate(start + sealed.len() - icrc::ICRC);
-        icrc::append(&envelope, &mut frame, start);
+        let (start, len) = (14 + envelope.size(), sealed.len() - icrc::ICRC);
+        bytes.truncate(start + len);
+        icrc::append(&envelope, &mut bytes, start);
     }
-    let Ok(frame) = Frame::parse(&frame) else { return 1 };
+    let Ok(frame) = Frame::parse(&bytes) else { return 1 };
     let mut again = Vec::new();
     frame.write(&mut again);
     assert_eq!(Frame::parse(&again), Ok(frame));
     2
+}
+
+/// Gives an IPv4 header the checksum that it should have.
+fn put_ip_right(frame: &mut [u8]) {
+    if let Some([0x08, 0x00]) = frame.get(12..14)
+        && let Some(header) = frame.get_mut(14..34)
+    {
+        header[10..12].fill(0);
+        let checksum = internet_checksum(header).to_be_bytes();
+        header[10..12].copy_from_slice(&checksum);
+    }
 }
 
 fn packet(bytes: &[u8]) -> usize {

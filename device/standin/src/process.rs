@@ -156,9 +156,9 @@ impl Process {
             max_uar: MAX_UAR,
             memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
         };
-        let capture = capture::open(fd::hide).map(|(sink, snap)| {
+        let capture = capture::open(fd::hide).map(|sink| {
             let v1 = roce == Roce::V1;
-            Capture::new(Settings { sink, snap, v1 }, Arc::new(ProcessMemory))
+            Capture::new(Settings { sink, v1 }, Arc::new(ProcessMemory))
         });
         let faults = faults()?;
         let network: Arc<dyn Transport> = match (faults, &capture) {

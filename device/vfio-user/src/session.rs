@@ -99,7 +99,7 @@ impl Session {
         let port = Port::new(&host.fabric);
         let capture = host.capture.clone().map(|file| {
             let v1 = host.config.gid_type == PVRDMA_GID_TYPE_FLAG_ROCE_V1;
-            Capture::new(Settings { snap: file.snap, sink: Box::new(file), v1 }, host.memory.clone())
+            Capture::new(Settings { sink: Box::new(file), v1 }, host.memory.clone())
         });
         let transport: Arc<dyn Transport> = match (host.faults, &capture) {
             (Some(faults), Some(capture)) => Faulty::new(capture.behind(port.clone()), faults),

@@ -47,7 +47,7 @@ Options:
   --loopback         init: a fabric of this machine alone, for trials, without certificates
   --update           join: take the hosts anew from a fabric.toml
   --listen IP:PORT   run: wait here for other hosts [default: this host's address in fabric.toml]
-  --pcap FILE[,snap=N]  run: append what this host's guests send to other hosts to FILE; as for pvrdma run
+  --pcap FILE        run: append what this host's guests send to other hosts to FILE; as for pvrdma run
   --json             list, status: one JSON object
   --folder FOLDER    the host's settings [default: $PVRDMA_LINK, else pvrdma/link in $XDG_CONFIG_HOME or ~/.config]
   -h, --help         this text
@@ -100,7 +100,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Add(add) => hosts::add(&folder, add),
         Command::Remove(name) => hosts::remove(&folder, &name),
         Command::List { json } => list::list(&folder, json),
-        Command::Run { listen, capture } => run::run(&folder, listen, capture.as_ref()),
+        Command::Run { listen, capture } => run::run(&folder, listen, capture.as_deref()),
         Command::Status { json } => run::status(json),
     }?;
     Ok(ExitCode::SUCCESS)

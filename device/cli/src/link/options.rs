@@ -5,11 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
-use pvrdma_capture::file::Target;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
-use crate::{Usage, options};
+use crate::Usage;
 
 /// Where a host listens, unless it is said. On loopback the number of the host is added to the one before.
 pub const PORT: u16 = 7471;
@@ -25,7 +24,7 @@ pub enum Command {
     Update(PathBuf),
     Remove(String),
     List { json: bool },
-    Run { listen: Option<SocketAddr>, capture: Option<Target> },
+    Run { listen: Option<SocketAddr>, capture: Option<PathBuf> },
     Status { json: bool },
 }
 
@@ -52,7 +51,7 @@ struct Given {
     words: Vec<OsString>,
     address: Option<SocketAddr>,
     listen: Option<SocketAddr>,
-    capture: Option<Target>,
+    capture: Option<PathBuf>,
     name: Option<String>,
     number: Option<u16>,
     loopback: bool,
@@ -69,7 +68,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
-            Long("pcap") => given.capture = Some(options::capture(&mut args)?),
+            Long("pcap") => given.capture = Some(args.value()?.into()),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
             Long("loopback") => given.loopback = true,
@@ -260,7 +259,6 @@ mod tests {
             "list --address 192.0.2.1",
             "list --folder",
             "list --pcap f",
-            "run --pcap f,snap=1",
         ] {
             assert!(parsed(words).is_err(), "{words}");
         }

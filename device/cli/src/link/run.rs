@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use pvrdma_capture::file::{CaptureFile, Target};
+use pvrdma_capture::file::CaptureFile;
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_capture::writer;
 use pvrdma_link::gateway::{self, Report};
@@ -38,7 +38,7 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
     Ok((links::Settings { fabric, listen }, line))
 }
 
-pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Target>) -> anyhow::Result<()> {
+pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Path>) -> anyhow::Result<()> {
     let (settings, line) = settings(folder, listen)?;
     let recorder = capture.map(recorder).transpose()?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
@@ -48,10 +48,9 @@ pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Target>) 
 }
 
 /// Guests do not say here which version of RoCE they see, so frames are those of v2.
-fn recorder(target: &Target) -> anyhow::Result<Recorder> {
-    let open = CaptureFile::open(target).with_context(|| format!("capture {}", target.path.display()));
-    let file = open?;
-    Ok(Recorder::new(writer::Settings { snap: file.snap, sink: Box::new(file), v1: false }))
+fn recorder(path: &Path) -> anyhow::Result<Recorder> {
+    let file = CaptureFile::open(path).with_context(|| format!("capture {}", path.display()))?;
+    Ok(Recorder::new(writer::Settings { sink: Box::new(file), v1: false }))
 }
 
 fn carry(run_dir: &RunDir, settings: links::Settings, recorder: Option<Recorder>, line: &str) -> anyhow::Result<()> {

@@ -12,16 +12,15 @@ struct File {
     limit: Option<i64>,
 }
 
-/// The file and how much of each frame is kept, if there is to be one. `hide` keeps the descriptor out of the program's
-/// reach. One that cannot be opened is nobody's loss but who reads it.
-pub fn open(hide: fn(c_int) -> c_int) -> Option<(Box<dyn Sink>, Option<u32>)> {
-    let config = config::get()?;
-    let path = config.capture.as_ref()?;
+/// The file, if there is to be one. `hide` keeps the descriptor out of the program's reach. Where it cannot be opened
+/// the device is there all the same.
+pub fn open(hide: fn(c_int) -> c_int) -> Option<Box<dyn Sink>> {
+    let path = config::get()?.capture.as_ref()?;
     let Some(fd) = raw::open_append(path.as_c_str()).map(hide) else {
         say(format_args!("the capture cannot be written: {}", std::io::Error::last_os_error()));
         return None;
     };
-    Some((Box::new(File { fd, limit: limit() }), config.snap))
+    Some(Box::new(File { fd, limit: limit() }))
 }
 
 fn limit() -> Option<i64> {

@@ -6,7 +6,7 @@
 //! | `SYSFS_PATH` | `pvrdma run` | root of the guest's sysfs tree; libibverbs reads it too |
 //! | `PVRDMA_NODE` | `pvrdma run` | path of the device node, `/dev/infiniband/uverbsN` |
 //! | `PVRDMA_TRACE` | `pvrdma run --trace` | file that gets a line for every command |
-//! | `PVRDMA_PCAP`, `PVRDMA_PCAP_SNAP` | `pvrdma run --pcap` | file that gets the frames, and bytes of each that are kept |
+//! | `PVRDMA_PCAP` | `pvrdma run --pcap` | file that gets the frames |
 //! | `PVRDMA_TRAP` | `pvrdma run --trap` | `1`: no doorbell comes by a declared site |
 //! | `PVRDMA_HOLDS` | `pvrdma run` | descriptors whose locks keep the run directory and the guest in place |
 //! | `PVRDMA_HOOKS` | tests | `1`: the program may use the functions of `hooks.rs` |
@@ -42,8 +42,6 @@ pub struct Config {
     pub trace: Option<Path>,
     /// Where frames go.
     pub capture: Option<Path>,
-    /// Bytes of each that are kept, if not all.
-    pub snap: Option<u32>,
     /// Shall all doorbells be trapped, those of declared sites too?
     pub trap: bool,
     /// Forms of commands.
@@ -109,7 +107,6 @@ fn read() -> Option<Config> {
         sysfs: variable(c"SYSFS_PATH").and_then(Path::new)?,
         trace: variable(c"PVRDMA_TRACE").filter(|path| !path.is_empty()).and_then(Path::new),
         capture: variable(c"PVRDMA_PCAP").filter(|path| !path.is_empty()).and_then(Path::new),
-        snap: variable(c"PVRDMA_PCAP_SNAP").and_then(|snap| snap.to_str().ok()?.parse().ok()),
         trap: variable(c"PVRDMA_TRAP").is_some_and(|value| value.to_bytes() == b"1"),
         level: match variable(c"PVRDMA_UVERBS").map(CStr::to_bytes) {
             Some(b"write") => Level::Write,
