@@ -15,7 +15,8 @@ use crate::gids::{Gids, MAX_HOST, may_have};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-/// Connections of others that have not greeted yet.
+/// Connections of others that have not greeted yet: so many more than there are hosts that dial this one. When a host
+/// comes back all of those may dial it at once, and who is turned away dials more and more seldom.
 pub const HALF_OPEN: usize = 16;
 
 /// Number of a bearer.
@@ -106,8 +107,9 @@ pub struct Hosts {
     links: BTreeMap<u16, Link>,
     /// The host of each bearer that has one.
     bearers: HashMap<u64, u16>,
-    /// Those that were accepted and have not greeted.
+    /// Those that were accepted and have not greeted, and how many may be.
     half_open: BTreeMap<u64, Connection>,
+    places: usize,
     next_epoch: u64,
     gids: Gids,
     mine: BTreeSet<Gid>,
@@ -125,9 +127,11 @@ impl Hosts {
             up: false,
         };
         let others = others.into_iter().filter(|host| *host != me.host && (1..=MAX_HOST).contains(host));
+        let links: BTreeMap<u16, Link> = others.map(|host| (host, link(host))).collect();
         Hosts {
             me: *me,
-            links: others.map(|host| (host, link(host))).collect(),
+            places: HALF_OPEN + links.range(..me.host).count(),
+            links,
             bearers: HashMap::new(),
             half_open: BTreeMap::new(),
             next_epoch: 1,
@@ -151,7 +155,7 @@ impl Hosts {
 
     /// Somebody has connected. `None`: there are too many already that have not said who they are; close it.
     pub fn accept(&mut self, now: Duration) -> Option<BearerId> {
-        if self.half_open.len() >= HALF_OPEN {
+        if self.half_open.len() >= self.places {
             return None;
         }
         let epoch = self.fresh();

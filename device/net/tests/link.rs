@@ -548,18 +548,37 @@ fn linked(one: &mut Hosts, two: &mut Hosts, now: Duration) -> (BearerId, BearerI
 #[test]
 fn strangers_take_no_more_than_their_places_and_two_seconds() {
     let mut hosts = Hosts::new(&me(2), Duration::ZERO, [1]);
-    let bearers: Vec<BearerId> = (0..HALF_OPEN).map(|_| hosts.accept(ms(1)).expect("a place")).collect();
+    // One of them is for the host that dials.
+    let places = HALF_OPEN + 1;
+    let bearers: Vec<BearerId> = (0..places).map(|_| hosts.accept(ms(1)).expect("a place")).collect();
     assert_eq!(hosts.accept(ms(1)), None);
     assert_eq!(hosts.deadline(), Some(ms(2001)));
     hosts.poll(ms(2000));
     assert_eq!(events(&mut hosts), []);
     hosts.poll(ms(2001));
     let closed = events(&mut hosts);
-    assert_eq!(closed.len(), HALF_OPEN);
+    assert_eq!(closed.len(), places);
     for bearer in bearers {
         assert!(closed.contains(&HostEvent::Close(bearer, Why::End(End::Bad(Bad::TooSlow)))));
     }
     assert!(hosts.accept(ms(2002)).is_some());
+}
+
+/// One that comes back is dialed by all others at once.
+#[test]
+fn all_hosts_of_a_fabric_may_dial_one_at_the_same_moment() {
+    let last = 254;
+    let mut hosts = Hosts::new(&me(last), ms(0), 1..=last);
+    let called: Vec<BearerId> = (1..last).map(|_| hosts.accept(ms(1)).expect("a place")).collect();
+    // And as many strangers as ever.
+    assert!((0..HALF_OPEN).all(|_| hosts.accept(ms(1)).is_some()) && hosts.accept(ms(1)).is_none());
+    for (number, bearer) in (1..last).zip(called) {
+        let mut other = Hosts::new(&me(number), ms(0), [last]);
+        let dialed = other.dialed(ms(1), last);
+        let greeting = said(&mut other, ms(1), dialed);
+        assert_eq!(hosts.receive(ms(1), bearer, &greeting), (greeting.len(), None));
+        assert_eq!(events(&mut hosts), [HostEvent::Up { host: number, restarted: false }]);
+    }
 }
 
 #[test]
