@@ -403,7 +403,8 @@ static int is_gone(struct ibv_wc *wc, double since)
         return 0;
     int told = wc->status == IBV_WC_RETRY_EXC_ERR || wc->status == IBV_WC_WR_FLUSH_ERR;
     CHECK(told, "%s of %llu", ibv_wc_status_str(wc->status), (unsigned long long)wc->wr_id);
-    printf("nobody answers after %.0f ms\n", now_ms() - since);
+    printf("nobody answers after %.0f ms: %s, vendor_err %#x\n", now_ms() - since, ibv_wc_status_str(wc->status),
+           wc->vendor_err);
     return 1;
 }
 

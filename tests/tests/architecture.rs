@@ -23,7 +23,18 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-link", &["pvrdma-capture", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-net"]),
     ("pvrdma-standin", &["pvrdma-capture", "pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-capture", "pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-cli", &["pvrdma-capture", "pvrdma-device", "pvrdma-ffi", "pvrdma-link", "pvrdma-net", "pvrdma-vfio-user"]),
+    (
+        "pvrdma-cli",
+        &[
+            "pvrdma-capture",
+            "pvrdma-device",
+            "pvrdma-fabric",
+            "pvrdma-ffi",
+            "pvrdma-link",
+            "pvrdma-net",
+            "pvrdma-vfio-user",
+        ],
+    ),
     // These three drive what a user has, by its command line, as everybody else would.
     ("pvrdma-tests", &[]),
     ("pvrdma-perftest", &["pvrdma-tests"]),

@@ -82,13 +82,14 @@ impl Load {
         }
     }
 
-    /// Both are told, whatever they wait for.
-    fn expect_told(self, hosts: &Hosts) {
-        for mut side in self.sides {
+    /// Both are told, whatever they wait for. What they have said.
+    fn expect_told(self, hosts: &Hosts) -> [String; 2] {
+        self.sides.map(|mut side| {
             side.hurry(Duration::from_secs(120));
             let output = side.wait();
             assert_eq!(output.status.code(), Some(NOBODY_ANSWERS), "{output}\n{hosts}");
-        }
+            output.stdout
+        })
     }
 }
 
@@ -121,10 +122,13 @@ fn who_carries_requests_is_killed_and_starts_again() {
         }
         load.stop(&hosts);
         for number in amount(vec![2], vec![1, 2, 1, 2]) {
-            let load = Load::start(&hosts, &Provider::System, HASTY);
+            let load = Load::start(&hosts, &Provider::Ours, HASTY);
             let begin = Instant::now();
             hosts.host_mut(number).kill();
-            load.expect_told(&hosts);
+            // The way is gone, and that it was TCP is said.
+            for said in load.expect_told(&hosts) {
+                assert!(said.contains("transport retry counter exceeded, vendor_err 0x82"), "{said}");
+            }
             println!("host {number} killed for good: told after {:?}", begin.elapsed());
             hosts.host_mut(number).start();
             hosts.wait_until_linked();
@@ -152,7 +156,7 @@ fn who_carries_requests_is_stopped() {
     load.stop(&hosts);
     // Whoever gives up gives its memory back, even if that is being copied.
     for round in 0..amount(1, 30) {
-        let load = Load::start(&hosts, &Provider::BOTH[round % 2], HASTY);
+        let load = Load::start(&hosts, &Provider::BOTH[(round + 1) % 2], HASTY);
         thread::sleep(Duration::from_micros(round as u64 * 137));
         let begin = Instant::now();
         hosts.host(1 + round % 2).signal(libc::SIGSTOP);

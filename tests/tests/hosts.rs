@@ -3,8 +3,12 @@
 //!
 //! What happens when something between them breaks is in `broken_links.rs`.
 
-use pvrdma_tests::{Chance, Hosts, Job, Provider, Trust, c_program, figures, machine, pair, pair_by_address, try_pair};
+use pvrdma_tests::{
+    Chance, Hosts, Job, Provider, Running, Trust, c_program, figures, free_port, machine, pair, pair_by_address,
+    try_pair, wait_for_listener,
+};
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 /// A server on host 1 and a client on host 2, both well.
 fn ping(hosts: &Hosts, provider: &Provider, line: &str) {
@@ -120,6 +124,121 @@ fn connections_by_address() {
         ];
         for (server, client) in lines {
             pair_by_address(job(1, server), job(2, client));
+        }
+    }
+    hosts.end();
+}
+
+/// `pvrdma status --json` of a host: the QPs of its guests.
+fn qps(hosts: &Hosts, number: usize) -> Vec<Value> {
+    let status = hosts.host(number).stand().pvrdma(&["status", "--json"]).ok();
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["host"].as_u64(), Some(number as u64), "{status:#}");
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let processes = list(&status["guests"]).iter().flat_map(|guest| list(&guest["processes"])).collect::<Vec<_>>();
+    processes.iter().flat_map(|process| list(&process["qps"])).collect()
+}
+
+/// A server on one host and a client on another, or on the same one, while they run.
+fn running<'a>(server: Job<'a>, client: Job<'a>) -> [Running; 2] {
+    let port = free_port();
+    let line = ["-g", "1", "-n", "100000000", "-p", &port.to_string()].map(str::to_owned);
+    let mut server = server.args(&line).spawn();
+    wait_for_listener(&mut server, port);
+    [server, client.args(&line).args(["127.0.0.1"]).spawn()]
+}
+
+#[test]
+fn the_way_of_each_qp_is_seen() {
+    let _machine = machine();
+    let hosts = Hosts::linked(2, Trust::Plain);
+    let job = |number: usize, guest| hosts.host(number).job("ibv_rc_pingpong").guest(guest);
+    let both = [
+        (running(job(1, "a"), job(2, "b")), "tcp"),
+        // Beside them, within host 1.
+        (running(job(1, "c"), job(1, "d")), "memory"),
+    ];
+    for (pair, path) in &both {
+        // Who is stopped is seen like all others.
+        let stopped = pair[0].program_pid("ibv_rc_pingpong");
+        let mine = |number: usize| -> Vec<Value> {
+            qps(&hosts, number).into_iter().filter(|qp| qp["path"].as_str() == Some(path)).collect()
+        };
+        let far = if *path == "tcp" { 2 } else { 1 };
+        let end = Instant::now() + Duration::from_secs(60);
+        let [near, there] = loop {
+            let found = [mine(1).into_iter().next(), mine(far).into_iter().next_back()];
+            let busy = |qp: &Value| {
+                let count = |what: &str| qp[what]["messages"].as_u64().unwrap_or_default();
+                qp["state"] == "RTS" && count("sent") > 10 && count("received") > 10
+            };
+            match found {
+                [Some(near), Some(there)] if busy(&near) && busy(&there) => break [near, there],
+                _ => assert!(Instant::now() < end, "{found:#?}\n{hosts}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!((&near["peer"]["qpn"], &there["peer"]["qpn"]), (&there["qpn"], &near["qpn"]));
+        let host = if far == 2 { (Value::from(2), Value::from(1)) } else { (Value::Null, Value::Null) };
+        assert_eq!((&near["path_host"], &there["path_host"]), (&host.0, &host.1));
+        assert_eq!((near["type"].as_str(), near["tries"].as_u64()), (Some("RC"), Some(0)), "{near}");
+        pair[0].signal(stopped, libc::SIGSTOP);
+        assert_eq!(mine(1).len(), if far == 2 { 1 } else { 2 });
+        let text = hosts.host(1).stand().pvrdma(&["status"]).ok();
+        assert!(text.contains(&format!("  {stopped} ibv_rc_pingpong\n")), "{text}");
+        pair[0].signal(stopped, libc::SIGCONT);
+    }
+    for (pair, _) in both {
+        for mut side in pair {
+            side.signal(side.program_pid("ibv_rc_pingpong"), libc::SIGKILL);
+            side.hurry(Duration::from_secs(60));
+            side.wait();
+        }
+    }
+    hosts.end();
+}
+
+#[test]
+fn the_way_is_in_the_trace_and_can_be_forbidden() {
+    let _machine = machine();
+    let hosts = Hosts::linked(2, Trust::Plain);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let traced = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [server, client] = hosts.both(&Provider::Ours, &words);
+        let (_, client) = pair(server, client.option("--trace", file.path()));
+        client.ok();
+        std::fs::read_to_string(file.path()).expect("own file")
+    };
+    let trace = traced("ibv_rc_pingpong -g 1 -n 10");
+    let is_it = |line: &str| line.contains(" modify_qp ") && line.ends_with(" path=tcp host=1 -> ok");
+    assert_eq!(trace.lines().filter(|line| is_it(line)).count(), 1, "{trace}");
+    let trace = traced("ibv_ud_pingpong -g 1 -n 10");
+    assert_eq!(trace.matches(" peer=::ffff:127.1.82.1 path=tcp host=1\n").count(), 1, "{trace}");
+
+    // From host 2 to host 1, and within host 1: what is left out is as if nobody were there.
+    for provider in Provider::BOTH {
+        for (from, paths, works) in [(2, "memory", false), (2, "tcp", true), (1, "tcp", false), (1, "memory", true)] {
+            let port = free_port().to_string();
+            let job = |number: usize, guest: &str| {
+                let job = hosts.host(number).job("ib_write_bw").provider(&provider).guest(guest);
+                job.args(["-F", "-x", "1", "-n", "20", "-p", &port])
+            };
+            let mut server = job(1, "there").spawn();
+            wait_for_listener(&mut server, port.parse().expect("a number"));
+            let client = job(from, "here").option("--paths", paths).args(["127.0.0.1"]).output();
+            assert_eq!(client.status.success(), works, "{client}");
+            if !works {
+                let said = client.to_string();
+                // The C provider shows no application what the device says of an error.
+                let syndrome = if provider == Provider::Ours { "syndrom 0x80" } else { "syndrom 0x0" };
+                assert!(said.contains(syndrome) && said.contains("which --paths leaves out"), "{said}");
+                // Its client is gone, and what it waits for does not come.
+                drop(server);
+                continue;
+            }
+            server.hurry(Duration::from_secs(60));
+            server.wait();
         }
     }
     hosts.end();

@@ -47,7 +47,7 @@ fn a_story_can_be_read_from_it() {
         let (qp, cq) = (field(&lines, "create_qp", "handle"), field(&lines, "create_cq", "cqn"));
         let wanted = [
             format!("QP {qp} SEND"),
-            format!("CQE cq={cq} qp={qp} wr_id=0x1 RDMA_WRITE REM_ACCESS_ERR byte_len=0"),
+            format!("CQE cq={cq} qp={qp} wr_id=0x1 RDMA_WRITE REM_ACCESS_ERR byte_len=0 vendor_err=0x62"),
             format!("CQE cq={cq} qp={qp} wr_id=0x2 RDMA_WRITE WR_FLUSH_ERR byte_len=0"),
             "close -> ok".to_owned(),
         ];
@@ -97,7 +97,7 @@ fn two_programs_share_a_file() {
     client.ok();
     let text = std::fs::read_to_string(file.path()).expect("own file");
     assert!(text.ends_with('\n'));
-    let first = ["QP ", "CQ ", "SRQ ", "CQE ", "EVENT ", "SITES "];
+    let first = ["QP ", "CQ ", "SRQ ", "CQE ", "EVENT ", "SITES ", "PATH "];
     let mut processes = BTreeSet::new();
     for line in text.lines() {
         let ((process, _), rest) = parts(line);

@@ -17,7 +17,8 @@ use pvrdma_device::handle::{Gid, Psn, QpHandle};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::segment::Segment;
 use pvrdma_device::transport::{
-    Answer, Bounds, Far, Op, QpView, Request, Requester, Responder, Station, Submitted, Token, Transport,
+    Answer, Bounds, Endpoint, Far, Figures, Op, Path, QpView, Request, Requester, Responder, Station, Submitted, Token,
+    Transport,
 };
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_roce::frame::Frame;
@@ -210,6 +211,14 @@ macro_rules! unseen {
     () => {
         fn lost(&self, token: Token) -> bool {
             self.inner.lost(token)
+        }
+
+        fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
+            self.inner.path(source, peer)
+        }
+
+        fn figures(&self, qp: QpHandle) -> Option<Figures> {
+            self.inner.figures(qp)
         }
 
         fn expected_psn(&self, qp: QpHandle) -> Option<&'static AtomicU32> {

@@ -1,5 +1,5 @@
 //! `pvrdma`: runs a program in a guest that has a PVRDMA device, serves such a device to a virtual machine, makes hosts
-//! one fabric, or says why RDMA does not work.
+//! one fabric, shows what goes on, or says why RDMA does not work.
 //!
 //! This file only picks the subcommand and turns its outcome into an exit status and one line on stderr.
 
@@ -17,6 +17,7 @@ mod qemu;
 mod run;
 mod rundir;
 mod serve;
+mod status;
 mod sysfs;
 
 use std::ffi::OsString;
@@ -29,10 +30,11 @@ Usage:
   pvrdma run [OPTIONS] -- PROGRAM [ARGS...]   run a program in a guest with a PVRDMA device
   pvrdma serve [OPTIONS]                      serve the device to virtual machines (vfio-user)
   pvrdma link COMMAND [OPTIONS]               make several hosts one fabric
+  pvrdma status [OPTIONS]                     show guests, their QPs, and which way those go
   pvrdma doctor [OPTIONS]                     say why RDMA works here or not, with the cure
   pvrdma man COMMAND                          the manual page of a command, for man -l
   pvrdma completion bash|zsh|fish             completion of this command line
-  pvrdma COMMAND --help                       the options of run, serve, link and doctor
+  pvrdma COMMAND --help                       the options of run, serve, link, status and doctor
   pvrdma --version
 ";
 
@@ -71,6 +73,7 @@ fn dispatch(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode
         Some("run") => run::main(args.collect()),
         Some("serve") => serve::main(args.collect()),
         Some("link") => link::main(args.collect()),
+        Some("status") => status::main(args.collect()),
         Some("doctor") => doctor::main(args.collect()),
         Some("man") => printed(args, manual::man),
         Some("completion") => printed(args, manual::completion),

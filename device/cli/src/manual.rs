@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::{Usage, doctor, link, run, serve};
+use crate::{Usage, doctor, link, run, serve, status};
 
 /// A help text in parts.
 struct Help {
@@ -38,8 +38,13 @@ impl Opt {
 }
 
 /// Commands that have a help text.
-const HELPS: [(&str, &str); 4] =
-    [("run", run::HELP), ("serve", serve::HELP), ("link", link::HELP), ("doctor", doctor::HELP)];
+const HELPS: [(&str, &str); 5] = [
+    ("run", run::HELP),
+    ("serve", serve::HELP),
+    ("link", link::HELP),
+    ("status", status::HELP),
+    ("doctor", doctor::HELP),
+];
 
 fn helps() -> [Help; HELPS.len()] {
     HELPS.map(|(command, text)| parse(command, text))
@@ -129,6 +134,7 @@ fn values(option: &Opt) -> (&'static str, bool) {
     match (option.long(), option.value()) {
         ("roce", _) => ("v1 v2", false),
         ("provider", _) => ("ours system", true),
+        ("paths", _) => ("memory tcp memory,tcp", false),
         (_, Some("PATH" | "FILE" | "FOLDER")) => ("", true),
         _ => ("", false),
     }
@@ -295,7 +301,7 @@ mod tests {
         for (command, _) in HELPS {
             let page = man(command).unwrap();
             let help = helps().into_iter().find(|help| help.command == command).unwrap();
-            assert!(help.options.len() > 4 && help.options.iter().all(|option| !option.long().is_empty()));
+            assert!(help.options.len() > 2 && help.options.iter().all(|option| !option.long().is_empty()));
             assert_eq!(page.matches(".TP\n").count(), help.options.len(), "{page}");
         }
         assert!(man("runn").is_err() && completion("tcsh").is_err());
@@ -324,6 +330,8 @@ mod tests {
         assert_eq!(complete(&["link", "init", "--lo"]), ["--loopback"]);
         assert_eq!(complete(&["link", "join", "Cargo.t"]), ["Cargo.toml"]);
         assert_eq!(complete(&["man", "l"]), ["link"]);
+        assert_eq!(complete(&["status", "--s"]), ["--server"]);
+        assert_eq!(complete(&["run", "--paths", "t"]), ["tcp"]);
         assert!(complete(&["run", "bas"]).contains(&"bash".to_owned()));
     }
 

@@ -7,6 +7,7 @@ use anyhow::Context;
 use lexopt::{Parser, ValueExt};
 use pvrdma_device::guest::Roce;
 use pvrdma_device::transport::fault::Faults;
+use pvrdma_device::transport::path::Paths;
 
 use crate::Usage;
 
@@ -28,6 +29,13 @@ pub fn capture_file(path: &Path) -> anyhow::Result<PathBuf> {
     let context = || format!("capture {}", path.display());
     pvrdma_capture::file::prepare(path).with_context(context)?;
     path.canonicalize().with_context(context)
+}
+
+/// The value of `--paths`: the list, and what it means.
+pub fn paths(parser: &mut Parser) -> anyhow::Result<(String, Paths)> {
+    let list = parser.value()?.string()?;
+    let paths = list.parse().map_err(|error: pvrdma_device::transport::path::BadPaths| Usage(error.to_string()))?;
+    Ok((list, paths))
 }
 
 /// The file of `--trace`, made if it is not there. It must be possible to write to it now; the path is made absolute,

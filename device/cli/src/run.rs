@@ -34,6 +34,8 @@ Options:
   --fault LIST                  have the network lose, delay or refuse what the program sends; LIST is
                                 NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
                                 delay (time, 50us), dead (after so many requests), seed (number)
+  --paths LIST                  the ways to other guests that the program may use: memory (those of this host),
+                                tcp (those of other hosts); behind another nobody answers [default: memory,tcp]
   -h, --help                    this text
 
 The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.H.82.N, N 1 for the first guest. H is the
@@ -52,6 +54,7 @@ struct Options {
     trace: Option<PathBuf>,
     capture: Option<PathBuf>,
     fault: Option<String>,
+    paths: Option<String>,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -61,7 +64,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_args(args);
     let (mut guest, mut provider, mut roce, mut trace) = ("default".to_owned(), Provider::default(), None, None);
-    let (mut trap, mut capture, mut fault) = (false, None, None);
+    let (mut trap, mut capture, mut fault, mut paths) = (false, None, None, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("guest") => {
@@ -74,11 +77,12 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<Options>> {
             Long("trace") => trace = Some(parser.value()?.into()),
             Long("pcap") => capture = Some(parser.value()?.into()),
             Long("fault") => fault = Some(options::faults(&mut parser)?.0),
+            Long("paths") => paths = Some(options::paths(&mut parser)?.0),
             Short('h') | Long("help") => return Ok(None),
             Value(program) => {
                 // The first word that is no option; all that follows is its own.
                 let args = parser.raw_args()?.collect();
-                return Ok(Some(Options { guest, provider, roce, trap, trace, capture, fault, program, args }));
+                return Ok(Some(Options { guest, provider, roce, trap, trace, capture, fault, paths, program, args }));
             }
             other => return Err(other.unexpected().into()),
         }
@@ -158,6 +162,10 @@ fn in_guest(
     match &options.fault {
         Some(list) => command.env("PVRDMA_FAULT", list),
         None => command.env_remove("PVRDMA_FAULT"),
+    };
+    match &options.paths {
+        Some(list) => command.env("PVRDMA_PATHS", list),
+        None => command.env_remove("PVRDMA_PATHS"),
     };
     command.env("PVRDMA_NODE", format!("/dev/infiniband/{}", seat.names().uverbs()));
     command.env("SYSFS_PATH", seat.sysfs());
@@ -241,6 +249,7 @@ mod tests {
         for words in [
             &["--gest", "a"][..],
             &["--fault", "drop=2", "x"],
+            &["--paths", "hca", "x"],
             &["--guest"],
             &["--guest", "a b", "x"],
             &["--roce", "v3", "x"],

@@ -8,16 +8,24 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use lexopt::{Arg, ValueExt};
 use nix::sys::signal::{SigSet, Signal};
 use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_device::transport::path::Paths;
 use pvrdma_link::Uplink;
-use pvrdma_vfio_user::{Settings, TraceFile};
+use pvrdma_link::tell::tell;
+use pvrdma_link::uplink::Reporter;
+use pvrdma_vfio_user::{Access, Listener, Settings, TraceFile, Watch};
 
-use crate::{Usage, link, options, qemu};
+use crate::{Usage, link, options, qemu, status};
+
+/// How long whoever has the links may take to say how they fare.
+const LINKS_SAY: Duration = Duration::from_millis(500);
 
 /// Help text of the subcommand.
 pub const HELP: &str = "\
@@ -33,6 +41,8 @@ Options:
   --trace FILE       append a line to FILE for every command the devices get
   --pcap FILE        append what guests send to FILE as RoCE frames; as for pvrdma run
   --fault LIST       have the network lose, delay or refuse what guests send; as for pvrdma run
+  --paths LIST       the ways to other guests that may be used: memory (those of this server), tcp (those of other
+                     hosts, with --link); behind another nobody answers [default: memory,tcp]
   --link             guests also reach those of other hosts; `pvrdma link` makes hosts one fabric
   --folder FOLDER    with --link, this host's settings [default: as for pvrdma link]
   --listen IP:PORT   with --link, wait here for other hosts [default: this host's address in fabric.toml]
@@ -46,6 +56,9 @@ With --link the server is a host of a fabric, as pvrdma link run is for the gues
 a number of its own, so on a machine that runs both, they are two hosts of the fabric. No two guests of any host may
 have the same address; of those that do, the first keeps it.
 
+`pvrdma status --server PATH` shows the guests of the server with that socket, their QPs and links. It asks at
+PATH.status, which is for the server's owner alone.
+
 One line is printed when QEMU may connect. The server has to live as long as its guests: QEMU cannot go on without it,
 nor connect again. It ends on SIGTERM and SIGINT: what guests have asked for is answered, then their connections are
 closed and the socket files removed.
@@ -53,11 +66,12 @@ closed and the socket files removed.
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sockets {
-    paths: Vec<PathBuf>,
+    sockets: Vec<PathBuf>,
     trace: Option<PathBuf>,
     capture: Option<PathBuf>,
     group: Option<String>,
     link: Option<Link>,
+    paths: Paths,
     print_qemu: bool,
 }
 
@@ -70,11 +84,11 @@ struct Link {
 
 impl Link {
     /// The way to other hosts, and what is to be said of it.
-    fn start(&self) -> anyhow::Result<(Uplink, String)> {
+    fn start(&self, paths: Paths) -> anyhow::Result<(Uplink, String)> {
         // They are for the thread that waits for them, and for no other one.
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_block()?;
         let (settings, line) = link::settings(self.folder.clone(), self.listen)?;
-        Ok((Uplink::start(settings)?, line))
+        Ok((Uplink::start(settings, paths)?, line))
     }
 }
 
@@ -85,7 +99,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     if sockets.print_qemu {
-        print!("{}", qemu::text(&sockets.paths)?);
+        print!("{}", qemu::text(&sockets.sockets)?);
         return Ok(ExitCode::SUCCESS);
     }
     settings.access.group = sockets.group.as_deref().map(group_number).transpose()?;
@@ -97,16 +111,43 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         let open = CaptureFile::open(path).with_context(|| format!("capture {}", path.display()));
         settings.capture = Some(open?);
     }
-    let (uplink, linked) = sockets.link.as_ref().map(Link::start).transpose()?.unzip();
-    let fabric = uplink.as_ref().map_or_else(Fabric::new, |uplink| uplink.fabric().clone());
+    let (uplink, linked) = sockets.link.as_ref().map(|link| link.start(sockets.paths)).transpose()?.unzip();
+    let fabric = uplink.as_ref().map_or_else(|| Fabric::of(sockets.paths, None), |uplink| uplink.fabric().clone());
+    let links = uplink.as_ref().map(Uplink::reporter);
+    let mut asked = Vec::new();
     let linked = linked.map_or(String::new(), |line| format!("; {line}"));
-    pvrdma_vfio_user::serve(&sockets.paths, &settings, &fabric, || {
-        let names: Vec<_> = sockets.paths.iter().map(|path| path.display().to_string()).collect();
+    let served = pvrdma_vfio_user::serve(&sockets.sockets, &settings, &fabric, |watch| {
+        asked = tell_of(&sockets.sockets, watch, links);
+        let names: Vec<_> = sockets.sockets.iter().map(|path| path.display().to_string()).collect();
         // Whoever started it may not listen.
         let _ = writeln!(std::io::stdout(), "pvrdma serve: ready on {}{linked}", names.join(", "));
         let _ = std::io::stdout().flush();
-    })?;
+    });
+    asked.iter().for_each(|listener| listener.close());
+    served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits beside each socket for who wants to know how the server's guests fare. A server for which that is not possible
+/// serves all the same.
+fn tell_of(sockets: &[PathBuf], watch: Watch, links: Option<Reporter>) -> Vec<Arc<Listener>> {
+    let show = Arc::new(move |json| {
+        let links = links.as_ref().map(|links| links.report(LINKS_SAY));
+        status::server(&watch.look(), links, json)
+    });
+    let wait = |socket: &PathBuf| -> anyhow::Result<Arc<Listener>> {
+        let listener = Arc::new(Listener::bind(&status::beside(socket), Access::default())?);
+        let (own, show) = (listener.clone(), show.clone());
+        std::thread::Builder::new().name("pvrdma-status".into()).spawn(move || {
+            while let Ok(asker) = own.accept() {
+                tell(asker, &*show);
+            }
+        })?;
+        Ok(listener)
+    };
+    let waited = sockets.iter().map(wait);
+    let say = |error: &anyhow::Error| drop(writeln!(std::io::stderr(), "pvrdma serve: no status: {error:#}"));
+    waited.filter_map(|listener| listener.inspect_err(say).ok()).collect()
 }
 
 /// The options, or nothing if help was asked for.
@@ -121,10 +162,10 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
                     "" => Err("a socket needs a name"),
                     path => Ok(path.into()),
                 })?;
-                if sockets.paths.contains(&path) {
+                if sockets.sockets.contains(&path) {
                     return Err(Usage(format!("--socket {} is given twice", path.display())).into());
                 }
-                sockets.paths.push(path);
+                sockets.sockets.push(path);
             }
             Arg::Long("mode") => settings.access.mode = args.value()?.parse_with(mode)?,
             Arg::Long("group") => sockets.group = Some(args.value()?.string()?),
@@ -132,6 +173,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
             Arg::Long("pcap") => sockets.capture = Some(args.value()?.into()),
             Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
+            Arg::Long("paths") => sockets.paths = options::paths(&mut args)?.1,
             Arg::Long("link") => linked = true,
             Arg::Long("folder") => link.folder = Some(args.value()?.into()),
             Arg::Long("listen") => link.listen = Some(link::listen(&args.value()?.string()?)?),
@@ -140,11 +182,17 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if sockets.paths.is_empty() {
+    if sockets.sockets.is_empty() {
         return Err(Usage("serve needs a --socket; try pvrdma serve --help".into()).into());
     }
     if !linked && link != Link::default() {
         return Err(Usage("--folder and --listen go with --link".into()).into());
+    }
+    if linked && !sockets.paths.tcp() {
+        return Err(Usage("--link is the path tcp, which --paths leaves out".into()).into());
+    }
+    if !linked && !sockets.paths.memory() {
+        return Err(Usage("--paths leaves memory out, and without --link there is no other path".into()).into());
     }
     sockets.link = linked.then_some(link);
     Ok(Some((sockets, settings)))
@@ -180,7 +228,7 @@ mod tests {
     #[test]
     fn sockets_are_collected_in_order() {
         let (sockets, settings) = parsed(&["--socket", "a", "--socket", "b"]).unwrap().unwrap();
-        assert_eq!(sockets.paths, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(sockets.sockets, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!((settings.access.mode, settings.roce), (0o600, Roce::V2));
         assert!(settings.faults.is_none() && sockets.trace.is_none() && sockets.group.is_none());
         assert!(sockets.link.is_none());
@@ -222,6 +270,9 @@ mod tests {
         }
         assert!(mistake(&["--socket", "a", "--link", "--listen", "here"]).contains("here"));
         assert!(mistake(&["--socket", "a", "--fault", "drop=2"]).contains("drop=2"));
+        assert!(mistake(&["--socket", "a", "--paths", "hca"]).contains("memory and tcp"));
+        assert!(mistake(&["--socket", "a", "--paths", "tcp"]).contains("no other path"));
+        assert!(mistake(&["--socket", "a", "--paths", "memory", "--link"]).contains("leaves out"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What the device tells its front without being asked.
 
-use crate::handle::{CqHandle, QpHandle, SrqHandle};
+use crate::handle::{CqHandle, Gid, QpHandle, SrqHandle};
 use crate::rings::cqe::Completion;
+use crate::transport::Path;
 
 /// An asynchronous event, as it stands in the event ring (`pvrdma_eqe`); numbers equal `IBV_EVENT_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,13 @@ pub trait Interrupts: Send + Sync {
     /// A completion goes into the ring of a CQ. For a trace: called under the CQ's lock, before the consumer can see
     /// it.
     fn completed(&self, _cq: CqHandle, _completion: &Completion) {}
+    /// The way from a QP to a peer is another one than before, or a datagram QP has its first one for that address. For
+    /// a trace: called with the send queue locked.
+    fn path(&self, _qp: QpHandle, _peer: &Gid, _path: Path) {}
+    /// Whether it is told of the paths of datagrams too.
+    fn wants_paths(&self) -> bool {
+        false
+    }
     /// There is work for `Device::poll`, or its next deadline came closer: have it called soon, from another stack.
     fn wake(&self);
 }

@@ -3,12 +3,14 @@
 //! A front writes them to its own file; `device/README.md` shows whole lines.
 
 use crate::doorbell::{Arm, Doorbell};
-use crate::handle::CqHandle;
+use crate::handle::{CqHandle, Gid, QpHandle};
 use crate::interrupt::AsyncEvent;
 use crate::rings::cqe::Completion;
 use crate::rings::wqe::Ext;
+use crate::transport::Path;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::fmt::{Display, Formatter, Result};
+use std::net::Ipv6Addr;
 
 /// A doorbell: `QP 2 SEND`, `CQ 0 ARM`.
 pub struct DoorbellText(pub Doorbell);
@@ -38,13 +40,16 @@ pub struct CompletionText<'a>(pub CqHandle, pub &'a Completion);
 
 impl Display for CompletionText<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, .. } = *self.1;
+        let Completion { wr_id, qp, opcode, status, byte_len, ext, sender, vendor_err, .. } = *self.1;
         let (opcode, status, cq) = (opcode_name(opcode), status_name(status), self.0.0);
         write!(f, "CQE cq={cq} qp={} wr_id={wr_id:#x} {opcode} {status} byte_len={byte_len}", qp.0)?;
         match ext {
             Ext::None => {}
             Ext::Imm(imm) => write!(f, " imm={:#x}", u32::from_be(imm))?,
             Ext::Invalidate(rkey) => write!(f, " invalidated={:#x}", rkey.0)?,
+        }
+        if vendor_err != 0 {
+            write!(f, " vendor_err={vendor_err:#x}")?;
         }
         match sender {
             Some(sender) => write!(f, " src_qp={:#x}", sender.qpn.0),
@@ -82,6 +87,15 @@ impl Display for EventText {
             AsyncEvent::QpLastWqeReached(_) => ("QP_LAST_WQE_REACHED", "qp"),
         };
         write!(f, "EVENT {name} {object}={}", self.0.to_eqe().1)
+    }
+}
+
+/// The way from a QP to a peer: `PATH qp=2 peer=::ffff:127.2.82.1 path=tcp host=2`.
+pub struct PathText<'a>(pub QpHandle, pub &'a Gid, pub Path);
+
+impl Display for PathText<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "PATH qp={} peer={} path={}", self.0.0, Ipv6Addr::from(*self.1), self.2)
     }
 }
 

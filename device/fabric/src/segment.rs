@@ -1,4 +1,7 @@
-//! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives.
+//! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives. What there
+//! is to be seen of others is in `segment/view.rs`.
+
+pub mod view;
 
 use crate::bell::Bell;
 use crate::guard::Guard;
@@ -8,6 +11,9 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::words::REQUEST_WORDS;
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::Gid;
+use pvrdma_device::transport::figures::{Sent, Tally};
+use pvrdma_device::transport::path::Paths;
+use pvrdma_device::transport::{Endpoint, Path as Way};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -31,6 +37,9 @@ pub const PUBLISHED_QPS: usize = 32768;
 pub const HAZARDS: usize = 8;
 /// Most spans of a payload: a WQE has at most 16 SGEs and each is one span in a process.
 pub const SLOT_SPANS: usize = 16;
+
+/// Low bits of a QP number: the handle. The rest is the region, counted from 1.
+pub(crate) const HANDLE_BITS: u32 = 15;
 
 /// In place of a guest's index: the process that carries requests to other hosts (`gateway.rs`).
 pub const GATEWAY: u32 = u32::MAX;
@@ -90,8 +99,9 @@ pub struct PublishedMr {
     pub length: AtomicU64,
 }
 
-/// What others may know of a QP. `version` is odd while it changes.
-#[repr(C)]
+/// What others may know of a QP. `version` is odd while it changes. It is one line of the cache: who carries a request
+/// out for it looks here, and writes what it counts where it writes the PSN.
+#[repr(C, align(64))]
 pub struct PublishedQp {
     /// Counts changes.
     pub version: AtomicU32,
@@ -107,10 +117,16 @@ pub struct PublishedQp {
     pub access: AtomicU32,
     /// QP number of its peer.
     pub peer_qpn: AtomicU32,
-    reserved: u32,
+    /// For who watches: service type (bits 8..) and state.
+    pub what: AtomicU32,
     /// GID of its peer.
     pub peer_gid: [AtomicU64; 2],
+    /// Requests of its peer; counted by whoever carried them out.
+    pub received: Tally,
 }
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<PublishedQp>() == 64 && size_of::<Sent>() == 64);
 
 /// What everybody looks at of every process.
 #[repr(C, align(64))]
@@ -121,6 +137,8 @@ struct Seat {
     guest: AtomicU32,
     /// Number of the guest's host, the same in all seats. Others look at it only once the owner is ready.
     host: AtomicU32,
+    /// The paths by which it may be reached: `Paths::bits`.
+    paths: AtomicU32,
     /// Held by the owner's side thread.
     guard: Guard,
     /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
@@ -129,7 +147,7 @@ struct Seat {
 }
 
 /// Pages of a region, in words of bits; more than there are.
-const PAGE_WORDS: usize = 32;
+const PAGE_WORDS: usize = 48;
 const PAGE: usize = 4096;
 
 /// One process: what those look at who have to do with it.
@@ -153,10 +171,12 @@ pub struct Region {
     pub mrs: [PublishedMr; PUBLISHED_MRS],
     /// QPs by handle.
     pub qps: [PublishedQp; PUBLISHED_QPS],
+    /// What they have asked for, for who watches.
+    pub sent: [Sent; PUBLISHED_QPS],
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_000a;
+const LAYOUT: u64 = 0x7076_7264_6d61_000b;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -173,6 +193,8 @@ pub struct Fabric {
     gateway: AtomicU64,
     /// How often it has looked after what guests have for other hosts. Nothing is ordered by it.
     rounds: std::sync::atomic::AtomicU64,
+    /// Bit n: it has a link to host n. Nothing is ordered by it.
+    linked: [std::sync::atomic::AtomicU64; 4],
     seats: [Seat; MAX_PROCESSES],
 }
 
@@ -231,6 +253,9 @@ pub struct Segment {
     own_region: &'static Region,
     owner: Owner,
     host: u8,
+    paths: Paths,
+    /// By which path others of this host are reached from here: from other hosts, if this is the gateway.
+    inwards: Paths,
     /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
     seen: Box<[AtomicU64]>,
 }
@@ -253,8 +278,9 @@ const SURE: u64 = 20;
 
 impl Segment {
     /// Maps the fabric below `dir`, making it if need be, and takes a free region for `guest` of the host with number
-    /// `host`. `hide` takes the file's descriptor out of the program's reach and returns its new number.
-    pub fn join(dir: &Path, host: u8, guest: u32, hide: fn(RawFd) -> RawFd) -> io::Result<Segment> {
+    /// `host`, which uses `paths` and no others. `hide` takes the file's descriptor out of the program's reach and
+    /// returns its new number.
+    pub fn join(dir: &Path, host: u8, guest: u32, paths: Paths, hide: fn(RawFd) -> RawFd) -> io::Result<Segment> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -308,6 +334,7 @@ impl Segment {
         seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
         seat.guest.store(guest, Ordering::Relaxed);
         seat.host.store(host.into(), Ordering::Relaxed);
+        seat.paths.store(paths.bits(), Ordering::Relaxed);
         seat.guard.clear();
         let owner = owner.ready();
         seat.owner.store(owner.0, Ordering::SeqCst);
@@ -317,7 +344,8 @@ impl Segment {
             return Err(error);
         }
         let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
-        Ok(Segment { fabric, file, regions, own, own_region, owner, host, seen })
+        let inwards = inwards(guest);
+        Ok(Segment { fabric, file, regions, own, own_region, owner, host, paths, inwards, seen })
     }
 
     /// This process's region.
@@ -363,14 +391,12 @@ impl Segment {
 
     /// Who owns region `index` now.
     pub fn process(&self, index: usize) -> Option<Process> {
-        self.last_process(index).filter(|process| !self.fabric.seats[process.index].guard.has_died())
+        self.fabric.process(index)
     }
 
     /// The same, or who owned it and has ended without giving it back, so that its words are still there.
     pub fn last_process(&self, index: usize) -> Option<Process> {
-        let owner = Owner(self.fabric.seats.get(index)?.owner.load(Ordering::SeqCst));
-        let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
-        owner.is_ready().then_some(process)
+        self.fabric.last_process(index)
     }
 
     /// The calling thread ends with the process's memory, and not before: see `guard.rs`.
@@ -390,13 +416,23 @@ impl Segment {
 
     /// The guest that `process` belongs to; its encapsulation is not known here, and the default one is put in.
     pub fn guest(&self, process: Process) -> Option<Guest> {
-        let index = self.fabric.seats.get(process.index)?.guest.load(Ordering::Relaxed);
-        Guest::new(self.host, u8::try_from(index).ok()?, Roce::default())
+        self.fabric.guest(process.index, self.host)
+    }
+
+    /// Whether `process` takes something in that comes this way, and this one may send it.
+    pub fn may_reach(&self, process: Process) -> bool {
+        let theirs = Paths::from_bits(self.fabric.seats[process.index].paths.load(Ordering::Relaxed));
+        self.paths.and(theirs).and(self.inwards) == self.inwards
+    }
+
+    /// The paths that this process may use.
+    pub fn paths(&self) -> Paths {
+        self.paths
     }
 
     /// Regions that somebody owns or once owned.
     pub fn used(&self) -> std::ops::Range<usize> {
-        0..(self.fabric.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
+        self.fabric.used()
     }
 
     /// The guests that the processes of this host belong to, with repeats.
@@ -411,13 +447,7 @@ impl Segment {
 
     /// Whether `process` still owns its region and runs.
     pub fn alive(&self, process: Process) -> bool {
-        // A first thread that has ended is a zombie, and others may go on.
-        let goes_on = || {
-            let thread = self.fabric.seats[process.index].guard.thread();
-            // SAFETY: signal 0 is none; only the existence is asked for.
-            thread.is_some_and(|thread| unsafe { libc::syscall(libc::SYS_tgkill, process.pid, thread, 0) } == 0)
-        };
-        self.process(process.index) == Some(process) && (process.owner.runs() || goes_on())
+        self.fabric.alive(process)
     }
 
     /// Whether the pid of `process` is still its own, so that its memory may be touched: `alive`, really asked only now
@@ -459,13 +489,27 @@ impl Segment {
 
     /// Who carries requests to other hosts.
     pub fn gateway(&self) -> Option<Process> {
-        let word = self.fabric.gateway.load(Ordering::Acquire);
-        let process = self.process((word >> 32).checked_sub(1)? as usize)?;
-        (process.incarnation == word as u32).then_some(process)
+        self.fabric.gateway()
+    }
+
+    /// The same, if this process may use it.
+    pub(crate) fn way_out(&self) -> Option<Process> {
+        if self.paths.tcp() { self.gateway() } else { None }
+    }
+
+    /// The gateway has a link to a host, or has it no longer.
+    pub fn set_linked(&self, host: u8, linked: bool) {
+        let (word, bit) = (&self.fabric.linked[usize::from(host / 64)], 1 << (host % 64));
+        match linked {
+            true => word.fetch_or(bit, Ordering::Relaxed),
+            false => word.fetch_and(!bit, Ordering::Relaxed),
+        };
     }
 
     /// From now on this process does. It has joined as [`GATEWAY`].
     pub fn become_gateway(&self) {
+        // Those of one that was killed.
+        self.fabric.linked.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         self.fabric.gateway.store((self.own as u64 + 1) << 32 | u64::from(self.incarnation()), Ordering::Release);
     }
 
@@ -488,6 +532,13 @@ impl Segment {
     pub fn leave(&self) {
         self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);
     }
+}
+
+fn inwards(guest: u32) -> Paths {
+    Paths::from_bits(match guest {
+        GATEWAY => 1 << Way::Tcp { host: 0 }.code(),
+        _ => 1 << Way::Memory.code(),
+    })
 }
 
 fn own_pid() -> libc::pid_t {
@@ -528,6 +579,11 @@ fn is_nobody(pid: libc::pid_t) -> bool {
     // SAFETY: signal 0 is none; only the existence is asked for.
     let found = unsafe { libc::kill(pid, 0) } == 0;
     !found && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+}
+
+/// The region that a QP number names.
+pub(crate) fn region_of(peer: &Endpoint) -> Option<usize> {
+    (peer.qpn.0 >> HANDLE_BITS).checked_sub(1).map(|index| index as usize)
 }
 
 fn offset_of_region(index: usize) -> usize {
@@ -625,6 +681,47 @@ fn other_host(number: u32) -> io::Error {
 }
 
 impl Fabric {
+    /// See [`Segment::process`].
+    fn process(&self, index: usize) -> Option<Process> {
+        self.last_process(index).filter(|process| !self.seats[process.index].guard.has_died())
+    }
+
+    /// See [`Segment::last_process`].
+    fn last_process(&self, index: usize) -> Option<Process> {
+        let owner = Owner(self.seats.get(index)?.owner.load(Ordering::SeqCst));
+        let process = Process { index, incarnation: owner.incarnation(), pid: owner.pid(), owner };
+        owner.is_ready().then_some(process)
+    }
+
+    /// See [`Segment::guest`].
+    fn guest(&self, index: usize, host: u8) -> Option<Guest> {
+        let index = self.seats.get(index)?.guest.load(Ordering::Relaxed);
+        Guest::new(host, u8::try_from(index).ok()?, Roce::default())
+    }
+
+    /// See [`Segment::used`].
+    fn used(&self) -> std::ops::Range<usize> {
+        0..(self.used.load(Ordering::SeqCst) as usize).min(MAX_PROCESSES)
+    }
+
+    /// See [`Segment::alive`].
+    fn alive(&self, process: Process) -> bool {
+        // A first thread that has ended is a zombie, and others may go on.
+        let goes_on = || {
+            let thread = self.seats[process.index].guard.thread();
+            // SAFETY: signal 0 is none; only the existence is asked for.
+            thread.is_some_and(|thread| unsafe { libc::syscall(libc::SYS_tgkill, process.pid, thread, 0) } == 0)
+        };
+        self.process(process.index) == Some(process) && (process.owner.runs() || goes_on())
+    }
+
+    /// See [`Segment::gateway`].
+    fn gateway(&self) -> Option<Process> {
+        let word = self.gateway.load(Ordering::Acquire);
+        let process = self.process((word >> 32).checked_sub(1)? as usize)?;
+        (process.incarnation == word as u32).then_some(process)
+    }
+
     /// Makes sure that no process of a host with another number owns a region and is there to use it. One that is not
     /// ready yet will ask this itself.
     fn agree(&self, host: u8) -> io::Result<()> {
@@ -730,12 +827,26 @@ pub mod by_hand {
         segment.fabric.seats[segment.own].guard.mark();
     }
 
+    /// The process uses these paths and no others.
+    pub fn leave(segment: &mut Segment, paths: Paths) {
+        segment.paths = paths;
+        segment.fabric.seats[segment.own].paths.store(paths.bits(), Ordering::Relaxed);
+    }
+
+    /// The process carries requests of other hosts.
+    pub fn make_gateway(segment: &mut Segment) {
+        segment.inwards = inwards(GATEWAY);
+        segment.fabric.seats[segment.own].guest.store(GATEWAY, Ordering::Relaxed);
+        segment.become_gateway();
+    }
+
     /// Process `own` of them.
     pub fn join(fabric: &'static Fabric, regions: &[&'static Region], own: usize) -> Segment {
         let pid = own_pid();
         let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
         let seat = &fabric.seats[own];
         seat.guest.store(1, Ordering::Relaxed);
+        seat.paths.store(Paths::default().bits(), Ordering::Relaxed);
         seat.owner.store(owner.0, Ordering::SeqCst);
         fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
         Segment {
@@ -746,6 +857,8 @@ pub mod by_hand {
             own,
             owner,
             host: 0,
+            paths: Paths::default(),
+            inwards: inwards(1),
             seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -780,7 +893,7 @@ mod tests {
     }
 
     fn join_host(dir: &Path, host: u8) -> io::Result<Segment> {
-        Segment::join(dir, host, 1, |file| file)
+        Segment::join(dir, host, 1, Paths::default(), |file| file)
     }
 
     #[test]

@@ -3,16 +3,19 @@
 use crate::copy::{span_of, span_of_mut};
 use crate::gateway::NotCopied;
 use crate::memory::ProcessMemory;
-use crate::segment::by_hand;
+use crate::segment::view::{self, Seen};
+use crate::segment::{Segment, by_hand};
 use crate::taken::Taken;
 use crate::transport::{Deferred, GATEWAY_PATIENCE, HostTransport, Inbound};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
-use pvrdma_device::rings::wqe::{Ext, Grh};
+use pvrdma_device::rings::wqe::{Ext, Grh, QpKind};
+use pvrdma_device::transport::figures::{Counted, QpReport};
+use pvrdma_device::transport::path::Paths;
 use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
 use pvrdma_device::transport::*;
-use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
+use pvrdma_ffi::dev_api::{PVRDMA_QPS_RESET, PVRDMA_QPS_RTS};
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -82,6 +85,7 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
     let (mut byte, place) = (7u8, AtomicU64::new(0));
     let view = QpView {
         handle: QpHandle(3),
+        kind: QpKind::Rc,
         state: PVRDMA_QPS_RTS,
         placeable: true,
         pd: PdHandle(1),
@@ -282,4 +286,101 @@ fn guests_take_pieces_from_the_gateway_and_answer_it() {
     // What is for another host does not come back to the gateway.
     let stray = Piece { dest: from, ..segment };
     assert_eq!(gateway.hand_in(token(3), &Carried::Segment(stray), &[]), Submitted::Answered(Answer::Silence));
+}
+
+/// Whoever leaves a path out neither sends nor takes anything by it, and the other path stays.
+#[test]
+fn behind_a_path_that_is_left_out_is_nobody() {
+    let [all, memory, tcp] = ["memory,tcp", "memory", "tcp"].map(|list| list.parse::<Paths>().unwrap());
+    let grh = Grh { sl: 0, traffic_class: 0, flow_label: 0, hop_limit: 64 };
+    let datagram = |request| Request { op: Op::Datagram { qkey: 1, imm: None, grh }, ..request };
+    for (here, there, reached) in [(all, all, true), (memory, memory, true), (tcp, all, false), (all, tcp, false)] {
+        let (fabric, regions) = by_hand::file();
+        let [here, there] = [(0, here), (1, there)].map(|(index, paths)| {
+            let mut segment = by_hand::join(fabric, &regions, index);
+            by_hand::leave(&mut segment, paths);
+            HostTransport::new(segment)
+        });
+        let (path, submitted, sent) = match reached {
+            true => (Path::Memory, Submitted::Pending, Answer::Ack),
+            false => (Path::None, Submitted::Answered(Answer::Silence), Answer::Silence),
+        };
+        assert_eq!(here.path(&endpoint(0).gid, &endpoint(1)), path);
+        assert_eq!(here.submit(&message(1), &ProcessMemory, &[]), submitted);
+        assert_eq!(here.submit(&datagram(message(2)), &ProcessMemory, &[]), Submitted::Answered(sent));
+        assert_eq!(there.pump_for(&While(|_| {}, RefCell::default())), reached);
+    }
+    for (paths, reached) in [(all, true), (tcp, true), (memory, false)] {
+        let (fabric, regions) = by_hand::file();
+        let [mut near, mut gateway] = [0, 1].map(|index| by_hand::join(fabric, &regions, index));
+        by_hand::leave(&mut near, paths);
+        by_hand::make_gateway(&mut gateway);
+        let [near, gateway] = [near, gateway].map(HostTransport::new);
+        let (out, back) = (outward(1, 0), Request { dest: endpoint(0), ..message(1) });
+        assert_eq!(near.path(&endpoint(0).gid, &out.dest), Path::None, "there is no link");
+        gateway.segment().set_linked(7, true);
+        let path = if reached { Path::Tcp { host: 7 } } else { Path::None };
+        assert_eq!(near.path(&endpoint(0).gid, &out.dest), path);
+        gateway.segment().set_linked(7, false);
+        assert_eq!(near.path(&endpoint(0).gid, &out.dest), Path::None);
+        let submitted = if reached { Submitted::Pending } else { Submitted::Answered(Answer::Silence) };
+        assert_eq!(near.submit(&out, &ProcessMemory, &[]), submitted);
+        assert_eq!(gateway.hand_in(back.token, &Carried::Whole(back), &[]), submitted);
+        assert_eq!(near.pump_for(&While(|_| {}, RefCell::default())), reached);
+    }
+}
+
+#[test]
+fn who_watches_sees_qps_and_what_they_have_done() {
+    let dir = std::env::temp_dir().join(format!("pvrdma-test-view-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    assert!(view::look(&dir).unwrap().is_none());
+    let transport = HostTransport::new(Segment::join(&dir, 3, 1, Paths::default(), |file| file).unwrap());
+    let seen = || -> Vec<QpReport> {
+        let view = view::look(&dir).unwrap().unwrap();
+        assert_eq!((view.host, view.gateway), (3, None));
+        let [Seen { guest, pid, paths, qps: Ok(qps) }] = &view.processes[..] else { panic!("{view:?}") };
+        assert_eq!((guest.host(), guest.index(), *pid), (3, 1, std::process::id() as i32));
+        assert_eq!(*paths, Paths::default());
+        qps.clone()
+    };
+    assert_eq!(seen(), []);
+    // The first, one on another page, and the last.
+    for handle in [1, 300, 32767].map(QpHandle) {
+        let (qpn, state) = (Qpn(transport.qpn_base() | handle.0), PVRDMA_QPS_RTS);
+        let gid = |host| Guest::new(host, 1, Roce::V2).unwrap().gid(1).unwrap();
+        let peer = Endpoint { gid: gid(3), qpn };
+        assert!(transport.expected_psn(handle).is_some());
+        let figures = transport.figures(handle).unwrap();
+        let (kind, pd) = (QpKind::Rc, PdHandle(1));
+        let view = QpView { handle, kind, state, placeable: false, pd, access: 0, peer, qpn };
+        transport.qp_changed(&view);
+        figures.sent.done.count(5, true);
+        figures.received.count(7, false);
+        let mut report = QpReport {
+            qpn,
+            kind,
+            state,
+            peer: Some(peer),
+            path: Path::Memory,
+            sent: Counted { messages: 1, bytes: 5 },
+            received: Counted { messages: 0, bytes: 7 },
+            resent: 0,
+            rnr: 0,
+        };
+        assert_eq!(seen(), [report]);
+        let peer = Endpoint { gid: gid(4), qpn };
+        transport.qp_changed(&QpView { peer, ..view });
+        (report.peer, report.path) = (Some(peer), Path::None);
+        assert_eq!(seen(), [report], "nobody carries anything to other hosts");
+        // Another QP with its handle begins at zero.
+        transport.figures(handle);
+        (report.sent, report.received) = Default::default();
+        assert_eq!(seen(), [report]);
+        transport.qp_changed(&QpView { state: PVRDMA_QPS_RESET, ..view });
+        assert_eq!(seen(), []);
+    }
+    transport.segment().leave();
+    assert_eq!(view::look(&dir).unwrap().unwrap().processes.len(), 0);
+    std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -6,11 +6,12 @@ mod datagram;
 use crate::bell::Bell;
 use crate::copy::{Copied, Direction, Gone, RemoteFar, copy_under};
 use crate::hazard::{self, Hazard};
+use crate::say::say;
 use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::taken::Taken;
-use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words};
-use pvrdma_device::handle::{PdHandle, QpHandle};
+use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words, what};
+use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::*;
@@ -19,9 +20,6 @@ use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMO
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-
-/// Low bits of a QP number: the handle. The rest is the region, counted from 1.
-const HANDLE_BITS: u32 = 15;
 
 /// How long the gateway may stand still: as long as a host may be silent to another one.
 pub(crate) const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
@@ -165,18 +163,31 @@ impl HostTransport {
         }
     }
 
-    /// The process that a request is for: its QP number names the region, its GID must be that guest's.
+    /// The process that a request is for: its QP number names the region, its GID must be that guest's. `None` if it
+    /// may not be reached this way.
     pub(crate) fn target(&self, dest: &Endpoint) -> Option<Process> {
-        let index = (dest.qpn.0 >> HANDLE_BITS).checked_sub(1)? as usize;
-        let process = self.segment.process(index)?;
-        self.segment.guest(process)?.has(&dest.gid).then_some(process)
+        let process = self.segment.process(region_of(dest)?)?;
+        let is_it = self.segment.guest(process)?.has(&dest.gid) && self.segment.may_reach(process);
+        is_it.then_some(process)
+    }
+
+    /// Who is not to reach a part of the others, and tries, is told once why nobody answers.
+    fn say_what_is_left_out(&self, elsewhere: bool) {
+        static SAID: [std::sync::atomic::AtomicBool; 2] = [const { std::sync::atomic::AtomicBool::new(false) }; 2];
+        let (whom, path, may) = match elsewhere {
+            true => ("other hosts", "tcp", self.segment.paths().tcp()),
+            false => ("this host", "memory", self.segment.paths().memory()),
+        };
+        if !may && !SAID[usize::from(elsewhere)].swap(true, Ordering::Relaxed) {
+            say(format_args!("guests of {whom} are reached by {path}, which --paths leaves out; nobody there answers"));
+        }
     }
 
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
-    /// `None`: let the target judge.
-    pub(crate) fn place(&self, request: &Request, target: Process, local: &[Span]) -> Option<Answer> {
+    /// `None`: let the target judge. `ends`: a message ends with it.
+    pub(crate) fn place(&self, request: &Request, target: Process, local: &[Span], ends: bool) -> Option<Answer> {
         let (addr, rkey, purpose, right) = match request.op {
             Op::Write { remote_addr, rkey, imm: None } => {
                 (remote_addr, rkey, Use::RemoteWrite, PVRDMA_ACCESS_REMOTE_WRITE)
@@ -241,6 +252,8 @@ impl HostTransport {
         if !hazard.store(&qp.expected_psn, request.psn.advance(request.packets).get()) {
             return None;
         }
+        // In the line of the PSN. The target counts nothing meanwhile: it would have to have had a request of this QP.
+        qp.received.count(request.len, ends);
         drop(hazard);
         if purpose == Use::RemoteWrite {
             region.bell.placed();
@@ -620,7 +633,7 @@ impl Transport for HostTransport {
         }
         if self.segment.is_elsewhere(&request.dest.gid) {
             // It answers when the other host has.
-            let gateway = self.segment.gateway();
+            let gateway = self.segment.way_out();
             return gateway.map_or(Submitted::Answered(Answer::Silence), |gateway| {
                 self.send(request.token, &encode(request), gateway, Body::Spans(local))
             });
@@ -633,7 +646,7 @@ impl Transport for HostTransport {
             let answer = self.receive_here(request, &far);
             return Submitted::Answered(answer);
         }
-        match self.place(request, target, local) {
+        match self.place(request, target, local, true) {
             Some(answer) => Submitted::Answered(answer),
             // Behind others it could only go the long way, and keep those after it from the short one.
             None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,
@@ -672,6 +685,29 @@ impl Transport for HostTransport {
         gone && slot.word.load(Ordering::Acquire) & 15 != slot_state::DONE
     }
 
+    fn path(&self, _source: &Gid, peer: &Endpoint) -> Path {
+        let path = self.segment.path(peer);
+        let elsewhere = self.segment.is_elsewhere(&peer.gid);
+        self.say_what_is_left_out(elsewhere);
+        // The gateway is there and does nothing.
+        let late = || self.outbox().gateway_late.filter(|(rounds, _)| *rounds == self.segment.gateway_rounds());
+        match path {
+            Path::Tcp { .. } if late().is_some_and(|(_, since)| since.elapsed() >= GATEWAY_PATIENCE) => Path::None,
+            path => path,
+        }
+    }
+
+    fn figures(&self, qp: QpHandle) -> Option<Figures> {
+        let own = self.segment.own();
+        let (published, sent) = own.qps.get(qp.0 as usize).zip(own.sent.get(qp.0 as usize))?;
+        if !self.segment.reserve(published) || !self.segment.reserve(sent) {
+            return None;
+        }
+        published.received.clear();
+        sent.clear();
+        Some(Figures { sent, received: &published.received })
+    }
+
     fn expected_psn(&self, qp: QpHandle) -> Option<&'static std::sync::atomic::AtomicU32> {
         let published = self.segment.own().qps.get(qp.0 as usize)?;
         self.segment.reserve(published).then_some(&published.expected_psn)
@@ -688,6 +724,7 @@ impl Transport for HostTransport {
         fence(Ordering::SeqCst);
         qp.placeable.store(u32::from(view.placeable), Ordering::Relaxed);
         qp.qpn.store(if view.state == PVRDMA_QPS_RESET { 0 } else { view.qpn.0 }, Ordering::Relaxed);
+        qp.what.store(what(view.kind, view.state), Ordering::Relaxed);
         qp.pd.store(view.pd.0, Ordering::Relaxed);
         qp.access.store(view.access, Ordering::Relaxed);
         qp.peer_qpn.store(view.peer.qpn.0, Ordering::Relaxed);

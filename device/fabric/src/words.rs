@@ -4,7 +4,7 @@
 //! `None`.
 
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn, Rkey};
-use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh};
+use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh, QpKind};
 use pvrdma_device::transport::segment::{Carried, Part, Segment};
 use pvrdma_device::transport::*;
 
@@ -14,7 +14,8 @@ pub fn to_words(gid: &Gid) -> [u64; 2] {
     [high, low].map(|half| half.map_or(0, |half| u64::from_ne_bytes(*half)))
 }
 
-fn to_gid(words: [u64; 2]) -> Gid {
+/// The GID that was made such words.
+pub fn to_gid(words: [u64; 2]) -> Gid {
     let mut gid = [0; 16];
     gid[..8].copy_from_slice(&words[0].to_ne_bytes());
     gid[8..].copy_from_slice(&words[1].to_ne_bytes());
@@ -178,6 +179,27 @@ pub fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Carried> {
     let token = Token { qp: QpHandle((token >> 32) as u32), epoch: token as u32, psn: Psn::new(token_psn as u32) };
     let (op, solicited, alone) = (decode_op(what)?, solicited != 0, alone != 0);
     Some(Carried::Whole(Request { token, source, dest, psn, packets, op, len, solicited, alone }))
+}
+
+/// Service type and state of a QP, for who watches.
+pub fn what(kind: QpKind, state: u32) -> u32 {
+    let kind = match kind {
+        QpKind::Rc => 0,
+        QpKind::Ud => 1,
+        QpKind::Gsi => 2,
+    };
+    kind << 8 | state & 0xff
+}
+
+/// What such a word says; `None` if nobody encodes so.
+pub fn what_is(word: u32) -> Option<(QpKind, u32)> {
+    let kind = match word >> 8 {
+        0 => QpKind::Rc,
+        1 => QpKind::Ud,
+        2 => QpKind::Gsi,
+        _ => return None,
+    };
+    Some((kind, word & 0xff))
 }
 
 /// An answer in at most 12 bits.

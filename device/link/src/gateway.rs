@@ -8,9 +8,10 @@ mod datagrams;
 mod inbound;
 mod inbox;
 
-use crate::links::{Links, Settings, WAKER};
+use crate::links::{Links, Report, Settings, WAKER};
 use crate::near::Near;
 use crate::outbound::{self, Outbound, Requested};
+use crate::tell;
 use anyhow::Context;
 use datagrams::Datagrams;
 use inbound::Inbound;
@@ -18,15 +19,13 @@ use inbox::{FromGuest, Inbox};
 use nix::sys::signal::{SigSet, Signal};
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
+use pvrdma_device::transport::path::Paths;
 use pvrdma_fabric::segment::{GATEWAY, Segment};
 use pvrdma_fabric::transport::HostTransport;
-use pvrdma_net::connection::Stats;
 use pvrdma_net::event::{Arrival, ReplyKey, Source, Token};
-use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::frame::Answer;
 use pvrdma_net::hosts::{HostEvent, Hosts};
-use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,6 +96,13 @@ impl Guests {
         self.datagrams.try_again(hosts, now);
     }
 
+    /// Guests see where they can go.
+    fn linked(&self, host: u16, linked: bool) {
+        if let Ok(host) = u8::try_from(host) {
+            self.transport.segment().set_linked(host, linked);
+        }
+    }
+
     /// How long it may sleep.
     fn patience(&self) -> Option<Duration> {
         match () {
@@ -137,6 +143,8 @@ impl Near for Guests {
         match event {
             _ if self.outbound.happened(hosts, now, &event) => {}
             HostEvent::ReplyEnded(key) => self.inbound.reply_ended(hosts, now, key),
+            HostEvent::Up { host, .. } => self.linked(host, true),
+            HostEvent::Down(host) => self.linked(host, false),
             _ => {}
         }
     }
@@ -179,32 +187,6 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How the gateway fares.
-pub struct Report {
-    /// Its host.
-    pub number: u16,
-    /// Whether links have TLS.
-    pub encrypted: bool,
-    /// Requests of this host's guests without an answer.
-    pub asked: usize,
-    /// Pieces of others' requests that guests have.
-    pub serving: usize,
-    /// All other hosts.
-    pub hosts: Vec<HostReport>,
-}
-
-/// Another host.
-pub struct HostReport {
-    /// Its number.
-    pub number: u16,
-    /// Its name.
-    pub name: String,
-    /// Where it is dialed.
-    pub address: SocketAddr,
-    /// If there is one.
-    pub link: Option<Stats>,
-}
-
 /// Makes a report readable: as JSON, or as text.
 pub type Show = fn(&Report, json: bool) -> String;
 
@@ -223,8 +205,8 @@ pub fn run(
     let host = u8::try_from(settings.fabric.number).context("a host's number is 1 to 254")?;
     let mut poll = mio::Poll::new()?;
     let links = Links::new(settings, poll.registry().try_clone()?)?;
-    let segment =
-        Segment::join(dir, host, GATEWAY, |file| file).with_context(|| dir.join("fabric").display().to_string())?;
+    let segment = Segment::join(dir, host, GATEWAY, Paths::default(), |file| file)
+        .with_context(|| dir.join("fabric").display().to_string())?;
     // Guests copy from and to this process's memory; where yama restricts that to parents, they need its leave.
     // SAFETY: no pointers.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
@@ -279,32 +261,16 @@ pub fn run(
 /// Tells whoever asks.
 fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show) {
     for asker in listener.incoming() {
-        let Ok(mut asker) = asker else {
+        let Ok(asker) = asker else {
             thread::sleep(LOOK);
             continue;
         };
-        // It need not say anything, and need not listen.
-        let _ = asker.set_read_timeout(Some(LOOK));
-        let _ = asker.set_write_timeout(Some(LOOK));
-        let mut word = [0; 5];
-        let json = asker.read_exact(&mut word).is_ok() && word == *b"json\n";
-        let report = {
+        tell::tell(asker, |json| {
             let shared = lock(shared);
-            let host = |(host, link): (&FabricHost, Option<Stats>)| HostReport {
-                number: host.number,
-                name: host.name.clone(),
-                address: host.address,
-                link,
-            };
-            Report {
-                number,
-                encrypted: shared.links.is_encrypted(),
-                asked: shared.guests.outbound.len(),
-                serving: shared.guests.inbound.len(),
-                hosts: shared.links.others().map(host).collect(),
-            }
-        };
-        let _ = asker.write_all(show(&report, json).as_bytes());
+            let report = shared.links.report(number, shared.guests.outbound.len(), shared.guests.inbound.len());
+            drop(shared);
+            show(&report, json)
+        });
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `outbound.rs` | requests of those near, until they are answered |
 //! | `convert.rs` | the device's words for requests, and the links' |
 //! | `log.rs` | lines on standard error |
+//! | `tell.rs` | whoever asks how links and devices fare |
 //!
 //! What is said between hosts, and why, stands in `device/net`. Programs and their devices do not know of any of this:
 //! to them a gateway is one more process, and an uplink the end of their fabric.
@@ -27,7 +28,8 @@ pub mod links;
 mod log;
 pub mod near;
 mod outbound;
+pub mod tell;
 pub mod uplink;
 
-pub use links::Settings;
+pub use links::{Report, Settings};
 pub use uplink::Uplink;

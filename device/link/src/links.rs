@@ -30,6 +30,32 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
 }
 
+/// How a host's links fare.
+pub struct Report {
+    /// Its host.
+    pub number: u16,
+    /// Whether links have TLS.
+    pub encrypted: bool,
+    /// Requests of this host's guests without an answer.
+    pub asked: usize,
+    /// Pieces of others' requests that guests have.
+    pub serving: usize,
+    /// All other hosts.
+    pub hosts: Vec<HostReport>,
+}
+
+/// Another host.
+pub struct HostReport {
+    /// Its number.
+    pub number: u16,
+    /// Its name.
+    pub name: String,
+    /// Where it is dialed.
+    pub address: SocketAddr,
+    /// If there is one.
+    pub link: Option<Stats>,
+}
+
 struct Tls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
@@ -119,8 +145,7 @@ impl Links {
         self.begin.elapsed()
     }
 
-    /// Whether there are certificates.
-    pub fn is_encrypted(&self) -> bool {
+    fn is_encrypted(&self) -> bool {
         self.tls.is_some()
     }
 
@@ -129,9 +154,16 @@ impl Links {
         &mut self.hosts
     }
 
-    /// The other hosts, and the figures of those that there is a link to.
-    pub fn others(&self) -> impl Iterator<Item = (&FabricHost, Option<Stats>)> {
-        self.others.values().map(|host| (host, self.hosts.stats(host.number)))
+    /// How they fare, with what their owner knows.
+    pub fn report(&self, number: u16, asked: usize, serving: usize) -> Report {
+        let host = |host: &FabricHost| HostReport {
+            number: host.number,
+            name: host.name.clone(),
+            address: host.address,
+            link: self.hosts.stats(host.number),
+        };
+        let hosts = self.others.values().map(host).collect();
+        Report { number, encrypted: self.is_encrypted(), asked, serving, hosts }
     }
 
     /// The poll says so of a socket.

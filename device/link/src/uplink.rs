@@ -12,14 +12,15 @@ mod from_device;
 mod inbound;
 mod queue;
 
-use crate::links::{Links, Settings, WAKER};
+use crate::links::{Links, Report, Settings, WAKER};
 use anyhow::Context;
 use devices::Devices;
 use mio::{Events, Poll, Waker};
 use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_device::transport::path::Paths;
 use queue::Queue;
 use std::io::ErrorKind;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -31,22 +32,40 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Listens and dials, from a thread of its own. Devices may join the fabric at once.
-    pub fn start(settings: Settings) -> anyhow::Result<Uplink> {
+    /// Listens and dials, from a thread of its own. Devices may join the fabric at once, and use those paths.
+    pub fn start(settings: Settings, paths: Paths) -> anyhow::Result<Uplink> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let number = settings.fabric.number;
         let links = Links::new(settings, poll.registry().try_clone()?)?;
         // It fails for a descriptor that is none, and then the thread has ended.
-        let devices = Devices::new(number, move || drop(waker.wake()));
+        let devices = Devices::new(number, paths, move || drop(waker.wake()));
         let (queue, fabric) = (devices.queue.clone(), devices.fabric().clone());
         let thread = thread::Builder::new().name("pvrdma-uplink".into()).spawn(move || run(poll, links, devices));
         Ok(Uplink { queue, fabric, thread: Some(thread.context("cannot start a thread")?) })
     }
 
+    /// For whoever wants to know how the links fare.
+    pub fn reporter(&self) -> Reporter {
+        Reporter(self.queue.clone())
+    }
+
     /// Where devices join.
     pub fn fabric(&self) -> &Arc<Fabric> {
         &self.fabric
+    }
+}
+
+/// Asks how the links of an [`Uplink`] fare, from whatever thread.
+#[derive(Clone)]
+pub struct Reporter(Arc<Queue>);
+
+impl Reporter {
+    /// `None`: whoever has them does not say so in time, or has ended.
+    pub fn report(&self, patience: Duration) -> Option<Report> {
+        let (tell, told) = mpsc::channel();
+        self.0.ask(tell);
+        told.recv_timeout(patience).ok()
     }
 }
 
@@ -75,8 +94,12 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
             links.is_ready(event);
         }
         let now = links.now();
-        devices.take_notes(links.hosts(), now);
+        for asker in devices.take_notes(links.hosts(), now) {
+            // It may have given up.
+            let _ = asker.send(links.report(devices.number, devices.outbound.len(), devices.inbound.len()));
+        }
         let more = links.turn(&mut devices);
+        devices.set_routes(links.hosts());
         devices.tell_of_room();
         if devices.queue.is_stopped() {
             links.stop(&mut devices);

@@ -10,6 +10,8 @@ use pvrdma_device::testing::driver::{Driver, Layout};
 use pvrdma_device::testing::end::{End, Path, connect, pump_until};
 use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::testing::rng::Rng;
+use pvrdma_device::transport::Path as Way;
+use pvrdma_device::transport::path::Paths;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_link::{Settings, Uplink};
@@ -54,7 +56,7 @@ impl Hosts {
                 Identity::from_pem(&authority.certificate, &pair).expect("an identity")
             });
             let fabric = folder::Settings::new(number, hosts, identity).expect("settings");
-            Uplink::start(Settings { fabric, listen: Some(listen) }).expect("an uplink")
+            Uplink::start(Settings { fabric, listen: Some(listen) }, Paths::default()).expect("an uplink")
         };
         Hosts { uplinks: [start(1, list(cable.address()), one), start(2, list(two), two)], cable }
     }
@@ -159,6 +161,30 @@ fn every_operation_reaches_a_guest_of_another_host() {
 #[test]
 fn every_operation_reaches_a_guest_of_another_host_through_tls() {
     everything(true);
+}
+
+#[test]
+fn the_way_is_seen_and_its_end_is_told() {
+    let hosts = Hosts::new(false);
+    let [a, b] = ends(&hosts.guests(), &Path { retry_cnt: 1, ..patient() });
+    let way = || a.driver.device.path(a.qp.handle);
+    assert_eq!((way(), b.driver.device.path(b.qp.handle)), (Way::Tcp { host: 2 }, Way::Tcp { host: 1 }));
+    b.recv(&RecvWr::new(5, &[]));
+    a.send(&SendWr::send(1, &[]));
+    assert_eq!(wait(&a, &b, 1), [(1, 0)]);
+    let links = || hosts.uplinks[0].reporter().report(LIMIT).expect("it says so");
+    let report = links();
+    assert_eq!((report.number, report.encrypted, report.asked, report.hosts.len()), (1, false, 0, 1));
+    assert!(report.hosts[0].link.as_ref().is_some_and(|link| link.requests > 0));
+
+    hosts.cable.cut();
+    assert!(pump_until(&[&a.driver, &b.driver], LIMIT, || way() == Way::None));
+    assert!(links().hosts[0].link.is_none());
+    a.send(&SendWr::send(2, &[]));
+    assert!(pump_until(&[&a.driver, &b.driver], LIMIT, || a.send_cq.waiting() > 0));
+    let told = a.send_cq.poll().expect("a completion");
+    assert_eq!((told.status, told.vendor_err), (PVRDMA_WC_RETRY_EXC_ERR, 0x82));
+    assert!(a.driver.bell.paths().contains(&(a.qp.handle, b.driver.gid, Way::None)));
 }
 
 /// A responder takes things in order alone, and what is read leaves long after it was asked for.

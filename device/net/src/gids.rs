@@ -33,6 +33,11 @@ impl Gids {
         self.claims.get(gid)?.first().copied()
     }
 
+    /// All of them, with their owners.
+    pub fn owners(&self) -> impl Iterator<Item = (Gid, u16)> + '_ {
+        self.claims.iter().filter_map(|(gid, claims)| Some((*gid, *claims.first()?)))
+    }
+
     /// A host claims an address. Who has it now, if that is another one.
     pub fn claim(&mut self, host: u16, gid: &Gid) -> Option<u16> {
         let claims = self.claims.entry(*gid).or_default();

@@ -114,6 +114,8 @@ pub struct Hosts {
     gids: Gids,
     mine: BTreeSet<Gid>,
     events: VecDeque<HostEvent>,
+    /// An address may lead elsewhere than when `take_routes` was last asked.
+    routes_changed: bool,
 }
 
 impl Hosts {
@@ -138,6 +140,7 @@ impl Hosts {
             gids: Gids::default(),
             mine: BTreeSet::new(),
             events: VecDeque::new(),
+            routes_changed: false,
         }
     }
 
@@ -219,6 +222,7 @@ impl Hosts {
             }
         }
         if was_up {
+            self.routes_changed = true;
             self.events.push_back(HostEvent::Down(host));
             for (gid, to) in self.gids.lost(host) {
                 self.events.push_back(HostEvent::Moved { gid, to });
@@ -335,6 +339,7 @@ impl Hosts {
                 let Some(link) = self.links.get_mut(&host) else { return };
                 let restarted = link.boot.replace(hello.boot).is_some_and(|boot| boot != hello.boot);
                 (link.up, link.backoff) = (true, self.me.patience.redial);
+                self.routes_changed = true;
                 self.events.push_back(HostEvent::Up { host, restarted });
                 for (gid, to) in self.gids.forget(host) {
                     self.events.push_back(HostEvent::Moved { gid, to });
@@ -345,11 +350,13 @@ impl Hosts {
             Event::RoomForAll => self.events.push_back(HostEvent::RoomForAll(host)),
             Event::ReplyEnded(key) => self.events.push_back(HostEvent::ReplyEnded(key)),
             Event::Gid(gid, true) => {
+                self.routes_changed = true;
                 if let Some(owner) = self.gids.claim(host, &gid) {
                     self.events.push_back(HostEvent::Conflict { gid, owner, other: host });
                 }
             }
             Event::Gid(gid, false) => {
+                self.routes_changed = true;
                 if let Some(to) = self.gids.give_up(host, &gid) {
                     self.events.push_back(HostEvent::Moved { gid, to });
                 }
@@ -418,12 +425,14 @@ impl Hosts {
         for connection in self.links.values_mut().filter_map(|link| link.connection.as_mut()) {
             connection.announce(gid, true);
         }
+        self.routes_changed = true;
         self.gids.claim(self.me.host, gid)
     }
 
     /// This host has it no longer.
     pub fn unbind(&mut self, gid: &Gid) {
         self.mine.remove(gid);
+        self.routes_changed = true;
         for connection in self.links.values_mut().filter_map(|link| link.connection.as_mut()) {
             connection.announce(gid, false);
             // One that there was no room for may have some now.
@@ -437,6 +446,16 @@ impl Hosts {
     /// Who has an address.
     pub fn owner(&self, gid: &Gid) -> Option<u16> {
         self.gids.owner(gid)
+    }
+
+    /// The host of each address of another host to which there is a link; `None`: they are what they were when this was
+    /// asked before. For those who must not wait for whoever has the links.
+    pub fn take_routes(&mut self) -> Option<HashMap<Gid, u16>> {
+        if !std::mem::take(&mut self.routes_changed) {
+            return None;
+        }
+        let up = |host: &u16| self.links.get(host).is_some_and(|link| link.up);
+        Some(self.gids.owners().filter(|(_, host)| up(host)).collect())
     }
 
     /// Takes a request to where its destination is; see [`Connection::submit`].

@@ -16,6 +16,7 @@ use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{CtxHandle, Gid};
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fault::{Faults, Faulty};
+use pvrdma_device::transport::path::Paths;
 use pvrdma_fabric::memory::ProcessMemory;
 use pvrdma_fabric::say::say;
 use pvrdma_fabric::segment::Segment;
@@ -132,6 +133,12 @@ fn faults() -> Result<Option<Faults>, i32> {
     faults.map(Some).ok_or(libc::EINVAL)
 }
 
+/// What `pvrdma run --paths` leaves.
+fn paths() -> Result<Paths, i32> {
+    let Some(list) = std::env::var_os("PVRDMA_PATHS") else { return Ok(Paths::default()) };
+    list.to_str().and_then(|list| list.parse().ok()).ok_or(libc::EINVAL)
+}
+
 impl Process {
     fn join() -> Result<Process, i32> {
         let dir = PathBuf::from(std::env::var_os("PVRDMA_HOST_DIR").ok_or(libc::ENODEV)?);
@@ -140,7 +147,7 @@ impl Process {
         let roce = std::env::var("PVRDMA_ROCE").ok().and_then(|roce| roce.parse().ok()).unwrap_or_default();
         let guest = numbers.and_then(|(host, index)| Guest::new(host, index, roce)).ok_or(libc::ENODEV)?;
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
-        let segment = Segment::join(&dir, guest.host(), guest.index().into(), fd::hide).map_err(|error| {
+        let segment = Segment::join(&dir, guest.host(), guest.index().into(), paths()?, fd::hide).map_err(|error| {
             say(format_args!("{}: {error}", dir.join("fabric").display()));
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;

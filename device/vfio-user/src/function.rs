@@ -22,6 +22,7 @@ use crate::pci;
 use crate::protocol::CONFIG_REGION;
 use crate::regs::{Action, Regs};
 use crate::session::{Host, Session};
+use crate::shown::Shown;
 use crate::trace::{Trace, TraceFile};
 
 const REG: u32 = PVRDMA_PCI_RESOURCE_REG as u32;
@@ -40,6 +41,8 @@ pub struct Plan {
     pub trace: Option<(TraceFile, String)>,
     /// Where frames go.
     pub capture: Option<CaptureFile>,
+    /// Where others find the device that there is.
+    pub shown: Arc<Shown>,
 }
 
 /// One guest's PVRDMA function.
@@ -66,6 +69,7 @@ impl Function {
                 faults: plan.faults,
                 trace,
                 capture: plan.capture.clone(),
+                shown: plan.shown.clone(),
             },
             pci: pci::Config::default(),
             regs: Regs::default(),

@@ -24,6 +24,7 @@ mod protocol;
 mod regs;
 mod server;
 mod session;
+mod shown;
 mod slot;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
@@ -32,6 +33,7 @@ mod uar;
 mod worker;
 
 pub use error::Error;
-pub use listener::Access;
+pub use listener::{Access, Listener};
 pub use server::{Server, Settings, serve, start};
+pub use shown::{SocketReport, Watch};
 pub use trace::TraceFile;

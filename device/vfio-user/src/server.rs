@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::function::{Function, Plan};
 use crate::listener::{Access, Listener};
 use crate::protocol::{ERROR, Header, TYPE_REPLY};
+use crate::shown::Watch;
 use crate::trace::TraceFile;
 use crate::{eventfd, session};
 
@@ -51,14 +52,19 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Serves every socket until SIGTERM or SIGINT. Guests reach all devices of `fabric`. `ready` is called once QEMU may
-/// connect.
+/// connect, with what there is to be seen of the devices.
 ///
 /// Call it from the main thread before any other thread exists that does not block both signals: it blocks them for all
 /// that follow. On return what clients had asked for is answered, and the socket files are gone.
-pub fn serve(paths: &[PathBuf], settings: &Settings, fabric: &Arc<Fabric>, ready: impl FnOnce()) -> Result<(), Error> {
+pub fn serve(
+    paths: &[PathBuf],
+    settings: &Settings,
+    fabric: &Arc<Fabric>,
+    ready: impl FnOnce(Watch),
+) -> Result<(), Error> {
     let signals = Signals::block()?;
     let server = start(paths, settings, fabric)?;
-    ready();
+    ready(server.watch());
     signals.wait()?;
     server.stop();
     Ok(())
@@ -76,6 +82,7 @@ pub fn start(paths: &[PathBuf], settings: &Settings, fabric: &Arc<Fabric>) -> Re
                 faults: settings.faults,
                 trace: settings.trace.clone().map(|file| (file, listener.path().display().to_string())),
                 capture: settings.capture.clone(),
+                shown: Arc::default(),
             },
             complaints: Arc::new(Complaints::new(format!("pvrdma serve: {}", listener.path().display()))),
             fabric: fabric.clone(),
@@ -97,6 +104,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// What there is to be seen of it.
+    pub fn watch(&self) -> Watch {
+        let shown = |(socket, _): &(Arc<Socket>, _)| (socket.listener.path().to_owned(), socket.plan.shown.clone());
+        Watch(self.sockets.iter().map(shown).collect())
+    }
+
     /// Takes no more clients and no more messages, answers those that have come, and lets go of all clients. Their ends
     /// learn it when they write next, or from the end of what they read; none is left waiting for an answer.
     pub fn stop(mut self) {

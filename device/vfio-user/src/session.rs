@@ -24,6 +24,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::dma::DmaMap;
 use crate::irq::{Irq, Ring, Rings};
 use crate::pci::UAR_PAGES;
+use crate::shown::Shown;
 use crate::slot;
 use crate::trace::Trace;
 use crate::uar::Uar;
@@ -48,6 +49,8 @@ pub struct Host {
     pub trace: Option<Arc<Trace>>,
     /// Where frames go.
     pub capture: Option<CaptureFile>,
+    /// Where others find the device.
+    pub shown: Arc<Shown>,
 }
 
 /// A driver that has handed in its shared region.
@@ -120,6 +123,7 @@ impl Session {
                 device
             }
         };
+        host.shown.set(&device);
 
         let caps_at = at.offset(std::mem::offset_of!(pvrdma_device_shared_region, caps) as u64);
         caps_at
@@ -171,7 +175,7 @@ impl Session {
         };
         let response = self.device.command(&command);
         if let Some(trace) = &self.trace {
-            trace.command(&command, &response);
+            trace.command(&command, &response, |qp| self.device.path(qp));
         }
         let response = response?;
         match (&command, &response, page) {

@@ -159,7 +159,13 @@ impl Client {
             writer.into(),
             File::options().read(true).write(true).open("/dev/null").unwrap(),
         ];
-        let plan = Plan { config: session::config([2; 8], 0, Roce::V2), faults: None, trace: None, capture: None };
+        let plan = Plan {
+            config: session::config([2; 8], 0, Roce::V2),
+            faults: None,
+            trace: None,
+            capture: None,
+            shown: Arc::default(),
+        };
         let ram = memfd(PAGES * PAGE);
         let client =
             Client { fabric, plan, link: None, ram, files, unsent: vec![], reply: vec![], summary: Summary::default() };

@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pvrdma_device::command::{Command, CommandError, MrKind, Response};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::handle::CqHandle;
+use pvrdma_device::handle::{CqHandle, Gid, QpHandle};
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::rings::cqe::Completion;
-use pvrdma_device::trace::{CompletionText, DoorbellText, EventText, FiredText};
+use pvrdma_device::trace::{CompletionText, DoorbellText, EventText, FiredText, PathText};
+use pvrdma_device::transport::Path as Way;
+use pvrdma_ffi::dev_api::{PVRDMA_QP_AV, PVRDMA_QPS_RTR};
 
 /// A file that gets the lines of all guests of a server.
 #[derive(Clone, Debug)]
@@ -43,12 +45,23 @@ impl Trace {
         Trace { file, name, polls: Mutex::default() }
     }
 
-    /// A command, and how it ended.
-    pub fn command(&self, command: &Command, result: &Result<Response, CommandError>) {
-        match result {
-            Ok(response) => self.line(format_args!("{}{} -> ok", CommandText(command), ResponseText(response))),
-            Err(error) => self.line(format_args!("{} -> errno {}", CommandText(command), error.errno())),
+    /// A command, how it ended, and if it has given a QP a peer, the way there.
+    pub fn command(&self, command: &Command, result: &Result<Response, CommandError>, path: impl Fn(QpHandle) -> Way) {
+        match (command, result) {
+            (Command::ModifyQp { qp, attr_mask, attrs }, Ok(_))
+                if attr_mask & PVRDMA_QP_AV != 0 && attrs.qp_state == PVRDMA_QPS_RTR =>
+            {
+                let dest = attrs.dest_qp_num;
+                self.line(format_args!("{} dest_qpn={dest:#x} path={} -> ok", CommandText(command), path(*qp)));
+            }
+            (_, Ok(response)) => self.line(format_args!("{}{} -> ok", CommandText(command), ResponseText(response))),
+            (_, Err(error)) => self.line(format_args!("{} -> errno {}", CommandText(command), error.errno())),
         }
+    }
+
+    /// The way from a QP to a peer.
+    pub fn path(&self, qp: QpHandle, peer: &Gid, path: Way) {
+        self.line(format_args!("{}", PathText(qp, peer, path)));
     }
 
     /// A doorbell. Of POLLs in a row for one CQ the first is written, and then how many followed.

@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pvrdma_device::device::Device;
-use pvrdma_device::handle::CqHandle;
+use pvrdma_device::handle::{CqHandle, Gid, QpHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
 use pvrdma_device::rings::cqe::Completion;
+use pvrdma_device::transport::Path;
 
 use crate::irq::Irq;
 use crate::trace::Trace;
@@ -74,6 +75,16 @@ impl Interrupts for Line {
             trace.fired(cq);
         }
         self.irq.completion(cq);
+    }
+
+    fn path(&self, qp: QpHandle, peer: &Gid, path: Path) {
+        if let Some(trace) = &self.trace {
+            trace.path(qp, peer, path);
+        }
+    }
+
+    fn wants_paths(&self) -> bool {
+        self.trace.is_some()
     }
 
     fn async_event(&self, event: AsyncEvent) {

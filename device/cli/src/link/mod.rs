@@ -33,6 +33,7 @@ use pvrdma_link::links;
 
 use options::Command;
 pub use options::{COMMANDS, listen};
+pub use run::{SOCKET, object as shown};
 
 /// Help text of the subcommand.
 pub const HELP: &str = "\

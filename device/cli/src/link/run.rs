@@ -2,31 +2,26 @@
 //! how it fares.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use pvrdma_capture::file::CaptureFile;
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_capture::writer;
-use pvrdma_link::gateway::{self, Report};
 use pvrdma_link::links;
+use pvrdma_link::{Report, gateway};
 use pvrdma_net::folder::Settings;
 
 use super::say;
 use crate::json;
 use crate::lock;
 use crate::rundir::RunDir;
+use crate::status;
 
 /// In the run directory: held by the gateway, and where it is asked how it fares.
 const LOCK: &str = "link.lock";
-const SOCKET: &str = "link.sock";
-/// How long who is asked may take to say so.
-const PATIENCE: Duration = Duration::from_secs(2);
-
+pub const SOCKET: &str = "link.sock";
 /// What takes this host into its fabric, and a line that says how.
 pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(links::Settings, String)> {
     let fabric = Settings::load(folder)?;
@@ -64,22 +59,16 @@ fn carry(run_dir: &RunDir, settings: links::Settings, recorder: Option<Recorder>
 
 pub fn status(json: bool) -> anyhow::Result<()> {
     let path = RunDir::default_path()?.join(SOCKET);
-    let mut socket = match UnixStream::connect(&path) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            bail!("no pvrdma link runs for the guests of this user; start one with `pvrdma link run`")
-        }
-        socket => socket.with_context(|| path.display().to_string())?,
-    };
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.write_all(if json { b"json\n" } else { b"text\n" })?;
-    let mut text = String::new();
-    socket.read_to_string(&mut text).context("pvrdma link does not say how it fares")?;
-    say(text.trim_end());
+    let told = status::ask(&path, json).context("pvrdma link does not say how it fares")?;
+    match told {
+        None => bail!("no pvrdma link runs for the guests of this user; start one with `pvrdma link run`"),
+        Some(text) => say(text.trim_end()),
+    }
     Ok(())
 }
 
 /// What it says to who asks for `json`, or for anything else.
-fn object(report: &Report, json: bool) -> String {
+pub fn object(report: &Report, json: bool) -> String {
     if !json {
         return text(report);
     }
@@ -132,7 +121,7 @@ fn text(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvrdma_link::gateway::HostReport;
+    use pvrdma_link::links::HostReport;
     use pvrdma_net::connection::Stats;
 
     #[test]

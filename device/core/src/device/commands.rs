@@ -243,8 +243,9 @@ impl Device {
                 QpKind::Gsi => Qpn(1),
                 QpKind::Rc | QpKind::Ud => Qpn(self.config.qpn_base | handle.0),
             };
-            let psn = self.engine.transport.expected_psn(handle);
-            Qp::new(handle, qpn, ctx, kind, create, pages, cqs, srq, psn)
+            let transport = &self.engine.transport;
+            let shared = (transport.expected_psn(handle), transport.figures(handle));
+            Qp::new(handle, qpn, ctx, kind, create, pages, cqs, srq, shared)
         };
         let qp = made(
             match kind {
@@ -305,6 +306,12 @@ impl Device {
         self.engine.transport.qp_changed(&qp.view());
         if to == PVRDMA_QPS_RESET {
             self.engine.drop_sends(&qp, &mut sq);
+        }
+        match (mask & PVRDMA_QP_AV != 0, to) {
+            // Whoever gave the command is told by its answer's trace line.
+            (true, PVRDMA_QPS_RTR) => self.engine.find_path(&qp, &mut sq, &next),
+            (true, PVRDMA_QPS_SQD) | (false, PVRDMA_QPS_RTS) => self.engine.look_for_path(&qp, &mut sq, &next),
+            _ => {}
         }
         drop(sq);
         qp.renew_credit();

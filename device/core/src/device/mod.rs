@@ -9,16 +9,18 @@ mod doorbells;
 use crate::budget::Budget;
 use crate::clock::Clock;
 use crate::engine::{Engine, GID_TBL_LEN, MAX_MR, MAX_MSG_SZ, MAX_QP};
-use crate::handle::{CtxHandle, Gid};
+use crate::handle::{CtxHandle, Gid, QpHandle};
 use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{MAX_PDIR_PAGES, Memory};
 use crate::objects::cq::Cq;
+use crate::objects::qp::Qp;
 use crate::objects::recv_queue::MAX_RD_ATOMIC;
 use crate::objects::srq::Srq;
 use crate::objects::table::Table;
-use crate::rings::wqe::MAX_SGE;
+use crate::rings::wqe::{MAX_SGE, QpKind};
+use crate::transport::figures::QpReport;
 use crate::transport::segment::Segment;
-use crate::transport::{Answer, Far, Request, Requester, Responder, Token, Transport};
+use crate::transport::{Answer, Far, Path, Request, Requester, Responder, Token, Transport};
 use commands::KeyCounts;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PCI_DEVICE_ID_VMWARE_PVRDMA, PCI_VENDOR_ID_VMWARE, PVRDMA_PAGE_SIZE};
@@ -176,6 +178,36 @@ impl Device {
     /// The GID at `index`.
     pub fn gid(&self, index: u32) -> Option<Gid> {
         self.engine.gid(index)
+    }
+
+    /// The way from a connected QP to its peer, as things are now.
+    pub fn path(&self, qp: QpHandle) -> Path {
+        self.engine.qp(qp).map_or(Path::None, |qp| self.engine.path_of(&qp, &qp.attrs()))
+    }
+
+    /// What its QPs are and have done. It waits for none of their queues.
+    pub fn report(&self) -> Vec<QpReport> {
+        let report = |qp: &Arc<Qp>| {
+            let (attrs, state, sent) = (qp.attrs(), qp.state(), qp.sent());
+            let connected = qp.kind == QpKind::Rc && !matches!(state, PVRDMA_QPS_RESET | PVRDMA_QPS_INIT);
+            QpReport {
+                qpn: qp.qpn,
+                kind: qp.kind,
+                state,
+                peer: connected.then(|| attrs.peer()),
+                path: if connected { self.engine.path_of(qp, &attrs) } else { Path::None },
+                sent: sent.done.read(),
+                received: qp.received().read(),
+                resent: sent.resent.load(Ordering::Relaxed),
+                rnr: sent.rnr.load(Ordering::Relaxed),
+            }
+        };
+        self.engine.qps.all().iter().map(report).collect()
+    }
+
+    /// The addresses it answers to.
+    pub fn gids(&self) -> Vec<Gid> {
+        (0..GID_TBL_LEN).filter_map(|index| self.engine.gid(index)).collect()
     }
 
     /// Bytes that the guest can still make the device hold.

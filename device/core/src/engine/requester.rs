@@ -5,14 +5,14 @@
 
 use crate::engine::by_value::pending;
 use crate::engine::{Engine, MAX_MSG_SZ, ack_timeout, give_back_scratch, rnr_time};
-use crate::handle::KERNEL;
+use crate::handle::{Gid, KERNEL};
 use crate::interrupt::AsyncEvent;
 use crate::objects::qp::{Attrs, Qp};
 use crate::objects::send_queue::{Owed, SendQueue, Stage};
 use crate::rings::cqe::Completion;
 use crate::rings::ring::BrokenRing;
 use crate::rings::wqe::{Operation, QpKind, WorkRequest};
-use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Request, Submitted, Token, Use};
+use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Path, Request, Submitted, Token, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::MutexGuard;
@@ -48,6 +48,11 @@ const QKEY_OF_QP: u32 = 1 << 31;
 /// AETH syndromes (IBA vol. 1, table 44), as `vendor_err` tells them.
 const SYNDROME_RNR: u8 = 0x20;
 const SYNDROME_NAK: u8 = 0x60;
+/// No syndrome has this bit: the request had no way to go. Below it is the number of the one it had before.
+const PATH_DIED: u8 = 0x80;
+
+/// Addresses that a datagram QP remembers to have told a trace of.
+const TOLD: usize = 64;
 
 impl Engine {
     /// Does whatever the send queue of `qp` can do now. False: its turn is over and it has more to do, for which it has
@@ -288,7 +293,50 @@ impl Engine {
             Submitted::Answered(Answer::Silence)
         };
         give_back_scratch(&mut sq.spans);
+        if matches!(op, Op::Datagram { .. }) && self.interrupts().wants_paths() {
+            self.tell_of_datagram(qp, sq, &source.gid, &dest);
+        }
         submitted
+    }
+
+    /// Looks which way `qp` has to its peer, and tells if it is another one than before.
+    pub(crate) fn look_for_path(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs) {
+        let before = sq.path;
+        self.find_path(qp, sq, attrs);
+        if qp.kind == QpKind::Rc && sq.path != before {
+            self.interrupts().path(qp.handle, &attrs.peer().gid, sq.path);
+        }
+    }
+
+    /// The same in silence.
+    pub(crate) fn find_path(&self, qp: &Qp, sq: &mut SendQueue, attrs: &Attrs) {
+        if qp.kind == QpKind::Rc {
+            sq.path = self.path_of(qp, attrs);
+            if sq.path != Path::None {
+                sq.had_path = sq.path;
+            }
+        }
+    }
+
+    /// The way to the peer of a connected QP, as things are now.
+    pub(crate) fn path_of(&self, qp: &Qp, attrs: &Attrs) -> Path {
+        match qp.kind {
+            QpKind::Rc if self.port_is_up() => self.transport().path(&attrs.local.gid, &attrs.peer()),
+            QpKind::Rc | QpKind::Ud | QpKind::Gsi => Path::None,
+        }
+    }
+
+    /// Tells by which way datagrams go to an address, at the first one and when it has changed.
+    fn tell_of_datagram(&self, qp: &Qp, sq: &mut SendQueue, source: &Gid, dest: &Endpoint) {
+        let path = self.transport().path(source, dest);
+        match sq.told.iter().position(|(gid, _)| *gid == dest.gid) {
+            Some(at) if sq.told[at].1 == path => return,
+            Some(at) => drop(sq.told.swap_remove(at)),
+            None if sq.told.len() >= TOLD => drop(sq.told.swap_remove(0)),
+            None => {}
+        }
+        sq.told.push((dest.gid, path));
+        self.interrupts().path(qp.handle, &dest.gid, path);
     }
 
     /// Carries out a work request that concerns this device only. Returns its completion status.
@@ -330,6 +378,7 @@ impl Engine {
                 Stage::Done(abi::PVRDMA_WC_SUCCESS)
             }
             Answer::RnrNak(code) if sq.rnr_retries > 0 => {
+                qp.sent().not_ready();
                 // 7 means without end (IBA vol. 1, 9.7.5.2.8).
                 if sq.rnr_retries < 7 {
                     sq.rnr_retries -= 1;
@@ -391,10 +440,15 @@ impl Engine {
             Stage::Pending | Stage::Unanswered => {}
         }
         self.recall(qp, sq, oldest);
+        // Whatever it was that did not answer: the next try goes by the way that there is then.
+        self.look_for_path(qp, sq, attrs);
         if sq.retries == 0 {
-            sq.owed[oldest].stage = Stage::Done(abi::PVRDMA_WC_RETRY_EXC_ERR);
+            let died = if sq.path == Path::None { PATH_DIED | sq.had_path.code() } else { 0 };
+            let owed = &mut sq.owed[oldest];
+            (owed.stage, owed.syndrome) = (Stage::Done(abi::PVRDMA_WC_RETRY_EXC_ERR), died);
         } else {
             sq.retries -= 1;
+            qp.sent().again();
         }
     }
 
@@ -429,16 +483,20 @@ impl Engine {
         let Some(owed) = sq.owed.pop_front() else { return };
         let Stage::Done(status) = owed.stage else { return };
         let _ = sq.ring.release(&qp.pages, self.memory());
+        if status == abi::PVRDMA_WC_SUCCESS && owed.packets > 0 {
+            qp.sent().done.count(owed.wr.sg_list.total(), true);
+        }
         if status == abi::PVRDMA_WC_SUCCESS && !owed.wr.signaled {
             return;
         }
         let operation = owed.wr.operation;
-        let refused = matches!(
+        let explained = matches!(
             status,
             abi::PVRDMA_WC_REM_INV_REQ_ERR
                 | abi::PVRDMA_WC_REM_ACCESS_ERR
                 | abi::PVRDMA_WC_REM_OP_ERR
                 | abi::PVRDMA_WC_RNR_RETRY_EXC_ERR
+                | abi::PVRDMA_WC_RETRY_EXC_ERR
         );
         let completion = Completion {
             wr_id: owed.wr.wr_id,
@@ -449,7 +507,7 @@ impl Engine {
                 Ok(operation) if operation.reads() => owed.wr.sg_list.total() as u32,
                 _ => 0,
             },
-            vendor_err: if refused { u32::from(owed.syndrome) } else { 0 },
+            vendor_err: if explained { u32::from(owed.syndrome) } else { 0 },
             ..Default::default()
         };
         if qp.send_cq.put(&completion, self.memory(), self.interrupts()).is_err() {

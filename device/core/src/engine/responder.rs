@@ -274,6 +274,7 @@ impl Engine {
             Asked::Send { place, ext } => {
                 let stretch = stretch(qp, rq, arrival, expected, place, Some(What::Send))?;
                 let received = self.execute_send(qp, rq, &stretch, ext, far)?;
+                qp.received().count(stretch.len, stretch.ends);
                 if stretch.ends {
                     rq.partial = None;
                     return Ok(Some(received));
@@ -285,6 +286,7 @@ impl Engine {
                 let stretch = stretch(qp, rq, arrival, expected, place, reth.map(What::Write))?;
                 let What::Write(reth) = stretch.what else { return Err(Failure::invalid(qp).into()) };
                 let received = self.execute_write(qp, rq, &stretch, &reth, imm, far)?;
+                qp.received().count(stretch.len, stretch.ends);
                 if stretch.ends {
                     rq.partial = None;
                 } else {
@@ -301,11 +303,16 @@ impl Engine {
                     let pushed = far.push(self.memory(), &rq.spans);
                     pushed.map_err(|fault| copy_failed(qp, fault, None))?;
                 }
+                // One that is read anew was counted.
+                if arrival.psn == expected {
+                    qp.received().count(arrival.len, rest <= arrival.len);
+                }
                 Ok(None)
             }
             Asked::Atomic { remote_addr, rkey, op } => {
                 rq.partial = None;
                 self.execute_atomic(qp, rq, arrival, (remote_addr, rkey), op, far)?;
+                qp.received().count(arrival.len, true);
                 Ok(None)
             }
         }
@@ -466,6 +473,7 @@ impl Engine {
             solicited: request.solicited,
             ..Default::default()
         };
+        qp.received().count(request.len, true);
         self.complete_receive(qp, rq, &completion)
     }
 

@@ -9,6 +9,7 @@ use crate::objects::send_queue::SendQueue;
 use crate::objects::srq::Srq;
 use crate::rings::ring::{Consumer, Geometry, state};
 use crate::rings::wqe::{MAX_SGE, QpKind, rq_stride, sq_stride};
+use crate::transport::figures::{Figures, Sent, Tally};
 use crate::transport::{Endpoint, QpView};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_READ, PVRDMA_PAGE_SIZE};
@@ -52,6 +53,10 @@ pub struct Qp {
     own_expected_psn: AtomicU32,
     credit: Credit,
     shared_expected_psn: Option<&'static AtomicU32>,
+    /// What it has done, when no transport keeps that elsewhere.
+    own_sent: Sent,
+    own_received: Tally,
+    figures: Option<Figures>,
 }
 
 /// WQEs that may be taken from the rings of a QP before its owner does something again. A doorbell is good for a ring
@@ -91,7 +96,7 @@ impl Attrs {
 }
 
 impl Qp {
-    /// Checks sizes and geometry. `expected_psn` is the transport's cell, if it has one.
+    /// Checks sizes and geometry. `expected_psn` and `figures` are the transport's words, if it has some.
     #[expect(clippy::too_many_arguments, reason = "one caller; a builder would only rename them")]
     pub fn new(
         handle: QpHandle,
@@ -102,7 +107,7 @@ impl Qp {
         pages: PageTable,
         (send_cq, recv_cq): (Arc<Cq>, Arc<Cq>),
         srq: Option<Arc<Srq>>,
-        expected_psn: Option<&'static AtomicU32>,
+        (expected_psn, figures): (Option<&'static AtomicU32>, Option<Figures>),
     ) -> Result<Qp, CommandError> {
         let send = Geometry {
             slots: create.max_send_wr,
@@ -155,6 +160,9 @@ impl Qp {
             own_expected_psn: AtomicU32::new(0),
             credit: Credit::default(),
             shared_expected_psn: expected_psn,
+            own_sent: Sent::default(),
+            own_received: Tally::default(),
+            figures,
         })
     }
 
@@ -230,6 +238,16 @@ impl Qp {
         self.shared_expected_psn.unwrap_or(&self.own_expected_psn)
     }
 
+    /// What it has asked for. Counted with the send queue locked.
+    pub fn sent(&self) -> &Sent {
+        self.figures.map_or(&self.own_sent, |figures| figures.sent)
+    }
+
+    /// What it was asked for. Counted with the receive queue locked, or by a transport in its place.
+    pub fn received(&self) -> &Tally {
+        self.figures.map_or(&self.own_received, |figures| figures.received)
+    }
+
     /// What a transport may know.
     pub fn view(&self) -> QpView {
         let attrs = self.attrs();
@@ -243,6 +261,7 @@ impl Qp {
         };
         QpView {
             handle: self.handle,
+            kind: self.kind,
             state,
             placeable: receives && self.kind == QpKind::Rc,
             pd: self.pd,

@@ -3,11 +3,11 @@
 //! `engine/requester.rs` moves it. A WQE that was taken is `Owed`: it leaves the list only through `Engine::settle`, as
 //! a completion, a silent success or a flush.
 
-use crate::handle::{Psn, QpHandle};
+use crate::handle::{Gid, Psn, QpHandle};
 use crate::memory::Span;
 use crate::rings::ring::Consumer;
 use crate::rings::wqe::WorkRequest;
-use crate::transport::Token;
+use crate::transport::{Path, Token};
 use pvrdma_ffi::dev_api::pvrdma_qp_attr;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::collections::VecDeque;
@@ -37,6 +37,11 @@ pub struct SendQueue {
     pub(crate) drain_event: bool,
     /// The transport knows that the QP is in ERR.
     pub(crate) transport_knows_err: bool,
+    /// The way to the peer when it was looked at last, and the last one that there was in this life.
+    pub(crate) path: Path,
+    pub(crate) had_path: Path,
+    /// Whom a trace has been told the way to, by a datagram QP.
+    pub(crate) told: Vec<(Gid, Path)>,
     pub(crate) spans: Vec<Span>,
 }
 
@@ -90,6 +95,9 @@ impl SendQueue {
             submissions: 0,
             drain_event: false,
             transport_knows_err: false,
+            path: Path::None,
+            had_path: Path::None,
+            told: Vec::new(),
             spans: Vec::new(),
         }
     }
@@ -106,6 +114,9 @@ impl SendQueue {
         self.busy_since = None;
         self.deadline = None;
         self.drain_event = false;
+        self.path = Path::None;
+        self.had_path = Path::None;
+        self.told = Vec::new();
     }
 
     /// Fresh retry budgets: when the QP reaches RTS, and on every acknowledged request.

@@ -15,9 +15,10 @@ pub mod wild;
 pub mod wire;
 pub mod wr;
 
-use crate::handle::CqHandle;
+use crate::handle::{CqHandle, Gid, QpHandle};
 use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{DmaAddr, Fault, Memory, Span};
+use crate::transport::Path;
 pub use pvrdma_ffi::rng;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -169,6 +170,7 @@ impl Memory for Ram {
 #[derive(Default)]
 pub struct Bell {
     log: Mutex<(Vec<CqHandle>, Vec<AsyncEvent>)>,
+    paths: Mutex<Vec<(QpHandle, Gid, Path)>>,
     woken: AtomicBool,
 }
 
@@ -192,6 +194,11 @@ impl Bell {
         self.log().1.clone()
     }
 
+    /// Paths it was told of.
+    pub fn paths(&self) -> Vec<(QpHandle, Gid, Path)> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether the device asked for `Device::poll` since the last call.
     pub fn take_wake(&self) -> bool {
         self.woken.swap(false, Ordering::AcqRel)
@@ -205,6 +212,14 @@ impl Interrupts for Bell {
 
     fn async_event(&self, event: AsyncEvent) {
         self.log().1.push(event);
+    }
+
+    fn path(&self, qp: QpHandle, peer: &Gid, path: Path) {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner).push((qp, *peer, path));
+    }
+
+    fn wants_paths(&self) -> bool {
+        true
     }
 
     fn wake(&self) {

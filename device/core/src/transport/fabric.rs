@@ -1,7 +1,8 @@
 //! The transport between devices of one process: every request is answered by the calling thread, unless its
 //! destination is no device's here and the fabric has an [`Uplink`].
 
-use super::{Answer, CopyFault, Far, Request, Station, Submitted, Token, Transport};
+use super::path::Paths;
+use super::{Answer, CopyFault, Endpoint, Far, Path, Request, Station, Submitted, Token, Transport};
 use crate::handle::Gid;
 use crate::memory::{DmaAddr, Memory, Span, part_of, total};
 use std::collections::HashMap;
@@ -13,6 +14,8 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 pub struct Fabric {
     ports: RwLock<HashMap<Gid, Owner>>,
     uplink: Option<Arc<dyn Uplink>>,
+    /// Those that are left out are as if nobody were there.
+    paths: Paths,
     next_port: AtomicU64,
 }
 
@@ -49,6 +52,9 @@ pub trait Uplink: Send + Sync {
 
     /// A device of this fabric has a GID that no other one here has, or has it no longer.
     fn bound(&self, gid: Gid, bound: bool);
+
+    /// The way to who has `gid` on another fabric. Called with a send queue locked, as `submit`.
+    fn path(&self, gid: &Gid) -> Path;
 }
 
 /// Where a request goes.
@@ -64,13 +70,16 @@ impl Fabric {
         Arc::new(Fabric::default())
     }
 
-    /// A fabric without devices that is linked to others.
-    pub fn linked(uplink: Arc<dyn Uplink>) -> Arc<Fabric> {
-        Arc::new(Fabric { uplink: Some(uplink), ..Fabric::default() })
+    /// A fabric without devices, of which some paths may be used, and perhaps one to others.
+    pub fn of(paths: Paths, uplink: Option<Arc<dyn Uplink>>) -> Arc<Fabric> {
+        Arc::new(Fabric { uplink, paths, ..Fabric::default() })
     }
 
-    /// The device that has `gid`.
+    /// The device that has `gid`, for a request from another fabric.
     pub fn station(&self, gid: &Gid) -> Option<Arc<dyn Station>> {
+        if !self.paths.tcp() {
+            return None;
+        }
         self.read().get(gid).filter(|owner| !owner.elsewhere)?.device.upgrade()
     }
 
@@ -97,9 +106,9 @@ impl Fabric {
             return Way::Nowhere;
         }
         match ports.get(dest).filter(|owner| !owner.elsewhere) {
-            Some(owner) => owner.device.upgrade().map_or(Way::Nowhere, Way::Here),
-            None if self.uplink.is_some() => Way::Up,
-            None => Way::Nowhere,
+            Some(owner) if self.paths.memory() => owner.device.upgrade().map_or(Way::Nowhere, Way::Here),
+            None if self.uplink.is_some() && self.paths.tcp() => Way::Up,
+            Some(_) | None => Way::Nowhere,
         }
     }
 }
@@ -143,6 +152,15 @@ impl Transport for Port {
 
     fn lost(&self, token: Token) -> bool {
         self.fabric.uplink.as_ref().is_none_or(|uplink| uplink.lost(self.number, token))
+    }
+
+    fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
+        let Some(origin) = self.device.get() else { return Path::None };
+        match (self.fabric.route(&origin.device, source, &peer.gid), &self.fabric.uplink) {
+            (Way::Here(_), _) => Path::Memory,
+            (Way::Up, Some(uplink)) => uplink.path(&peer.gid),
+            _ => Path::None,
+        }
     }
 
     fn gid_bound(&self, gid: Gid, bound: bool) {

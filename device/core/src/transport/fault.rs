@@ -4,7 +4,7 @@
 //! It stands between the engine and any other transport. A request that is lost is `Pending` for ever and `lost` when
 //! the engine asks, so that those behind it go on and meet a responder that misses one.
 
-use super::{Answer, Bounds, Op, QpView, Request, Submitted, Token, Transport};
+use super::{Answer, Bounds, Endpoint, Figures, Op, Path, QpView, Request, Submitted, Token, Transport};
 use crate::handle::{Gid, QpHandle};
 use crate::memory::{Memory, Span};
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
@@ -295,6 +295,14 @@ impl Transport for Faulty {
 
     fn lost(&self, token: Token) -> bool {
         self.lock().lost.contains(&token) || self.inner.lost(token)
+    }
+
+    fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
+        self.inner.path(source, peer)
+    }
+
+    fn figures(&self, qp: QpHandle) -> Option<Figures> {
+        self.inner.figures(qp)
     }
 
     fn expected_psn(&self, qp: QpHandle) -> Option<&'static AtomicU32> {

@@ -10,11 +10,15 @@
 
 pub mod fabric;
 pub mod fault;
+pub mod figures;
+pub mod path;
 pub mod segment;
 
 use crate::handle::{Gid, PdHandle, Psn, QpHandle, Qpn, Rkey};
 use crate::memory::{Memory, Span};
-use crate::rings::wqe::{AtomicOp, Ext, Grh};
+use crate::rings::wqe::{AtomicOp, Ext, Grh, QpKind};
+pub use figures::Figures;
+pub use path::Path;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::atomic::AtomicU32;
 
@@ -235,6 +239,8 @@ impl Far for Payload<'_> {
 pub struct QpView {
     /// Handle.
     pub handle: QpHandle,
+    /// Service type.
+    pub kind: QpKind,
     /// `PVRDMA_QPS_*`.
     pub state: u32,
     /// A transport may carry out one-sided requests on its behalf.
@@ -316,6 +322,16 @@ pub trait Transport: Send + Sync {
 
     /// Whether a pending request will never be answered because its responder is gone.
     fn lost(&self, token: Token) -> bool;
+
+    /// The way from `source`, an address of this device, to `peer` as things are now. Not for the data path.
+    fn path(&self, _source: &Gid, _peer: &Endpoint) -> Path {
+        Path::Memory
+    }
+
+    /// Where the figures of a new QP are kept, from zero, if others are to see them.
+    fn figures(&self, _qp: QpHandle) -> Option<Figures> {
+        None
+    }
 
     /// Where the responder's next expected PSN of a QP lives, if others advance it too.
     fn expected_psn(&self, _qp: QpHandle) -> Option<&'static AtomicU32> {

@@ -30,7 +30,7 @@ impl HostTransport {
         if request.dest.qpn.0 == GSI && !elsewhere {
             return self.send_to_managers(request, payload);
         }
-        let target = if elsewhere { self.segment.gateway() } else { self.target(&request.dest) };
+        let target = if elsewhere { self.segment.way_out() } else { self.target(&request.dest) };
         let Some(target) = target else {
             return Submitted::Answered(Answer::Silence);
         };
@@ -105,7 +105,7 @@ impl HostTransport {
     /// own programs, so each gets every management datagram, and knows which are for it.
     fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {
         self.segment.used().filter_map(move |index| {
-            let process = self.segment.process(index)?;
+            let process = self.segment.process(index).filter(|process| self.segment.may_reach(*process))?;
             self.segment.guest(process).filter(|guest| guest.has(gid))?;
             let qp = self.segment.region(index)?.qps.get(GSI as usize)?;
             let has_one = qp.qpn.load(Ordering::Relaxed) == GSI && self.segment.has_its_pid(process);

@@ -153,7 +153,7 @@ impl Inbound {
             if stream.work.is_empty()
                 && stream.flying == 0
                 && let Some(Carried::Whole(request)) = convert::carried_by(Token::default(), ends, segment)
-                && let Some(answer) = self.transport.place_alone(&request, &[span_of(payload)])
+                && let Some(answer) = self.transport.place_alone(&request, &[span_of(payload)], true)
             {
                 hosts.answer(now, receipt, convert::answer(answer));
                 return;
@@ -363,13 +363,13 @@ impl Inbound {
 fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
     let short = match carried {
         _ if !alone => None,
-        Carried::Whole(request) => transport.place_alone(request, local),
+        Carried::Whole(request) => transport.place_alone(request, local, true),
         // Each piece of a READ stands for itself.
-        Carried::Segment(Piece { source, dest, psn, packets, len, part: Part::Read { remote_addr, rkey, .. } }) => {
+        Carried::Segment(Piece { source, dest, psn, packets, len, part: Part::Read { remote_addr, rkey, rest } }) => {
             let op = Op::Read { remote_addr: *remote_addr, rkey: *rkey };
             let (source, dest, psn, packets, len) = (*source, *dest, *psn, *packets, *len);
             let request = Request { token, source, dest, psn, packets, op, len, solicited: false, alone };
-            transport.place_alone(&request, local)
+            transport.place_alone(&request, local, *rest <= len)
         }
         Carried::Segment(_) => None,
     };

@@ -5,26 +5,28 @@
 use super::from_device::FromDevice;
 use super::inbound::Inbound;
 use super::queue::{Note, Queue};
+use crate::links::Report;
 use crate::log::Log;
 use crate::near::Near;
 use crate::outbound::{self, Outbound};
 use pvrdma_device::transport::fabric::Fabric;
+use pvrdma_device::transport::path::Paths;
 use pvrdma_net::event::{Arrival, ReplyKey, Source, Token as Asked};
 use pvrdma_net::frame::{Answer, Gid};
 use pvrdma_net::gids;
 use pvrdma_net::hosts::{HostEvent, Hosts};
 use std::collections::HashSet;
 use std::fmt::Arguments;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// See the module text.
 pub struct Devices {
-    number: u16,
+    pub(super) number: u16,
     pub(super) queue: Arc<Queue>,
     fabric: Arc<Fabric>,
-    outbound: Outbound<FromDevice>,
-    inbound: Inbound,
+    pub(super) outbound: Outbound<FromDevice>,
+    pub(super) inbound: Inbound,
     log: Log,
 }
 
@@ -38,11 +40,11 @@ impl Drop for Devices {
 }
 
 impl Devices {
-    /// None yet, on host `number`. `wake` is called, by any thread, when there is a note for whoever owns the links and
+    /// None yet, on host `number`; they use those `paths`. `wake` is called, by any thread, when there is a note for whoever owns the links and
     /// sleeps.
-    pub fn new(number: u16, wake: impl Fn() + Send + Sync + 'static) -> Devices {
+    pub fn new(number: u16, paths: Paths, wake: impl Fn() + Send + Sync + 'static) -> Devices {
         let queue = Arc::new(Queue::new(wake));
-        let fabric = Fabric::linked(queue.clone());
+        let fabric = Fabric::of(paths, Some(queue.clone()));
         let inbound = Inbound::new(fabric.clone());
         Devices { number, queue, fabric, outbound: Outbound::default(), inbound, log: Log::default() }
     }
@@ -66,8 +68,17 @@ impl Devices {
         self.log.line(text);
     }
 
-    /// Reads what devices have left, in its order: a request comes after its address was bound.
-    pub fn take_notes(&mut self, hosts: &mut Hosts, now: Duration) {
+    /// Devices see by which host an address can be reached, if that has changed.
+    pub fn set_routes(&self, hosts: &mut Hosts) {
+        if let Some(routes) = hosts.take_routes() {
+            self.queue.set_routes(routes);
+        }
+    }
+
+    /// Reads what devices have left, in its order: a request comes after its address was bound. Returns who wants to
+    /// know how the links fare.
+    pub fn take_notes(&mut self, hosts: &mut Hosts, now: Duration) -> Vec<mpsc::Sender<Report>> {
+        let mut askers = Vec::new();
         // A QP takes back all that it has before it asks again.
         let mut taken_back = HashSet::new();
         for note in self.queue.take() {
@@ -83,9 +94,11 @@ impl Devices {
                     self.queue.datagram_left(port);
                 }
                 Note::Bound(gid, bound) => self.bound(hosts, &gid, bound),
+                Note::Tell(asker) => askers.push(asker),
             }
         }
         self.forget(hosts, now, &mut taken_back);
+        askers
     }
 
     fn forget(&mut self, hosts: &mut Hosts, now: Duration, taken_back: &mut HashSet<u64>) {

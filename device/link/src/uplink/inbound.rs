@@ -43,6 +43,11 @@ impl Inbound {
         self.streams.is_empty() && self.replies.is_empty()
     }
 
+    /// Pieces of requests that are not carried out yet.
+    pub fn len(&self) -> usize {
+        self.streams.values().map(VecDeque::len).sum()
+    }
+
     /// A segment has come.
     pub fn segment(
         &mut self,

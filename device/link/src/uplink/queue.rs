@@ -3,13 +3,14 @@
 //! Nobody who holds the lock calls anything; `uplink.rs` says why. What a device may leave is bounded, so that a guest
 //! which asks faster than the links carry fills its own part and no more.
 
+use crate::links::Report;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::fabric::{Origin, Uplink};
-use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Request, Station, Submitted, Token};
+use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Path, Request, Station, Submitted, Token};
 use std::collections::HashMap;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak, mpsc};
 
 /// Requests of one device without an answer: 32 of each of 512 QPs. A link takes 65,536 in all.
 const REQUESTS: usize = 16_384;
@@ -26,6 +27,8 @@ pub enum Note {
     Datagram { port: u64, request: Request, payload: Vec<u8> },
     /// A device has an address, or has it no longer.
     Bound(Gid, bool),
+    /// Somebody wants to know how the links fare.
+    Tell(mpsc::Sender<Report>),
 }
 
 /// What the thread has of one device.
@@ -49,6 +52,8 @@ struct Inner {
     /// The number of each request that somebody waits for.
     asked: HashMap<(u64, Token), u64>,
     next: u64,
+    /// The host of each address that there is a link to.
+    routes: HashMap<Gid, u16>,
     /// By port; those of which there is nothing have none.
     held: HashMap<u64, Held>,
     /// The thread is to be woken.
@@ -118,12 +123,26 @@ impl Queue {
         inner.notes.is_empty() && inner.asked.is_empty() && inner.held.is_empty()
     }
 
+    /// Addresses lead to other hosts than before.
+    pub fn set_routes(&self, routes: HashMap<Gid, u16>) {
+        self.lock().routes = routes;
+    }
+
+    /// Somebody asks how the links fare.
+    pub fn ask(&self, to: mpsc::Sender<Report>) {
+        let inner = self.lock();
+        if !inner.closed {
+            self.leave(inner, Note::Tell(to));
+        }
+    }
+
     /// Nothing is taken any more.
     pub fn close(&self) {
         let mut inner = self.lock();
         inner.closed = true;
         inner.notes.clear();
         inner.asked.clear();
+        inner.routes.clear();
     }
 
     /// A request has its answer, or was taken back.
@@ -217,6 +236,10 @@ impl Uplink for Queue {
             self.leave(inner, Note::Bound(gid, bound));
         }
     }
+
+    fn path(&self, gid: &Gid) -> Path {
+        self.lock().routes.get(gid).map_or(Path::None, |host| Path::Tcp { host: *host })
+    }
 }
 
 #[cfg(test)]
@@ -292,7 +315,7 @@ mod tests {
                 match note {
                     Note::Asked { id, origin, request } => queue.request_left(origin.port, request.token, id),
                     Note::Datagram { port, .. } => queue.datagram_left(port),
-                    Note::TakenBack(_) | Note::Bound(..) => {}
+                    Note::TakenBack(_) | Note::Bound(..) | Note::Tell(_) => {}
                 }
             }
             queue.tell_of_room();

@@ -11,6 +11,7 @@ use crate::weather::Weather;
 use pvrdma_device::clock::Clock;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::testing::end::Path;
+use pvrdma_device::transport::path::Paths;
 use pvrdma_link::near::Near;
 use pvrdma_link::uplink::devices::Devices;
 use pvrdma_net::connection::{End, Me};
@@ -162,7 +163,7 @@ impl Sim {
         let me = Me { host, boot, limits: Limits::default(), patience: Patience::default() };
         Host {
             hosts: Hosts::new(&me, self.now, 1..=self.plan.hosts),
-            devices: Devices::new(host, || ()),
+            devices: Devices::new(host, Paths::default(), || ()),
             stopped: Duration::ZERO,
             slow: Duration::ZERO,
         }

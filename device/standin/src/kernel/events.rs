@@ -6,9 +6,10 @@
 use crate::kernel::fd;
 use crate::support::raw::{self, syscall};
 use crate::support::{thread, trace};
-use pvrdma_device::handle::{CqHandle, QpHandle, SrqHandle};
+use pvrdma_device::handle::{CqHandle, Gid, QpHandle, SrqHandle};
 use pvrdma_device::interrupt::{AsyncEvent, Interrupts};
 use pvrdma_device::rings::cqe::Completion;
+use pvrdma_device::transport::Path;
 use pvrdma_ffi::uapi::ib_user_verbs::{ib_uverbs_async_event_desc, ib_uverbs_comp_event_desc};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_int, c_void};
@@ -322,6 +323,16 @@ impl Interrupts for Events {
         if let Some(channel) = &sink.completions {
             sink.completions_sent += u32::from(channel.send(Record::Completion { user_handle: sink.user_handle }));
         }
+    }
+
+    fn path(&self, qp: QpHandle, peer: &Gid, path: Path) {
+        if trace::enabled() {
+            trace::path(qp, peer, path);
+        }
+    }
+
+    fn wants_paths(&self) -> bool {
+        trace::enabled()
     }
 
     fn async_event(&self, event: AsyncEvent) {

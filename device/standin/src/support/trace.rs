@@ -8,10 +8,11 @@
 use crate::support::fresh::{OWN, Polls};
 use crate::support::{config, raw};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::handle::CqHandle;
+use pvrdma_device::handle::{CqHandle, Gid, QpHandle};
 use pvrdma_device::interrupt::AsyncEvent;
 use pvrdma_device::rings::cqe::Completion;
-use pvrdma_device::trace::{CompletionText, DoorbellText, EventText, FiredText};
+use pvrdma_device::trace::{CompletionText, DoorbellText, EventText, FiredText, PathText};
+use pvrdma_device::transport::Path;
 use std::ffi::c_int;
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
@@ -109,6 +110,13 @@ pub fn fired(cq: CqHandle) {
 #[inline(never)]
 pub fn async_event(event: AsyncEvent) {
     line(format_args!("{}", EventText(event)));
+}
+
+/// Writes a line for the way from a QP to a peer.
+#[cold]
+#[inline(never)]
+pub fn path(qp: QpHandle, peer: &Gid, path: Path) {
+    line(format_args!("{}", PathText(qp, peer, path)));
 }
 
 /// Writes one line, after the count of POLLs that were not written.

@@ -6,6 +6,7 @@ use super::objects::{Object, Qp};
 use super::{Context, EINVAL, EOPNOTSUPP, PAGE, Result, pin_ring};
 use crate::kernel::events::Channel;
 use crate::support::hooks::{self, Field};
+use crate::support::trace;
 use pvrdma_device::command::{Command, CreateQp, Response};
 use pvrdma_device::guest;
 use pvrdma_device::memory::Buffer;
@@ -299,6 +300,11 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
     };
     let modify = Command::ModifyQp { qp: qp.handle, attr_mask: asked.attr_mask, attrs: Box::new(attrs) };
     context.command(&modify)?;
+    // Who goes to RTR with an address has a peer from then on.
+    if asked.attr_mask & PVRDMA_QP_AV != 0 && u32::from(asked.qp_state) == PVRDMA_QPS_RTR && trace::enabled() {
+        let path = context.driver.device.path(qp.handle);
+        context.note(format_args!(" path={path}"));
+    }
     Ok(())
 }
 

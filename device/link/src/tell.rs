@@ -1,0 +1,18 @@
+//! Whoever asks how something fares, over a socket.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long it may take to say what it wants, and to hear.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Tells one who has connected, in the words of `say`: as JSON if it wants that.
+pub fn tell(mut asker: UnixStream, say: impl FnOnce(bool) -> String) {
+    // It need not say anything, and need not listen.
+    let _ = asker.set_read_timeout(Some(PATIENCE));
+    let _ = asker.set_write_timeout(Some(PATIENCE));
+    let mut word = [0; 5];
+    let json = asker.read_exact(&mut word).is_ok() && word == *b"json\n";
+    let _ = asker.write_all(say(json).as_bytes());
+}
