@@ -88,6 +88,7 @@ pages() {
 share/man/man1/pvrdma-run.1 man run
 share/man/man1/pvrdma-serve.1 man serve
 share/man/man1/pvrdma-link.1 man link
+share/man/man1/pvrdma-status.1 man status
 share/man/man1/pvrdma-doctor.1 man doctor
 share/bash-completion/completions/pvrdma completion bash
 share/zsh/site-functions/_pvrdma completion zsh

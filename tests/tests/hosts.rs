@@ -217,8 +217,9 @@ fn the_way_is_in_the_trace_and_can_be_forbidden() {
     assert_eq!(trace.matches(" peer=::ffff:127.1.82.1 path=tcp host=1\n").count(), 1, "{trace}");
 
     // From host 2 to host 1, and within host 1: what is left out is as if nobody were there.
-    for provider in Provider::BOTH {
-        for (from, paths, works) in [(2, "memory", false), (2, "tcp", true), (1, "tcp", false), (1, "memory", true)] {
+    let cases = [(2, "memory", false), (1, "tcp", false), (2, "tcp", true), (1, "memory", true)];
+    for (provider, cases) in [(Provider::Ours, &cases[..]), (Provider::System, &cases[..2])] {
+        for &(from, paths, works) in cases {
             let port = free_port().to_string();
             let job = |number: usize, guest: &str| {
                 let job = hosts.host(number).job("ib_write_bw").provider(&provider).guest(guest);

@@ -175,8 +175,8 @@ fn man_the_shells_and_systemd_find_their_files() {
     let readers = [
         (
             "man",
-            "for page in run serve link doctor; do man -M \"$1/man\" -w pvrdma-$page | sed 's,.*/,,'; done",
-            "pvrdma-run.1\npvrdma-serve.1\npvrdma-link.1\npvrdma-doctor.1\n",
+            "for page in run serve link status doctor; do man -M \"$1/man\" -w pvrdma-$page | sed 's,.*/,,'; done",
+            "pvrdma-run.1\npvrdma-serve.1\npvrdma-link.1\npvrdma-status.1\npvrdma-doctor.1\n",
         ),
         // groff's warnings are about the page.
         (

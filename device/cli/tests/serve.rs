@@ -87,6 +87,33 @@ fn says_when_it_is_ready_and_ends_on_a_signal() {
 }
 
 #[test]
+fn says_how_its_guests_fare_to_who_asks_and_to_its_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a.sock", "b.sock"].map(|name| folder.path().join(name));
+    let [a, b] = paths.each_ref().map(|path| path.to_str().unwrap());
+    let status = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pvrdma")).arg("status").args(words).output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(status(&["--server", a]), (false, format!("pvrdma: no server has the socket {a}\n")));
+    let (server, _) = Server::start(serve(&["--mode", "660", "--socket", a, "--socket", b]));
+    let told = [a, b].map(|socket| format!("{socket}.status"));
+    assert_eq!(told.each_ref().map(|path| mode(Path::new(path))), [0o600, 0o600]);
+    // One that says nothing holds up nobody.
+    let _silent = UnixStream::connect(&told[1]).unwrap();
+    for socket in [a, b] {
+        let text = format!("{a}: no driver\n{b}: no driver\nno links to other hosts\n");
+        assert_eq!(status(&["--server", socket]), (true, text));
+    }
+    let (well, object) = status(&["--server", b, "--json"]);
+    assert!(well && object.contains(&format!("{{\"socket\": \"{a}\", \"device\": null}}")), "{object}");
+    assert!(object.contains("\"link\": null"), "{object}");
+    let ended = server.end(Signal::SIGTERM);
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    assert!(told.iter().all(|path| !Path::new(path).exists()));
+}
+
+#[test]
 fn a_server_is_a_host_of_a_fabric_if_it_is_asked_to() {
     let folder = tempfile::tempdir().unwrap();
     let (socket, host) = (folder.path().join("a.sock"), folder.path().join("host"));
@@ -101,6 +128,9 @@ fn a_server_is_a_host_of_a_fabric_if_it_is_asked_to() {
         let (server, line) = Server::start(serve(&args));
         let host = "host 1 (red) on 127.0.0.1:0, 0 other hosts, without certificates";
         assert_eq!(line, format!("pvrdma serve: ready on {socket}; {host}\n"));
+        let links = Command::new(env!("CARGO_BIN_EXE_pvrdma")).args(["status", "--server", socket]).output().unwrap();
+        let links = String::from_utf8(links.stdout).unwrap();
+        assert!(links.contains("links of host 1, without certificates; 0 requests"), "{links}");
         let ended = server.end(signal);
         assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
     }

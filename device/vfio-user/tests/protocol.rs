@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use by_hand::{Guest, RAM, hdr, joined, servers, servers_with};
 use pvrdma_capture::file::{CaptureFile, Records};
+use pvrdma_device::transport::Path;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use pvrdma_vfio_user::{Settings, TraceFile};
@@ -84,6 +85,8 @@ fn trace_tells_what_each_guest_asks_for_and_gets() {
         trace.lines().filter_map(|line| line.strip_prefix(&name)).map(str::to_owned).collect::<Vec<_>>()
     };
     let (qp, cq) = (a.1.qp, a.1.cq);
+    let connects = |line: &String| line.starts_with("modify_qp ") && line.ends_with(" path=memory -> ok");
+    assert_eq!([0, 1].map(|index| of(index).iter().filter(|line| connects(line)).count()), [1, 1], "{trace}");
     let expected = [
         "create_uc pfn=0xfe001 ctx=".to_owned(),
         "create_qp type=2 pd=".to_owned(),
@@ -119,6 +122,36 @@ fn what_guests_send_is_captured_as_frames() {
     // Ethernet, IPv4, UDP, BTH; RETH and payload, or AETH; ICRC.
     let [write, acknowledgement] = [14 + 28 + 12 + 16 + 64 + 4, 14 + 28 + 12 + 4 + 4];
     assert_eq!(lengths, [write, acknowledgement]);
+}
+
+#[test]
+fn what_guests_do_can_be_watched() {
+    let servers = servers(2);
+    let watch = servers.server.as_ref().unwrap().watch();
+    let qps = || watch.look().into_iter().map(|seen| seen.device).collect::<Vec<_>>();
+    assert_eq!(qps(), [None, None], "no driver is there");
+    let [mut a, b] = joined(&servers, 4096);
+    a.0.post_write(&mut a.1, 5, &a.2, &b.2, 64);
+    a.0.ring_send(&a.1);
+    assert_eq!(a.0.wait(&a.1), (5, PVRDMA_WC_SUCCESS));
+    let seen: Vec<_> = qps().into_iter().map(|device| device.expect("a driver")).collect();
+    let of = |index: usize| {
+        let (gids, qps) = &seen[index];
+        assert_eq!((gids.len(), qps.len()), (1, 1));
+        let peer = qps[0].peer.expect("it is connected");
+        (gids[0], qps[0].qpn.0, peer.gid, peer.qpn.0, qps[0].path, qps[0].sent.bytes, qps[0].received.bytes)
+    };
+    let [(a_gid, a_qpn, ..), (b_gid, b_qpn, ..)] = [of(0), of(1)];
+    assert_eq!((a_qpn, b_qpn), (a.1.qpn, b.1.qpn));
+    assert_eq!(of(0), (a_gid, a_qpn, b_gid, b_qpn, Path::Memory, 64, 0));
+    assert_eq!(of(1), (b_gid, b_qpn, a_gid, a_qpn, Path::Memory, 0, 64));
+    drop(b);
+    let end = Instant::now() + Duration::from_secs(20);
+    while qps()[1].is_some() {
+        assert!(Instant::now() < end, "its guest has left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(qps()[0].as_ref().map(|(_, qps)| qps[0].path), Some(Path::None));
 }
 
 #[test]

@@ -230,7 +230,7 @@ fn bring(root: &Root, release: &Release, older: &Path) -> Result<()> {
 fn has_a_desk(root: &Root, prefix: &str) -> Result<()> {
     root.run(&format!(
         "cd {prefix}\n\
-         for page in run serve link doctor; do zcat -f share/man/man1/pvrdma-$page.1* | grep -q '^.SH SYNOPSIS'; done\n\
+         for page in run serve link status doctor; do zcat -f share/man/man1/pvrdma-$page.1* | grep -q '^.SH SYNOPSIS'; done\n\
          bash --norc -ec '. share/bash-completion/completions/pvrdma; complete -p pvrdma'\n\
          grep -q '^#compdef pvrdma' share/zsh/*/_pvrdma\n\
          grep -q 'complete -c pvrdma' share/fish/vendor_completions.d/pvrdma.fish\n\

@@ -40,8 +40,8 @@ impl Drop for Devices {
 }
 
 impl Devices {
-    /// None yet, on host `number`; they use those `paths`. `wake` is called, by any thread, when there is a note for whoever owns the links and
-    /// sleeps.
+    /// None yet, on host `number`; they use those `paths`. `wake` is called, by any thread, when there is a note for
+    /// whoever owns the links and sleeps.
     pub fn new(number: u16, paths: Paths, wake: impl Fn() + Send + Sync + 'static) -> Devices {
         let queue = Arc::new(Queue::new(wake));
         let fabric = Fabric::of(paths, Some(queue.clone()));

@@ -196,8 +196,8 @@ impl Sim {
                 self.completions();
                 self.pairs[n].remake(&mut self.guests, &mut self.rng);
             }
-            for side in 0..2 {
-                if run[side] {
+            for (side, runs) in run.into_iter().enumerate() {
+                if runs {
                     let (messages, pace) = (self.plan.messages, self.plan.pace);
                     self.pairs[n].post(side, messages, pace, wrong, &mut self.rng);
                 }
