@@ -53,11 +53,11 @@ const QUIET: Plan = Plan {
 const TROUBLED: Plan = Plan {
     hosts: 5,
     guests: 1,
-    pairs: 20,
+    pairs: 24,
     messages: 100,
-    pace: 50,
-    trouble: Duration::from_secs(5),
-    often: 6,
+    pace: 25,
+    trouble: Duration::from_secs(4),
+    often: 12,
     ..QUIET
 };
 

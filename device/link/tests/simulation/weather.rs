@@ -8,6 +8,9 @@ use std::time::Duration;
 
 /// How long after trouble a link may go down over it: a host that was silent is given a second, and a greeting two.
 const LATE: Duration = Duration::from_millis(3500);
+/// How long after trouble a link may take to be there again: a dial that is in vain, the longest wait until the next,
+/// a greeting that is too slow, and once more.
+const BACK: Duration = Duration::from_secs(10);
 /// How long a link that is back is given until all that was held up has come: addresses, and bytes on their way.
 const GRACE: Duration = Duration::from_millis(60);
 /// How long it is known that a link was bad: longer than any QP tries.
@@ -63,6 +66,16 @@ impl Weather {
     pub fn may_go_down(&mut self, a: u16, b: u16, now: Duration) -> bool {
         let (link, _) = self.link(a, b);
         link.until > Duration::ZERO && now <= link.until + LATE
+    }
+
+    /// Whether all that may be down now has a reason.
+    pub fn may_be_down(&self, now: Duration) -> bool {
+        now <= self.clears() + BACK
+    }
+
+    /// When the last of what was done is over.
+    pub fn clears(&self) -> Duration {
+        self.links.iter().map(|link| link.until).max().unwrap_or_default()
     }
 
     /// Whether all links are there.
