@@ -17,7 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-cm", &["pvrdma-ffi"]),
     ("pvrdma-device", &["pvrdma-ffi"]),
     ("pvrdma-net", &["pvrdma-ffi"]),
-    ("pvrdma-roce", &["pvrdma-ffi"]),
+    ("pvrdma-roce", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-capture", &["pvrdma-device", "pvrdma-ffi", "pvrdma-roce"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-link", &["pvrdma-capture", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-net"]),

@@ -132,7 +132,13 @@ const HOUSES: &[House] = &[
     House {
         src: "device/roce/src",
         tests: &["testing"],
-        rooms: &[("frame", &["headers", "icrc", "packet"]), ("icrc", &["headers"]), ("headers", &[]), ("packet", &[])],
+        rooms: &[
+            ("frame", &["headers", "icrc", "packet"]),
+            ("icrc", &["headers"]),
+            ("headers", &[]),
+            ("rc", &["packet"]),
+            ("packet", &[]),
+        ],
         circles: &[],
     },
     House {

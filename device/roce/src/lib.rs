@@ -1,4 +1,4 @@
-//! RoCE packets: what stands on a wire between two RDMA adapters.
+//! RoCE: what stands on a wire between two RDMA adapters, and what they must say to what.
 //!
 //! | file | |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | `headers.rs` | what is in front of it: GRH (RoCE v1) or IP and UDP (RoCE v2), and Ethernet |
 //! | `icrc.rs` | the checksum over both |
 //! | `frame.rs` | all of it, as an Ethernet frame |
+//! | `rc.rs` | reliable connections: requests and answers of a device as packets, and back |
 //!
 //! Nothing here sends, waits, reads a clock or allocates by what a stranger says: bytes in, values out, and back. The
 //! sources are IBA vol. 1 chapter 9 for packets, annex A16 for RoCE v1 and annex A17 for RoCE v2.
@@ -16,5 +17,6 @@ pub mod frame;
 pub mod headers;
 pub mod icrc;
 pub mod packet;
+pub mod rc;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testing;
