@@ -459,12 +459,35 @@ fn what_is_taken_back_and_comes_again_goes_on_where_it_was() {
     assert_eq!(asking.shape(), [(Opcode::SendLast, 2), (Opcode::ReadRequest, 3)]);
     asking.data(3, Opcode::ReadFirst, LEN);
     assert_eq!(asking.answers(), [(0, Answer::Ack)]);
-    // What was read of it went to a place that is not known to be its own any more.
     asking.half.cancel(second);
     asking.submit(3, read(), 2 * LEN);
-    assert_eq!(asking.shape(), [(Opcode::ReadRequest, 3)]);
+    let sent = asking.sent();
+    assert_eq!(shape(&sent), [(Opcode::ReadRequest, 4)]);
+    assert_eq!(sent[0].reth, Some(Reth { addr: 0x1000 + LEN, rkey: 5, len: MTU }));
     asking.data(4, Opcode::ReadOnly, LEN);
-    assert_eq!(asking.answers(), []);
+    assert_eq!(asking.answers(), [(3, Answer::Ack)]);
+    assert_eq!(asking.device.arrived.iter().map(|(_, at, _)| *at).collect::<Vec<_>>(), [0, LEN]);
+}
+
+/// 9.7.7.2.2: what is asked for again lies within what was asked for before.
+#[test]
+fn a_read_is_not_asked_for_again_together_with_what_is_new() {
+    let mut asking = asking();
+    let token = asking.submit(0, read(), 1024 * LEN);
+    asking.sent();
+    for n in 0..127 {
+        asking.data(n, Opcode::ReadMiddle, LEN);
+    }
+    // One packet is missing of the first 32 KiB; the window has grown.
+    asking.expire();
+    let lens = |sent: &[Sent]| sent.iter().map(|sent| (sent.n, sent.reth.expect("a RETH").len)).collect::<Vec<_>>();
+    assert_eq!(lens(&asking.sent()), [(127, MTU)]);
+    asking.half.cancel(token);
+    asking.submit(0, read(), 1024 * LEN);
+    assert_eq!(lens(&asking.sent()), [(127, MTU)]);
+    asking.data(127, Opcode::ReadOnly, LEN);
+    let sent = asking.sent();
+    assert_eq!((sent[0].n, sent[0].reth.map(|reth| reth.len > 2 * MTU)), (128, Some(true)));
 }
 
 #[test]

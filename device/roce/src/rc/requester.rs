@@ -122,9 +122,8 @@ impl Requester {
 
     /// Takes a request over. It is answered later (`answer`), unless it is taken back (`cancel`).
     ///
-    /// One that was taken back may come again, with the same PSN. Of a SEND or WRITE goes out what was not
-    /// acknowledged; a READ or an atomic operation goes out as a whole, since nobody knows what became of its place in
-    /// between.
+    /// One that was taken back may come again, with the same PSN. It goes on where it was: what was acknowledged is not
+    /// sent again, and what was read is not read again.
     pub fn submit(&mut self, request: &Request) {
         let whole = request.len.div_ceil(u64::from(self.connection.mtu)).max(1);
         if whole != u64::from(request.packets) || matches!(request.op, Op::Datagram { .. }) {
@@ -146,7 +145,7 @@ impl Requester {
             return;
         }
         let mut done = 0;
-        if self.done.ahead_of(request.psn) && !request.op.reads() {
+        if self.done.ahead_of(request.psn) {
             done = self.done.since(request.psn).min(request.packets);
         } else {
             self.done = request.psn;
@@ -267,10 +266,15 @@ impl Requester {
         if packets == 0 {
             return idle.then_some(1);
         }
-        // Nothing holds up a responder that answers, so it is asked for no more than may fly. A short piece costs a
-        // round trip as a long one does.
         if is_read {
-            return (idle || packets == left || packets >= fits(size / 4)).then_some(packets);
+            // What it has been asked for it may be asked for again, in part, but not together with what is new: Linux
+            // answers only what lies within one READ that it knows.
+            let next = asked.request.psn.advance(asked.sent);
+            let before = if self.fresh.ahead_of(next) { self.fresh.since(next) } else { u32::MAX };
+            // Nothing holds up a responder that answers, so it is asked for no more than may fly. A short piece costs a
+            // round trip as a long one does.
+            let worth_it = idle || packets == left || packets >= fits(size / 4);
+            return worth_it.then_some(packets.min(before));
         }
         Some(packets.min(fits(turn as u64).max(1)))
     }
