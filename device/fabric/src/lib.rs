@@ -12,6 +12,7 @@
 //! | file | |
 //! |---|---|
 //! | `segment.rs` | the shared file: regions, who owns them and whether they live |
+//! | `segment/view.rs` | which way there is to a peer, and for who only watches, all that goes on |
 //! | `hazard.rs` | a copy is running; who waits for it, and how long |
 //! | `section.rs` | what is done only while a word holds |
 //! | `transport.rs` | the core's `Transport`: slots and inboxes, or the initiator's own copy |
@@ -27,10 +28,10 @@
 //! | `sync.rs` | atomics, locks and waiting, which loom replaces in tests |
 //! | `loom.rs`, `tests.rs` | the races that loom searches; what becomes of requests |
 //!
-//! The stand-in is a process of this fabric (`device/standin/src/process.rs`) and is the only user. A peer's words are
-//! untrusted: what they name is looked up, and what they hold is judged after it was read. Payload is named by virtual
-//! addresses and copied by the kernel, so a bad address is an error and never a fault. A request whose
-//! GID is another host's goes to the gateway, which carries it there.
+//! The stand-in is a process of this fabric (`device/standin/src/process.rs`), and a host's gateway is one. A peer's
+//! words are untrusted: what they name is looked up, and what they hold is judged after it was read. Payload is named
+//! by virtual addresses and copied by the kernel, so a bad address is an error and never a fault. A request whose GID
+//! is another host's goes to the gateway, which carries it there.
 
 pub mod bell;
 pub mod copy;

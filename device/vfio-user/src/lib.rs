@@ -4,7 +4,7 @@
 //! `channel` (whole messages) -> `connection` (what they ask for, by the layouts of `protocol`) -> `function` (routes
 //! accesses) -> `pci` (configuration space), `regs` (BAR 1) and `session` (one life of the driver: shared region,
 //! command slot through `slot`, doorbells through `uar`). `dma` with `guard` is the core's `Memory`, `irq` with
-//! `eventfd` and `worker` its `Interrupts`.
+//! `eventfd` and `worker` its `Interrupts`. `shown` is for who watches.
 //!
 //! Nobody is trusted. A guest's driver may write anything anywhere: it is copied once and then judged. A client may
 //! send anything, with any files, and take back what it gave: it can end itself, and nobody else.
