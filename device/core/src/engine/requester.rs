@@ -116,6 +116,8 @@ impl Engine {
             let packets = match wr.operation {
                 // They do not leave the device: the responder would miss a number that was spent on them.
                 Ok(Operation::LocalInv { .. } | Operation::FastReg(_)) => 0,
+                // A datagram is one packet (IBA vol. 1, 9.8.1), and such a QP has no path MTU.
+                _ if qp.kind != QpKind::Rc => 1,
                 _ => u32::try_from(len.div_ceil(attrs.mtu()).max(1)).unwrap_or(u32::MAX),
             };
             let stage = match self.check_wr(qp, &wr, len, attrs) {
