@@ -6,7 +6,7 @@
 use pvrdma_device::guest::mac_of;
 use pvrdma_device::handle::{Gid, Psn};
 use pvrdma_device::memory::{Fault, Memory, Span};
-use pvrdma_device::rings::wqe::{AtomicOp, Ext};
+use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh};
 use pvrdma_device::transport::segment::{self, Carried, Cutter, Segment, ends_in};
 use pvrdma_device::transport::{Answer, Endpoint, Nak, Op, Request};
 use pvrdma_roce::frame::{Frame, Mac};
@@ -100,11 +100,21 @@ impl Part {
     }
 }
 
-/// Who sends, to whom, over which version of RoCE.
+/// What frames say that no request does.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// They are those of RoCE v1.
+    pub v1: bool,
+    /// Their way, as the address vector of a connected QP has it; `None`: nobody has told. Datagrams tell their own.
+    /// Answers have it too: that of the responder is known to nobody here, and is the same nearly always.
+    pub grh: Option<Grh>,
+}
+
+/// Who sends, to whom, in which style.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
-    /// RoCE v1.
-    pub v1: bool,
+    /// See there.
+    pub style: Style,
     /// Who sends.
     pub source: Endpoint,
     /// To whom.
@@ -119,8 +129,9 @@ fn mac(gid: &Gid) -> Mac {
 
 impl Flow {
     /// What a request travels in.
-    pub fn of(request: &Request, v1: bool) -> Flow {
-        Flow { v1, source: request.source, dest: request.dest }
+    pub fn of(request: &Request, style: Style) -> Flow {
+        let grh = if let Op::Datagram { grh, .. } = request.op { Some(grh) } else { style.grh };
+        Flow { style: Style { grh, ..style }, source: request.source, dest: request.dest }
     }
 
     fn back(self) -> Flow {
@@ -129,15 +140,23 @@ impl Flow {
 
     fn envelope(&self) -> Envelope {
         let (source, dest) = (&self.source.gid, &self.dest.gid);
-        if self.v1 {
-            return Envelope::v1(source, dest);
+        let mut envelope = if self.style.v1 {
+            Envelope::v1(source, dest)
+        } else {
+            let flow = self.source.qpn.0 ^ self.dest.qpn.0 << 4;
+            Envelope { source_port: FLOWS | flow as u16 & !FLOWS, ..Envelope::v2(source, dest) }
+        };
+        if let Some(grh) = &self.style.grh {
+            envelope.traffic_class = grh.traffic_class;
+            envelope.hop_limit = grh.hop_limit;
+            // IPv4 has none.
+            envelope.flow_label = if envelope.ethertype() == 0x0800 { 0 } else { grh.flow_label };
         }
-        let flow = self.source.qpn.0 ^ self.dest.qpn.0 << 4;
-        Envelope { source_port: FLOWS | flow as u16 & !FLOWS, ..Envelope::v2(source, dest) }
+        envelope
     }
 
-    fn frame<'a>(&self, envelope: Envelope, packet: Packet<'a>) -> Frame<'a> {
-        Frame { dest: mac(&self.dest.gid), source: mac(&self.source.gid), envelope, packet }
+    fn frame<'a>(&self, packet: Packet<'a>) -> Frame<'a> {
+        Frame { dest: mac(&self.dest.gid), source: mac(&self.source.gid), envelope: self.envelope(), packet }
     }
 
     fn bth(&self, opcode: Opcode, psn: Psn) -> Bth {
@@ -174,13 +193,13 @@ fn with_ext<'a>(mut packet: Packet<'a>, ext: Ext) -> Packet<'a> {
 pub fn request(
     request: &Request,
     part: Part,
-    v1: bool,
+    style: Style,
     source: &mut Source<'_>,
     put: &mut Put<'_>,
 ) -> Result<(), Fault> {
-    let flow = Flow::of(request, v1);
+    let flow = Flow::of(request, style);
     if request.op.reads() {
-        put(&flow.frame(flow.envelope(), asks(&flow, request)));
+        put(&flow.frame(asks(&flow, request)));
         return Ok(());
     }
     // Not on the stack, which is the program's.
@@ -231,20 +250,11 @@ fn carry(
     // No packet is longer, but what says so is a guest's.
     let payload = room.get_mut(..len as usize).ok_or(Fault)?;
     source.read(payload)?;
-    let mut envelope = flow.envelope();
     let packet = match carried {
         Carried::Segment(segment) => piece(flow, segment, payload),
-        Carried::Whole(request) => {
-            if let Op::Datagram { grh, .. } = &request.op {
-                envelope.traffic_class = grh.traffic_class;
-                envelope.hop_limit = grh.hop_limit;
-                // IPv4 has none.
-                envelope.flow_label = if envelope.ethertype() == 0x0800 { 0 } else { grh.flow_label };
-            }
-            whole(flow, request, payload)
-        }
+        Carried::Whole(request) => whole(flow, request, payload),
     };
-    Ok(put(&flow.frame(envelope, packet)))
+    Ok(put(&flow.frame(packet)))
 }
 
 /// A message of one packet.
@@ -309,17 +319,17 @@ pub fn answer(
     request: &Request,
     answer: Answer,
     progress: Progress,
-    v1: bool,
+    style: Style,
     source: &mut Source<'_>,
     put: &mut Put<'_>,
 ) -> Result<(), Fault> {
-    let flow = Flow::of(request, v1).back();
+    let flow = Flow::of(request, style).back();
     let aeth = |syndrome| Some(Aeth { syndrome, msn: progress.msn & BITS_24 });
     let done = aeth(Syndrome::Ack(NO_CREDITS));
     let mut says = |psn, syndrome| {
         let mut packet = Packet::new(flow.bth(Opcode::Acknowledge, psn), &[]);
         packet.aeth = aeth(syndrome);
-        put(&flow.frame(flow.envelope(), packet));
+        put(&flow.frame(packet));
     };
     match (answer, request.op) {
         (_, Op::Datagram { .. }) | (Answer::RequesterFault | Answer::Silence, _) => {}
@@ -334,9 +344,9 @@ pub fn answer(
             let mut packet = Packet::new(flow.bth(Opcode::AtomicAcknowledge, request.psn), &[]);
             packet.aeth = done;
             packet.atomic_ack = Some(u64::from_ne_bytes(word));
-            put(&flow.frame(flow.envelope(), packet));
+            put(&flow.frame(packet));
         }
-        (Answer::Ack, Op::Read { .. }) => return read(request, Part::all(request), progress.msn, v1, source, put),
+        (Answer::Ack, Op::Read { .. }) => return read(request, Part::all(request), progress.msn, style, source, put),
         (Answer::Ack, Op::Send { .. } | Op::Write { .. }) => {
             says(request.psn.advance(request.packets.saturating_sub(1)), Syndrome::Ack(NO_CREDITS));
         }
@@ -349,11 +359,11 @@ pub fn read(
     request: &Request,
     part: Part,
     msn: u32,
-    v1: bool,
+    style: Style,
     source: &mut Source<'_>,
     put: &mut Put<'_>,
 ) -> Result<(), Fault> {
-    let flow = Flow::of(request, v1).back();
+    let flow = Flow::of(request, style).back();
     let mut room = vec![0; MTU_MAX];
     for (at, carried) in part.packets(request) {
         let (psn, len) = match &carried {
@@ -371,7 +381,7 @@ pub fn read(
         let mut packet = Packet::new(flow.bth(opcode, psn), payload);
         let syndrome = Syndrome::Ack(NO_CREDITS);
         packet.aeth = opcode.has_aeth().then_some(Aeth { syndrome, msn: msn & BITS_24 });
-        if !put(&flow.frame(flow.envelope(), packet)) {
+        if !put(&flow.frame(packet)) {
             break;
         }
     }

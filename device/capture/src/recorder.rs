@@ -1,7 +1,7 @@
 //! For who carries payload by value, and in pieces: a gateway between hosts. It tells of each request when its turn
 //! comes to be asked for, of each piece as it passes, and of the answer.
 
-use crate::frames::{self, Part, Progress, Source};
+use crate::frames::{self, Part, Progress, Source, Style};
 use crate::writer::{Settings, Writer, now};
 use pvrdma_device::transport::{Answer, Op, Request};
 use pvrdma_roce::frame::Frame;
@@ -9,14 +9,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// See the module text.
 pub struct Recorder {
-    v1: bool,
+    style: Style,
     writer: Mutex<Writer>,
 }
 
 impl Recorder {
     /// One that has written nothing.
     pub fn new(settings: Settings) -> Recorder {
-        Recorder { v1: settings.v1, writer: Mutex::new(Writer::new(settings)) }
+        // What QPs were told of their way stays with their devices.
+        let style = Style { v1: settings.v1, grh: None };
+        Recorder { style, writer: Mutex::new(Writer::new(settings)) }
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -27,7 +29,7 @@ impl Recorder {
         let mut writer = self.writer();
         let at = now();
         let mut put = |frame: &Frame<'_>| writer.add(at, frame);
-        let _ = frames::request(request, part, self.v1, &mut Source::Bytes(bytes), &mut put);
+        let _ = frames::request(request, part, self.style, &mut Source::Bytes(bytes), &mut put);
         writer.append();
     }
 
@@ -58,7 +60,7 @@ impl Recorder {
         let at = now();
         let mut put = |frame: &Frame<'_>| writer.add(at, frame);
         let part = Part { offset, len: bytes.len() as u64 };
-        let _ = frames::read(request, part, 0, self.v1, &mut Source::Bytes(bytes), &mut put);
+        let _ = frames::read(request, part, 0, self.style, &mut Source::Bytes(bytes), &mut put);
         writer.append();
     }
 
@@ -76,7 +78,7 @@ impl Recorder {
         let mut put = |frame: &Frame<'_>| writer.add(at, frame);
         // Nobody here has counted what the responder has completed.
         let progress = Progress { msn: 0, expected: request.psn };
-        let _ = frames::answer(request, answer, progress, self.v1, &mut Source::Bytes(bytes), &mut put);
+        let _ = frames::answer(request, answer, progress, self.style, &mut Source::Bytes(bytes), &mut put);
         writer.append();
     }
 }

@@ -11,10 +11,11 @@
 //! Faults on purpose (`device/core/src/transport/fault.rs`) are the network's: the tap stands between the device and
 //! them, and sees what was sent, whether it arrives or not. Duplicates are made behind it, where `Tap::behind` stands.
 
-use crate::frames::{self, Part, Progress, Source};
+use crate::frames::{self, Part, Progress, Source, Style};
 use crate::writer::{Settings, Writer, now};
 use pvrdma_device::handle::{Gid, Psn, QpHandle};
 use pvrdma_device::memory::{Memory, Span};
+use pvrdma_device::rings::wqe::{Grh, QpKind};
 use pvrdma_device::transport::segment::Segment;
 use pvrdma_device::transport::{
     Answer, Bounds, Endpoint, Far, Figures, Op, Path, QpView, Request, Requester, Responder, Station, Submitted, Token,
@@ -39,10 +40,18 @@ struct Flying {
     copy: bool,
 }
 
+/// What is known of a QP.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    /// Messages that its responder has completed.
+    msn: u32,
+    /// What its packets say of their way, if it is a connected one.
+    grh: Option<Grh>,
+}
+
 struct State {
     flying: HashMap<Token, Flying>,
-    /// Messages that the responder of each QP has completed.
-    msns: HashMap<QpHandle, u32>,
+    qps: HashMap<QpHandle, Known>,
     writer: Writer,
 }
 
@@ -66,8 +75,9 @@ impl Book {
         let mut source = Source::new(&*self.memory, &flying.spans);
         let at = flying.at;
         let (request, writer) = (&flying.request, &mut state.writer);
+        let style = Style { v1: self.v1, grh: state.qps.get(&request.token.qp).and_then(|known| known.grh) };
         let mut put = |frame: &Frame<'_>| writer.add(at, frame);
-        let _ = frames::request(request, Part::all(request), self.v1, &mut source, &mut put);
+        let _ = frames::request(request, Part::all(request), style, &mut source, &mut put);
     }
 
     /// The frames of an answer, and before them those of its request.
@@ -75,20 +85,22 @@ impl Book {
         self.sent(state, &mut flying);
         let request = &flying.request;
         let qp = request.token.qp;
+        let known = state.qps.entry(qp).or_default();
         if answer == Answer::Ack && !flying.copy {
-            let msn = state.msns.entry(qp).or_default();
-            *msn = msn.wrapping_add(1);
+            known.msn = known.msn.wrapping_add(1);
         }
+        let Known { msn, grh } = *known;
+        let style = Style { v1: self.v1, grh };
         // The oldest that nobody has answered is what the responder waits for.
         let of_qp = state.flying.values().filter(|other| other.request.token.qp == qp && !other.copy);
         let oldest =
             |oldest: Psn, other: &Flying| if oldest.ahead_of(other.request.psn) { other.request.psn } else { oldest };
         let expected = of_qp.fold(request.psn, oldest);
-        let progress = Progress { msn: state.msns.get(&qp).copied().unwrap_or_default(), expected };
+        let progress = Progress { msn, expected };
         let mut source = Source::new(&*self.memory, &flying.spans);
         let at = now();
         let mut put = |frame: &Frame<'_>| state.writer.add(at, frame);
-        let _ = frames::answer(request, answer, progress, self.v1, &mut source, &mut put);
+        let _ = frames::answer(request, answer, progress, style, &mut source, &mut put);
     }
 
     /// An answer that came later.
@@ -145,7 +157,7 @@ impl Capture {
     /// A capture of what the device sends whose bytes `memory` has.
     pub fn new(settings: Settings, memory: Arc<dyn Memory>) -> Capture {
         let v1 = settings.v1;
-        let state = State { flying: HashMap::new(), msns: HashMap::new(), writer: Writer::new(settings) };
+        let state = State { flying: HashMap::new(), qps: HashMap::new(), writer: Writer::new(settings) };
         Capture(Arc::new(Book { v1, memory, state: Mutex::new(state) }))
     }
 
@@ -254,9 +266,13 @@ impl Transport for Tap {
     }
 
     fn qp_changed(&self, view: &QpView) {
+        let mut state = self.book.lock();
         if view.state == PVRDMA_QPS_RESET {
-            self.book.lock().msns.remove(&view.handle);
+            state.qps.remove(&view.handle);
+        } else {
+            state.qps.entry(view.handle).or_default().grh = (view.kind == QpKind::Rc).then_some(view.grh);
         }
+        drop(state);
         self.inner.qp_changed(view);
     }
 

@@ -12,6 +12,7 @@ use pvrdma_device::testing::wr::{RecvWr, SendWr, sge};
 use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fabric::{Fabric, Port};
 use pvrdma_device::transport::fault::Faulty;
+use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_SEND_SIGNALED, PVRDMA_SEND_SOLICITED};
 use pvrdma_roce::frame::Frame;
 use pvrdma_roce::headers::Network;
@@ -249,6 +250,34 @@ fn datagrams_have_no_answer() {
     assert_eq!(seen, [(Datagram, 5), (DatagramImm, 0), (Datagram, 4096), (Datagram, 0)]);
     let first = psns[0];
     assert_eq!(psns, [first, first + 1, first + 2, first + 3], "each is one packet, however long");
+}
+
+/// On their way, connected QPs' packets are treated as their address vector asks for.
+#[test]
+fn packets_of_a_connection_say_what_its_address_vector_does() {
+    for v1 in [false, true] {
+        let bench = Bench::new(&How { v1, ..PLAIN });
+        let (a, b) = (&bench.a, &bench.b);
+        let path = Path { timeout: 8, ..Path::default() };
+        a.modify_state(PVRDMA_QPS_RESET).unwrap();
+        a.modify(path.init()).unwrap();
+        let (mask, mut rtr) = path.rtr(b.endpoint());
+        let grh = &mut rtr.ah_attr.grh;
+        (grh.traffic_class, grh.flow_label, grh.hop_limit) = (96, 0x12345, 9);
+        a.modify((mask, rtr)).unwrap();
+        a.modify(path.rts()).unwrap();
+        let (local, remote) = (a.region(4096), b.region(4096));
+        a.send(&SendWr::write(0, &[sge(&local, 0, 2048)], &remote, 0));
+        a.send(&SendWr::read(1, &[sge(&local, 0, 2048)], &remote, 0));
+        bench.wait(2);
+        let mut count = 0;
+        bench.frames(|frame| {
+            let envelope = &frame.envelope;
+            assert_eq!((envelope.traffic_class, envelope.flow_label, envelope.hop_limit), (96, 0x12345, 9));
+            count += 1;
+        });
+        assert_eq!(count, 6, "two packets and their ACK; a request and two packets");
+    }
 }
 
 #[test]

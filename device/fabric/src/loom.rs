@@ -24,7 +24,7 @@ use ::loom::thread::spawn;
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{PdHandle, Psn, QpHandle, Qpn, Rkey};
 use pvrdma_device::memory::{DmaAddr, Span};
-use pvrdma_device::rings::wqe::{Ext, QpKind};
+use pvrdma_device::rings::wqe::{Ext, Grh, QpKind};
 use pvrdma_device::transport::segment::Segment;
 use pvrdma_device::transport::*;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RTS;
@@ -292,7 +292,7 @@ fn view(peer: usize, access: u32, state: u32) -> QpView {
     let own = endpoint(1);
     let placeable = state == PVRDMA_QPS_RTS;
     let (handle, kind, peer) = (QpHandle(3), QpKind::Rc, endpoint(peer));
-    QpView { handle, kind, state, placeable, pd: PdHandle(1), access, peer, qpn: own.qpn }
+    QpView { handle, kind, state, placeable, pd: PdHandle(1), access, peer, grh: Grh::default(), qpn: own.qpn }
 }
 
 /// The initiator writes to the target's memory by itself. Did it?

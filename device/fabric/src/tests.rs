@@ -91,6 +91,7 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
         pd: PdHandle(1),
         access: PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ,
         peer: endpoint(0),
+        grh: Grh::default(),
         qpn: endpoint(1).qpn,
     };
     let start = place.as_ptr() as u64;
@@ -353,7 +354,7 @@ fn who_watches_sees_qps_and_what_they_have_done() {
         assert!(transport.expected_psn(handle).is_some());
         let figures = transport.figures(handle).unwrap();
         let (kind, pd) = (QpKind::Rc, PdHandle(1));
-        let view = QpView { handle, kind, state, placeable: false, pd, access: 0, peer, qpn };
+        let view = QpView { handle, kind, state, placeable: false, pd, access: 0, peer, grh: Grh::default(), qpn };
         transport.qp_changed(&view);
         figures.sent.done.count(5, true);
         figures.received.count(7, false);

@@ -8,7 +8,7 @@ use crate::objects::recv_queue::{MAX_RD_ATOMIC, RecvQueue};
 use crate::objects::send_queue::SendQueue;
 use crate::objects::srq::Srq;
 use crate::rings::ring::{Consumer, Geometry, state};
-use crate::rings::wqe::{MAX_SGE, QpKind, rq_stride, sq_stride};
+use crate::rings::wqe::{Grh, MAX_SGE, QpKind, rq_stride, sq_stride};
 use crate::transport::figures::{Figures, Sent, Tally};
 use crate::transport::{Endpoint, QpView};
 use pvrdma_ffi::dev_api::*;
@@ -87,6 +87,17 @@ impl Attrs {
     /// Remote address.
     pub fn peer(&self) -> Endpoint {
         Endpoint { gid: self.raw.ah_attr.grh.dgid, qpn: Qpn(self.raw.dest_qp_num) }
+    }
+
+    /// What the address vector has for the headers of packets.
+    fn grh(&self) -> Grh {
+        let (ah, grh) = (&self.raw.ah_attr, &self.raw.ah_attr.grh);
+        Grh {
+            sl: ah.sl & 15,
+            traffic_class: grh.traffic_class,
+            flow_label: grh.flow_label & 0x000f_ffff,
+            hop_limit: grh.hop_limit,
+        }
     }
 
     /// Bytes of a packet's payload.
@@ -267,6 +278,7 @@ impl Qp {
             pd: self.pd,
             access,
             peer: attrs.peer(),
+            grh: attrs.grh(),
             qpn: self.qpn,
         }
     }

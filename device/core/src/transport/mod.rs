@@ -251,6 +251,8 @@ pub struct QpView {
     pub access: u32,
     /// Who may talk to it.
     pub peer: Endpoint,
+    /// What a connected QP's packets say of their way: its address vector. Each datagram has its own.
+    pub grh: Grh,
     /// Its own number.
     pub qpn: Qpn,
 }
