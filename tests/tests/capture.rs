@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use pvrdma_tests::{Hosts, Job, Provider, Stand, Trust, User, machine, pair, pair_by_address};
+use pvrdma_tests::{
+    Hosts, Job, Provider, Stand, Trust, User, free_port, machine, pair, pair_by_address, wait_for_listener,
+};
 
 /// A frame, as tshark tells it.
 #[derive(Debug)]
@@ -115,6 +117,22 @@ fn assert_in_order(seen: &[Seen]) {
     assert!(!last.is_empty());
 }
 
+/// What a program asked for on the way is in its frames.
+#[test]
+fn a_traffic_class_is_seen() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("capture");
+    let arguments = ["-x", "1", "-n", "5", "-s", "64", "--tclass", "96"];
+    let job = |guest| stand.job("ib_write_bw").guest(guest).option("--pcap", &file).args(arguments);
+    let (server, client) = pair(job("a"), job("b"));
+    server.ok();
+    client.ok();
+    let text = tshark(&file, &["-T", "fields", "-e", "ip.dsfield", "-e", "infiniband.bth.opcode"]);
+    assert!(text.lines().count() >= 10 && text.lines().all(|line| line.starts_with("0x60")), "{text}");
+}
+
 /// Runs both ends of a program with one capture and gives its frames.
 fn captured(stand: &Stand, program: &str, options: &[(&str, &str)], arguments: &[&str]) -> Vec<Seen> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -150,7 +168,7 @@ fn wireshark_reads_what_stock_programs_sent() {
             &[(READ_REQUEST, 10), (0x0d, 10), (0x0e, 10), (0x0f, 10)],
         ),
         ("ib_atomic_bw", &["-x", "1", "-n", "10"], &[(0x12, 10), (0x14, 10)]),
-        ("ibv_ud_pingpong", &["-g", "1", "-n", "10", "-s", "100"], &[(DATAGRAM, 20)]),
+        ("ibv_ud_pingpong", &["-g", "1", "-n", "10", "-s", "2048"], &[(DATAGRAM, 20)]),
     ] {
         let frames = captured(&stand, program, &[], arguments);
         assert_eq!(counts(&frames).into_iter().collect::<Vec<_>>(), expected, "{program}");
@@ -256,4 +274,31 @@ fn another_file_is_not_written_to() {
     let output = stand.job("true").option("--pcap", file.path()).output();
     assert!(!output.status.success() && output.to_string().contains("no capture"), "{output}");
     assert_eq!(std::fs::read(file.path()).expect("own file"), b"somebody's");
+}
+
+/// A program may lower the limit on the length of its files at any time. What is written for its user then ends, with a
+/// word; a signal, by which it would end too, it does not get.
+#[test]
+fn a_limit_that_comes_later_ends_what_is_written_and_not_the_program() {
+    const LIMIT: u64 = 4096;
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let folder = tempfile::tempdir().expect("a folder");
+    let [capture, trace] = ["capture", "trace"].map(|name| folder.path().join(name));
+    let port = free_port();
+    let arguments = ["-g", "1", "-n", "100", "-p", &port.to_string()];
+    let server = stand.job("ibv_rc_pingpong").guest("a").option("--pcap", &capture).option("--trace", &trace);
+    let mut server = server.args(arguments).spawn();
+    wait_for_listener(&mut server, port);
+    let pid = server.program_pid("ibv_rc_pingpong").to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={LIMIT}")]).status();
+    assert!(limited.expect("prlimit is there").success());
+    stand.job("ibv_rc_pingpong").guest("b").args(arguments).args(["127.0.0.1"]).ok();
+    let output = server.wait();
+    assert!(output.status.success(), "{output}");
+    for ended in ["the capture ends here", "the trace ends here"] {
+        assert_eq!(output.stderr.matches(ended).count(), 1, "{output}");
+    }
+    assert!(std::fs::metadata(&capture).expect("a file").len() <= LIMIT);
+    assert!(!seen(&capture).is_empty(), "and all of its records are whole");
 }

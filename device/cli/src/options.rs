@@ -31,6 +31,21 @@ pub fn capture_file(path: &Path) -> anyhow::Result<PathBuf> {
     path.canonicalize().with_context(context)
 }
 
+/// A name of a file: none, and `-` for a stream, which no other program could append to, is none.
+pub fn file(parser: &mut Parser, option: &str) -> anyhow::Result<PathBuf> {
+    let value = parser.value()?;
+    if value.is_empty() || value == "-" {
+        return Err(Usage(format!("{option} takes the name of a file, not {value:?}")).into());
+    }
+    Ok(value.into())
+}
+
+/// For who serves for long: a file that may not be longer (RLIMIT_FSIZE) ends a capture or a trace, and nothing else.
+pub fn outlive_limits() {
+    // SAFETY: no handler is installed; a write is told by its error then.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// The value of `--paths`: the list, and what it means.
 pub fn paths(parser: &mut Parser) -> anyhow::Result<(String, Paths)> {
     let list = parser.value()?.string()?;

@@ -102,6 +102,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         print!("{}", qemu::text(&sockets.sockets)?);
         return Ok(ExitCode::SUCCESS);
     }
+    options::outlive_limits();
     settings.access.group = sockets.group.as_deref().map(group_number).transpose()?;
     if let Some(path) = &sockets.trace {
         let path = options::trace_file(path)?;
@@ -170,8 +171,8 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("mode") => settings.access.mode = args.value()?.parse_with(mode)?,
             Arg::Long("group") => sockets.group = Some(args.value()?.string()?),
             Arg::Long("roce") => settings.roce = options::roce(&mut args)?,
-            Arg::Long("trace") => sockets.trace = Some(args.value()?.into()),
-            Arg::Long("pcap") => sockets.capture = Some(args.value()?.into()),
+            Arg::Long("trace") => sockets.trace = Some(options::file(&mut args, "--trace")?),
+            Arg::Long("pcap") => sockets.capture = Some(options::file(&mut args, "--pcap")?),
             Arg::Long("fault") => settings.faults = Some(options::faults(&mut args)?.1),
             Arg::Long("paths") => sockets.paths = options::paths(&mut args)?.1,
             Arg::Long("link") => linked = true,
@@ -265,6 +266,9 @@ mod tests {
             assert!(mistake(&["--socket", "a", "--mode", mode]).contains("octal"), "{mode}");
         }
         assert!(mistake(&["--socket", "a", "--roce", "v3"]).contains("v3"));
+        for (option, name) in [("--pcap", ""), ("--pcap", "-"), ("--trace", "")] {
+            assert!(mistake(&["--socket", "a", option, name]).contains("name of a file"), "{option} {name}");
+        }
         for words in [["--folder", "f"], ["--listen", "192.0.2.1:1"]] {
             assert!(mistake(&[&words[..], &["--socket", "a"]].concat()).contains("--link"), "{words:?}");
         }

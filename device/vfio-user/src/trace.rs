@@ -8,6 +8,7 @@ use std::fmt::{self, Display, Formatter};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pvrdma_device::command::{Command, CommandError, MrKind, Response};
@@ -29,6 +30,9 @@ impl TraceFile {
         OpenOptions::new().append(true).create(true).open(path).map(|file| TraceFile(Arc::new(file)))
     }
 }
+
+/// It is said once what the file lacks.
+static SAID: AtomicBool = AtomicBool::new(false);
 
 /// The trace of one client.
 pub struct Trace {
@@ -105,8 +109,12 @@ impl Trace {
 
     fn append(&self, text: fmt::Arguments<'_>) {
         let line = format!("{} {text}\n", self.name);
-        // A disk that is full is no reason to stop.
-        let _ = (&*self.file.0).write_all(line.as_bytes());
+        // A disk that is full is no reason to stop. Whoever started it may not listen.
+        if let Err(error) = (&*self.file.0).write_all(line.as_bytes())
+            && !SAID.swap(true, Ordering::Relaxed)
+        {
+            let _ = writeln!(io::stderr(), "pvrdma: the trace has gaps from here on: {error}");
+        }
     }
 }
 

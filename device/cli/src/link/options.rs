@@ -8,7 +8,7 @@ use lexopt::prelude::*;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
-use crate::Usage;
+use crate::{Usage, options};
 
 /// Where a host listens, unless it is said. On loopback the number of the host is added to the one before.
 pub const PORT: u16 = 7471;
@@ -68,7 +68,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
-            Long("pcap") => given.capture = Some(args.value()?.into()),
+            Long("pcap") => given.capture = Some(options::file(&mut args, "--pcap")?),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
             Long("loopback") => given.loopback = true,
@@ -259,6 +259,7 @@ mod tests {
             "list --address 192.0.2.1",
             "list --folder",
             "list --pcap f",
+            "run --pcap -",
         ] {
             assert!(parsed(words).is_err(), "{words}");
         }

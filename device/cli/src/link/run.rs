@@ -16,6 +16,7 @@ use pvrdma_net::folder::Settings;
 use super::say;
 use crate::json;
 use crate::lock;
+use crate::options;
 use crate::rundir::RunDir;
 use crate::status;
 
@@ -35,6 +36,7 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
 
 pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Path>) -> anyhow::Result<()> {
     let (settings, line) = settings(folder, listen)?;
+    options::outlive_limits();
     let recorder = capture.map(recorder).transpose()?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
     let ran = carry(&run_dir, settings, recorder, &format!("pvrdma link: {line}"));

@@ -1,16 +1,12 @@
 //! The file of `pvrdma run --pcap`, as a program appends to it. `pvrdma run` has made it.
 
 use crate::support::{config, raw};
-use pvrdma_capture::file::Sink;
+use pvrdma_capture::file::{CUT, LIMIT, Sink, fits};
 use pvrdma_fabric::say::say;
 use std::ffi::c_int;
 
 /// A descriptor of the file, out of the program's reach.
-struct File {
-    fd: c_int,
-    /// Bytes that the program may make a file long: one more, and a signal would end it.
-    limit: Option<i64>,
-}
+struct File(c_int);
 
 /// The file, if there is to be one. `hide` keeps the descriptor out of the program's reach. Where it cannot be opened
 /// the device is there all the same.
@@ -20,33 +16,23 @@ pub fn open(hide: fn(c_int) -> c_int) -> Option<Box<dyn Sink>> {
         say(format_args!("the capture cannot be written: {}", std::io::Error::last_os_error()));
         return None;
     };
-    Some(Box::new(File { fd, limit: limit() }))
-}
-
-fn limit() -> Option<i64> {
-    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: `limit` is there for the kernel to fill.
-    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
-    (limit.rlim_cur != libc::RLIM_INFINITY).then(|| i64::try_from(limit.rlim_cur).unwrap_or(i64::MAX))
+    Some(Box::new(File(fd)))
 }
 
 impl Sink for File {
     fn append(&self, records: &[u8]) -> bool {
-        let fits = |limit: i64| {
-            let size = raw::fstat(self.fd).map_or(i64::MAX, |stat| stat.st_size);
-            size.saturating_add(records.len() as i64) <= limit
-        };
-        if !self.limit.is_none_or(fits) {
-            say(format_args!("the capture ends here: files of this program may not be longer"));
+        // A write that meets the limit on its way would leave half a record.
+        let len = raw::fstat(self.0).map_or(u64::MAX, |stat| stat.st_size as u64);
+        if !fits(len, records.len()) {
+            say(format_args!("the capture ends here: {LIMIT}"));
             return false;
         }
-        let written = raw::write(self.fd, records);
-        let whole = written == records.len() as i64;
-        if !whole {
-            // Less than all: the disk is full by now.
-            let code = if written < 0 { raw::errno() } else { libc::ENOSPC };
-            say(format_args!("the capture ends here: {}", std::io::Error::from_raw_os_error(code)));
+        let written = raw::append(self.0, records);
+        if written < 0 {
+            say(format_args!("the capture ends here: {}", std::io::Error::last_os_error()));
+        } else if written != records.len() as i64 {
+            say(format_args!("the capture ends here: {CUT}"));
         }
-        whole
+        written == records.len() as i64
     }
 }

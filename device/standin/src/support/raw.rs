@@ -172,10 +172,42 @@ pub fn open_append(path: &CStr) -> Option<c_int> {
     (fd >= 0).then_some(fd as c_int)
 }
 
-/// write(2): how many bytes it has written, or -1.
-pub fn write(fd: c_int, bytes: &[u8]) -> c_long {
+/// write(2): how many bytes it has written, or -1. What it would be told by a signal, and be ended by as a rule (a file
+/// that the program may not make longer, a pipe that nobody reads), the program does not hear of: it wrote nothing.
+pub fn append(fd: c_int, bytes: &[u8]) -> c_long {
+    let before = swap_mask(u64::MAX);
+    // One that the program holds back is its own.
+    let pending = if before & WRITE_SIGNALS != 0 { pending_signals() } else { 0 };
     // SAFETY: `bytes` is readable for its length.
-    unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) }
+    let written = unsafe { syscall!(SYS_write, fd, bytes.as_ptr(), bytes.len()) };
+    if written < 0 {
+        let error = errno();
+        let signal = match error {
+            libc::EFBIG => signal_bit(libc::SIGXFSZ),
+            libc::EPIPE => signal_bit(libc::SIGPIPE),
+            _ => 0,
+        };
+        if signal & !pending != 0 {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            let nobody = std::ptr::null_mut::<c_void>();
+            // SAFETY: a word and a time; null: nothing is told of the signal. None is there if it is ignored.
+            unsafe { syscall!(SYS_rt_sigtimedwait, &raw const signal, nobody, &raw const at_once, size_of::<u64>()) };
+        }
+        set_errno(error);
+    }
+    set_mask(before);
+    written
+}
+
+/// What a write may be answered with.
+const WRITE_SIGNALS: u64 = signal_bit(libc::SIGXFSZ) | signal_bit(libc::SIGPIPE);
+
+/// Signals that wait until they are let through.
+fn pending_signals() -> u64 {
+    let mut pending = 0u64;
+    // SAFETY: a word for the kernel to fill.
+    unsafe { syscall!(SYS_rt_sigpending, &raw mut pending, size_of::<u64>()) };
+    pending
 }
 
 // ---- signals -----------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ impl<const N: usize> Write for Text<N> {
     }
 }
 
+/// What the user is told when the file can grow no more.
+const ENDED: &[u8] =
+    b"pvrdma: the trace ends here: the disk is full, or files of this program may not be longer (ulimit -f)\n";
+
 /// What a command wants to say about itself; empty unless there is a trace.
 pub type Note = Text<192>;
 
@@ -139,7 +143,11 @@ fn append(text: fmt::Arguments<'_>) {
     let _ = write!(line, "{}/{thread} ", raw::getpid());
     let _ = line.write_fmt(text);
     line.end();
-    raw::write(file, line.as_bytes());
+    if raw::append(file, line.as_bytes()) < 0 && matches!(raw::errno(), libc::EFBIG | libc::ENOSPC | libc::EDQUOT) {
+        // For good: a trace with holes tells what is not so.
+        OWN.trace.store(-1, Ordering::Relaxed);
+        raw::append(libc::STDERR_FILENO, ENDED);
+    }
 }
 
 impl Polls {
