@@ -2,10 +2,14 @@
 //! meant to be made is in `tests/tests/link_folder.rs`.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use pvrdma_net::identity::{date, new_host};
 
 /// Machines, each with its settings in a folder of its own; all commands run in the folder above.
 struct Hosts(tempfile::TempDir);
@@ -101,6 +105,7 @@ fn a_host_is_in_one_fabric() {
     ] {
         hosts.expect(host, words, "in a fabric already");
     }
+    hosts.expect("blue", "join blue.join", "its certificate, good until 20");
     fs::create_dir(hosts.path("other")).unwrap();
     hosts.write("other/letter", "dear");
     hosts.expect("other", "join blue.join", "something else in it");
@@ -275,6 +280,208 @@ fn a_folder_that_is_not_as_it_should_be_is_not_used() {
     }
 }
 
+/// A certificate that was made for so long, a day ago or sooner, in the place of a host's own.
+fn ends_in(hosts: &Hosts, host: &str, number: u16, made: SystemTime, good_for: Duration) {
+    let pair = new_host(&hosts.read("red/ca.key"), number, made, good_for).unwrap();
+    hosts.write(&format!("{host}/host.pem"), &pair.certificate);
+    hosts.write(&format!("{host}/host.key"), &pair.key);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_certificate_is_renewed() {
+    let hosts = Hosts::two();
+    let today = date(SystemTime::now());
+    let number = hosts.read("blue/number");
+    hosts.ok("red", "add green --address 192.0.2.3");
+    // Soon over, and then over: the cure is said, and works.
+    for (made, good_for) in [(SystemTime::now(), 20 * 24 * HOUR), (SystemTime::now() - 3 * HOUR, HOUR)] {
+        let has_ended = good_for == HOUR;
+        ends_in(&hosts, "blue", 2, made, good_for);
+        let cure = "run `pvrdma link renew blue` where the fabric was made, and `pvrdma link join blue.join` here";
+        match has_ended {
+            false => {
+                let said = hosts.ok("blue", "list");
+                assert!(said.contains("\nwarning: the certificate of host 2 (blue) ends on 20"), "{said}");
+                assert!(said.ends_with(&format!("; {cure}\n")), "{said}");
+                assert!(hosts.ok("blue", "list --json").contains("\"warnings\": [\"the certificate of"));
+            }
+            true => {
+                hosts.expect(
+                    "blue",
+                    "list",
+                    &format!("the certificate of host 2 (blue) ended on {today}, and without"),
+                );
+                hosts.expect("blue", "list", cure);
+                hosts.expect("blue", "list --json", cure);
+            }
+        }
+        fs::remove_file(hosts.path("blue.join")).unwrap();
+        let said = hosts.ok("red", "renew blue");
+        assert!(said.starts_with("blue.join is for host 2 (blue): take it there by a way that nobody"), "{said}");
+        assert!(said.contains("its old certificate is good until 20"), "{said}");
+        let before = (hosts.read("blue/fabric.toml"), hosts.read("blue/ca.pem"), files(&hosts.path("blue")).len());
+        let said = hosts.ok("blue", "join blue.join");
+        assert!(said.starts_with("the certificate of this host, 2 (blue), is good until 20"), "{said}");
+        // Nothing else is other than before, not even the hosts.
+        assert!(
+            said.contains("\nthe hosts are as before; `pvrdma link join --update blue.join` takes those"),
+            "{said}"
+        );
+        let after = (hosts.read("blue/fabric.toml"), hosts.read("blue/ca.pem"), files(&hosts.path("blue")).len());
+        assert_eq!((before, &number), (after, &hosts.read("blue/number")));
+        let said = hosts.ok("blue", "list");
+        assert!(!said.contains("warning") && said.contains("good until 20"), "{said}");
+        assert!(hosts.read("blue/host.key").contains(&hosts.read("blue/host.pem")));
+        // Once is enough, and nothing older is taken.
+        hosts.expect("blue", "join blue.join", "in a fabric already, and its certificate, good until 20");
+    }
+    assert_eq!(hosts.ok("blue", "join --update blue.join"), "host 3 (green) is new\n");
+    hosts.mode("blue/host.key", 0o640);
+    hosts.expect("blue", "list", "can be read by others");
+}
+
+#[test]
+fn where_certificates_are_made_all_ends_are_known() {
+    let hosts = Hosts::two();
+    let until = |days: u32| date(SystemTime::now() + days * 24 * HOUR);
+    hosts.write("red/issued", &format!("1 {} red\n2 {} blue\n", until(4000), until(10)));
+    let said = hosts.ok("red", "list");
+    assert!(
+        said.contains(&format!("\nwarning: the certificate of host 2 (blue) ends on {}; run", until(10))),
+        "{said}"
+    );
+    hosts.write("red/issued", &format!("1 {} red\n2 2001-01-01 blue\n", until(4000)));
+    let said = hosts.ok("red", "list");
+    assert!(said.contains("\nwarning: the certificate of host 2 (blue) ended on 2001-01-01, and"), "{said}");
+    fs::remove_file(hosts.path("blue.join")).unwrap();
+    hosts.ok("red", "renew blue");
+    assert!(!hosts.ok("red", "list").contains("warning"));
+    // Its own: no file has to go anywhere.
+    ends_in(&hosts, "red", 1, SystemTime::now() - 3 * HOUR, HOUR);
+    hosts.expect("red", "list", "run `pvrdma link renew red`");
+    let said = hosts.ok("red", "renew red");
+    assert!(said.starts_with("the certificate of this host, 1 (red), is good until 20"), "{said}");
+    assert!(!hosts.path("red.join").exists());
+    hosts.ok("red", "list");
+    assert_eq!(hosts.read("red/issued").lines().filter(|line| line.starts_with("1 ")).count(), 2);
+}
+
+#[test]
+fn what_is_no_new_certificate_of_this_host_is_refused() {
+    let hosts = Hosts::two();
+    hosts.expect("red", "renew blue", "blue.join is there already");
+    hosts.expect("red", "renew green", "no host green");
+    hosts.expect("blue", "renew blue", "where the fabric was made");
+    let old = hosts.read("blue.join");
+    fs::remove_file(hosts.path("blue.join")).unwrap();
+    hosts.ok("red", "renew blue");
+    let good = hosts.read("blue.join");
+    let expect = |host: &str, text: &str, why: &str| {
+        hosts.write("bad.join", text);
+        hosts.expect(host, "join bad.join", why);
+    };
+    // Another host's, one that is older, and one of another fabric with the same names.
+    expect("red", &good, "in a fabric already");
+    expect("blue", &old, "in a fabric already");
+    let other = Hosts::two();
+    fs::remove_file(other.path("blue.join")).unwrap();
+    other.ok("red", "renew blue");
+    expect("blue", &other.read("blue.join"), "the certificate was not made by this fabric's authority");
+    expect("blue", &good[..good.len() - 5], "not whole");
+    // A fabric without any.
+    let plain = Hosts::new();
+    plain.ok("red", "init --loopback --name red --number 2");
+    plain.expect("red", "renew red", "nothing to renew");
+    plain.write("blue.join", &good.replace("192.0.2.", "127.0.0."));
+    plain.expect("red", "join blue.join", "in a fabric already, which is one without certificates");
+    hosts.ok("blue", "join blue.join");
+}
+
+/// A host's `pvrdma link run`.
+struct Gateway(Child, PathBuf);
+
+impl Gateway {
+    /// Comes back when it says that it runs.
+    fn start(hosts: &Hosts, host: &str) -> Gateway {
+        let place = hosts.path(&format!("run-{host}"));
+        fs::create_dir_all(&place).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o700)).unwrap();
+        let log = hosts.path(&format!("log-{host}"));
+        let mut command = Command::new(PVRDMA);
+        command.args(["link", "run", "--folder"]).arg(hosts.path(host)).env("XDG_RUNTIME_DIR", &place);
+        let mut child = command.stdout(Stdio::piped()).stderr(fs::File::create(log).unwrap()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("pvrdma link: host"), "{line}");
+        Gateway(child, place)
+    }
+
+    fn status(&self, words: &str) -> String {
+        let mut command = Command::new(PVRDMA);
+        command.args(["link", "status"]).args(words.split_whitespace()).env("XDG_RUNTIME_DIR", &self.1);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+
+    /// Until it says so, or a minute is over.
+    fn wait_for(&self, what: &str) {
+        let begin = Instant::now();
+        while !self.status("").contains(what) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "no {what}\n{}", self.status(""));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A gateway begins with a certificate that has ended, says so, and links when there is a new one.
+#[test]
+fn a_gateway_takes_a_renewed_certificate_while_it_runs() {
+    let free = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [red, blue] = free.each_ref().map(|socket| socket.local_addr().unwrap());
+    drop(free);
+    let hosts = Hosts::new();
+    hosts.ok("red", &format!("init --name red --address {red}"));
+    hosts.ok("red", &format!("add blue --address {blue}"));
+    hosts.ok("blue", "join blue.join");
+    fs::remove_file(hosts.path("blue.join")).unwrap();
+    ends_in(&hosts, "blue", 2, SystemTime::now() - 3 * HOUR, HOUR);
+    let (red, blue) = (Gateway::start(&hosts, "red"), Gateway::start(&hosts, "blue"));
+    assert!(hosts.read("log-blue").starts_with("pvrdma link: error: the certificate of host 2 (blue) ended on "));
+    assert!(hosts.read("log-blue").contains("; run `pvrdma link renew blue` where the fabric was made"));
+    blue.wait_for("\nerror: the certificate of this host ended on ");
+    assert!(blue.status("--json").contains("\"problem\": \"the certificate"));
+    // Red dials, and says why it gets nowhere.
+    let begin = Instant::now();
+    while !hosts.read("log-red").contains("`pvrdma link renew`, where the fabric was made, makes that host a new one") {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", hosts.read("log-red"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(red.status("").contains("no link"));
+
+    hosts.ok("red", "renew blue");
+    hosts.ok("blue", "join blue.join");
+    red.wait_for("linked");
+    blue.wait_for("linked");
+    let said = blue.status("--json");
+    assert!(said.contains("\"problem\": null") && said.contains("\"certificate_ends\": \"20"), "{said}");
+    assert!(!blue.status("").contains("error"));
+    assert!(hosts.read("log-blue").contains("\npvrdma link: this host has a new certificate, good until 20"));
+    // A link that is there does not mind a new one, and a bad one is not used.
+    hosts.ok("red", "renew red");
+    ends_in(&hosts, "blue", 2, SystemTime::now() - 5 * HOUR, HOUR);
+    assert!(blue.status("--json").contains("\"problem\": null"));
+    assert!(hosts.read("log-blue").contains("the new certificate is not used: the certificate ended on"));
+    assert!(red.status("").contains("linked") && blue.status("").contains("linked"));
+}
+
 /// The kernel kills at the first byte of a file that is beyond the limit: in the middle of writing, always.
 #[test]
 fn a_command_that_is_killed_leaves_no_half_of_anything() {
@@ -312,6 +519,18 @@ fn a_command_that_is_killed_leaves_no_half_of_anything() {
             assert_eq!(hosts.read("blue/fabric.toml"), list);
         }
         hosts.ok("blue", "join --update list");
+        // The same with a new certificate.
+        fs::remove_file(hosts.path("blue.join")).unwrap();
+        killed(&hosts, "red", "renew blue", limit);
+        assert!(!hosts.path("blue.join").exists());
+        hosts.ok("red", "renew blue");
+        let (key, certificate) = (hosts.read("blue/host.key"), hosts.read("blue/host.pem"));
+        if limit == 0 {
+            killed(&hosts, "blue", "join blue.join", limit);
+            assert_eq!((hosts.read("blue/host.key"), hosts.read("blue/host.pem")), (key, certificate));
+            hosts.ok("blue", "list");
+            assert!(hosts.run("blue", "join blue.join").status.success());
+        }
         hosts.ok("blue", "list");
         // Nothing that was begun is left.
         for (path, _) in files(hosts.0.path()) {

@@ -31,7 +31,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How often it is looked whether who asked still waits, and whether who was asked is still there.
 const LOOK: Duration = Duration::from_millis(50);
@@ -266,7 +266,8 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
             continue;
         };
         tell::tell(asker, |json| {
-            let shared = lock(shared);
+            let mut shared = lock(shared);
+            shared.links.look_for_renewal();
             let report = shared.links.report(number, shared.guests.outbound.len(), shared.guests.inbound.len());
             drop(shared);
             show(&report, json)

@@ -13,14 +13,16 @@ use pvrdma_net::connection::{Me, Stats};
 use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::folder;
 use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
-use pvrdma_net::identity;
+use pvrdma_net::identity::{self, Identity};
 use pvrdma_net::limits::{Limits, Patience};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How a host takes part in its fabric.
 pub struct Settings {
@@ -28,6 +30,8 @@ pub struct Settings {
     pub fabric: folder::Settings,
     /// Where it listens; the address of the list if not given.
     pub listen: Option<SocketAddr>,
+    /// Where a renewed certificate will be.
+    pub folder: Option<PathBuf>,
 }
 
 /// How a host's links fare.
@@ -36,6 +40,8 @@ pub struct Report {
     pub number: u16,
     /// Whether links have TLS.
     pub encrypted: bool,
+    /// When its certificate ends, if there is one.
+    pub certificate_ends: Option<SystemTime>,
     /// Requests of this host's guests without an answer.
     pub asked: usize,
     /// Pieces of others' requests that guests have.
@@ -59,6 +65,25 @@ pub struct HostReport {
 struct Tls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// Of the certificate.
+    ends: Option<SystemTime>,
+}
+
+impl Tls {
+    fn new(identity: &Identity) -> Result<Tls, identity::Refused> {
+        Ok(Tls { client: identity.client()?.into(), server: identity.server()?.into(), ends: identity.ends() })
+    }
+}
+
+/// By what a file is told from the one that takes its place.
+#[derive(PartialEq, Eq)]
+struct Stamp(u64, i64, i64);
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Stamp(found.ino(), found.mtime(), found.mtime_nsec()))
+    }
 }
 
 /// What a socket is good for by now.
@@ -92,12 +117,16 @@ const DIAL: Duration = Duration::from_secs(2);
 /// See the module text.
 pub struct Links {
     begin: Instant,
+    number: u16,
     registry: Registry,
     listener: TcpListener,
     /// Somebody may have connected.
     called: bool,
     others: BTreeMap<u16, FabricHost>,
     tls: Option<Tls>,
+    folder: Option<PathBuf>,
+    /// The key's file, as it was when it was read last.
+    seen: Option<Stamp>,
     hosts: Hosts,
     places: HashMap<usize, Place>,
     /// The socket of each bearer that `hosts` knows.
@@ -109,15 +138,12 @@ pub struct Links {
 impl Links {
     /// Listens; dials when it is given its turn.
     pub fn new(settings: Settings, registry: Registry) -> anyhow::Result<Links> {
-        let Settings { fabric, listen } = settings;
+        let Settings { fabric, listen, folder } = settings;
         let address = listen.unwrap_or(fabric.this().address);
         if fabric.identity.is_none() && !identity::may_be_plain(address.ip()) {
             anyhow::bail!("{address} is not this machine alone, and there are no certificates");
         }
-        let tls = match &fabric.identity {
-            Some(identity) => Some(Tls { client: identity.client()?.into(), server: identity.server()?.into() }),
-            None => None,
-        };
+        let tls = fabric.identity.as_ref().map(Tls::new).transpose()?;
         let mut listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let mut boot = [0; 16];
@@ -127,10 +153,14 @@ impl Links {
         let others: BTreeMap<u16, FabricHost> = others.map(|host| (host.number, host)).collect();
         Ok(Links {
             begin: Instant::now(),
+            number: me.host,
             registry,
             listener,
             called: true,
             tls,
+            folder,
+            // It may have been renewed since the settings were read.
+            seen: None,
             hosts: Hosts::new(&me, Duration::ZERO, others.keys().copied()),
             others,
             places: HashMap::new(),
@@ -147,6 +177,33 @@ impl Links {
 
     fn is_encrypted(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// When this host's certificate ends.
+    fn certificate_ends(&self) -> Option<SystemTime> {
+        self.tls.as_ref()?.ends
+    }
+
+    /// Takes a certificate that was put into the folder since, for connections from now on. One look at a file, for
+    /// each connection, instead of somebody who would have to tell every process.
+    pub fn look_for_renewal(&mut self) {
+        let (Some(tls), Some(folder)) = (&mut self.tls, &self.folder) else { return };
+        let there = Stamp::of(&folder.join(identity::HOST_KEY));
+        if there == self.seen {
+            return;
+        }
+        self.seen = there;
+        match renewed(folder, self.number) {
+            Ok(new) if new.ends == tls.ends => *tls = new,
+            Ok(new) => {
+                let until = new.ends.map(identity::date).unwrap_or_default();
+                self.log.line(format_args!("this host has a new certificate, good until {until}"));
+                *tls = new;
+            }
+            // Of one that has ended it was said before; and what is used is no worse.
+            Err(identity::Refused::Ended(end)) if Some(end) == tls.ends => {}
+            Err(refused) => self.log.once("renewal", format_args!("the new certificate is not used: {refused}")),
+        }
     }
 
     /// Links by host.
@@ -255,6 +312,7 @@ impl Links {
                     return false;
                 }
             };
+            self.look_for_renewal();
             let now = self.now();
             let tls = match &self.tls {
                 None if !identity::may_be_plain(address.ip()) => {
@@ -286,6 +344,7 @@ impl Links {
     }
 
     fn dial(&mut self, host: u16) {
+        self.look_for_renewal();
         let now = self.now();
         let dialed = || -> io::Result<(TcpStream, Option<rustls::Connection>)> {
             let other = self.others.get(&host).ok_or(io::ErrorKind::NotFound)?;
@@ -352,13 +411,13 @@ impl Links {
             Stage::Dialing(host, _) => {
                 if why.kind() == io::ErrorKind::InvalidData {
                     let name = self.name(host);
-                    self.log.once("refused", format_args!("{name}: {why}"));
+                    self.log.once("refused", format_args!("{name}: {why}{}", cure(why)));
                 }
                 self.hosts.dial_failed(now, host);
             }
             Stage::Called(id) | Stage::Open(id) => {
                 if why.kind() == io::ErrorKind::InvalidData {
-                    self.log.once("refused", format_args!("somebody who connected: {why}"));
+                    self.log.once("refused", format_args!("somebody who connected: {why}{}", cure(why)));
                 }
                 self.by_bearer.remove(&id);
                 self.hosts.closed(now, id);
@@ -479,6 +538,30 @@ impl Links {
         let Some(mut place) = self.places.remove(&key) else { return };
         // What is said last, as far as the socket takes it.
         let _ = place.bearer.flush();
+    }
+}
+
+/// What the folder holds now, if others would believe it.
+fn renewed(folder: &Path, number: u16) -> Result<Tls, identity::Refused> {
+    let identity = Identity::load(folder)?;
+    if identity.number() != number {
+        return Err(identity::Refused::NoHost);
+    }
+    identity.check(SystemTime::now())?;
+    Tls::new(&identity)
+}
+
+/// What to do about a handshake that failed, where that is known.
+fn cure(why: &io::Error) -> &'static str {
+    use rustls::{AlertDescription, CertificateError, Error};
+    match why.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            "; `pvrdma link renew`, where the fabric was made, makes that host a new one"
+        }
+        Some(Error::AlertReceived(AlertDescription::CertificateExpired)) => {
+            "; it is this host's certificate that has ended: `pvrdma link list` says what to do"
+        }
+        _ => "",
     }
 }
 

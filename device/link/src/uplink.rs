@@ -95,6 +95,7 @@ fn run(mut poll: Poll, mut links: Links, mut devices: Devices) {
         }
         let now = links.now();
         for asker in devices.take_notes(links.hosts(), now) {
+            links.look_for_renewal();
             // It may have given up.
             let _ = asker.send(links.report(devices.number, devices.outbound.len(), devices.inbound.len()));
         }

@@ -6,6 +6,9 @@
 //! nothing of one connection can be used in another.
 //!
 //! Private keys are for their owner alone: a file that others can read is refused.
+//!
+//! A certificate that is renewed has a new key. Both come into the host's folder as one file, so that they change at
+//! once: a key's file may hold the key's certificate, and that one counts for more than `host.pem`.
 
 use crate::gids::MAX_HOST;
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -28,6 +31,8 @@ use time::OffsetDateTime;
 
 /// How long certificates are good for.
 pub const GOOD_FOR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// A certificate that ends within this time is to be renewed.
+pub const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Clocks of hosts differ: a certificate is good a day before it was made.
 const EARLIER: Duration = Duration::from_secs(24 * 3600);
 
@@ -67,7 +72,7 @@ pub enum Refused {
     NoHost,
     #[error("the certificate was not made by this fabric's authority")]
     Authority,
-    #[error("the certificate ended on {}; its host has to join anew", date(*.0))]
+    #[error("the certificate ended on {}; `pvrdma link renew`, where the fabric was made, makes a new one", date(*.0))]
     Ended(SystemTime),
     #[error("the certificate begins on {} only: is this machine's clock right?", date(*.0))]
     Early(SystemTime),
@@ -85,6 +90,13 @@ pub struct Pair {
     pub certificate: String,
     /// PEM.
     pub key: String,
+}
+
+impl Pair {
+    /// Both as the text of a key's file, which takes the place of an older one at once.
+    pub fn as_key_file(&self) -> String {
+        format!("{}{}", self.key, self.certificate)
+    }
 }
 
 fn name_of(number: u16) -> String {
@@ -200,7 +212,11 @@ impl Identity {
     /// Reads the files of a host.
     pub fn load(folder: &Path) -> Result<Identity, Refused> {
         let (ca, host, key) = (folder.join(CA), folder.join(HOST), folder.join(HOST_KEY));
-        let pair = Pair { certificate: read(&host, false)?, key: read(&key, true)? };
+        let mut pair = Pair { certificate: read(&host, false)?, key: read(&key, true)? };
+        if CertificateDer::from_pem_slice(pair.key.as_bytes()).is_ok() {
+            // A renewed one. Whoever renewed it may have been killed before `host.pem` was replaced as well.
+            pair.certificate.clone_from(&pair.key);
+        }
         Identity::from_pem(&read(&ca, false)?, &pair).map_err(|refused| match refused {
             Refused::Pem { path } => Refused::Pem { path: folder.join(path) },
             other => other,
@@ -245,6 +261,11 @@ impl Identity {
         }
     }
 
+    /// Whether both have one certificate.
+    pub fn is_the_same(&self, other: &Identity) -> bool {
+        self.certificate == other.certificate
+    }
+
     /// When its certificate ends.
     pub fn ends(&self) -> Option<SystemTime> {
         // A certificate is judged by its times first, and the judge says which they are.
@@ -252,6 +273,11 @@ impl Identity {
             Err(Refused::Ended(end)) => Some(end),
             _ => None,
         }
+    }
+
+    /// When its certificate ends, if that is past or soon.
+    pub fn ends_soon(&self, now: SystemTime) -> Option<SystemTime> {
+        self.ends().filter(|end| *end <= now + SOON)
     }
 
     /// What others say of its certificate at this time, since 1970.

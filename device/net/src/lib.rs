@@ -14,6 +14,7 @@
 //! | `identity.rs` | who a host is: certificates, and what TLS makes of them |
 //! | `fabric.rs` | the list of hosts, as a file |
 //! | `folder.rs` | a host's settings, as a folder |
+//! | `issued.rs` | the numbers that an authority has given, as a file |
 //! | `join.rs` | what a host joins a fabric with, as a file |
 //!
 //! Nothing here sends, waits or reads a clock: the caller hands in bytes and the time, and takes out bytes and events.
@@ -32,6 +33,8 @@ pub mod gids;
 pub mod hosts;
 #[cfg(feature = "identity")]
 pub mod identity;
+#[cfg(feature = "identity")]
+pub mod issued;
 #[cfg(feature = "identity")]
 pub mod join;
 mod lanes;

@@ -2,7 +2,7 @@
 
 use pvrdma_net::fabric::{self, FabricHost};
 use pvrdma_net::folder::*;
-use pvrdma_net::identity::{CA, CA_KEY, HOST, HOST_KEY, Refused, new_fabric, new_host, write_new};
+use pvrdma_net::identity::{CA, CA_KEY, HOST, HOST_KEY, Identity, Refused, new_fabric, new_host, write_new};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -98,4 +98,30 @@ fn what_is_missing_or_no_number_is_named() {
     assert!(error.to_string().contains("fabric.toml: line 1: "), "{error}");
     let error = refused(&folder.path().join(NUMBER));
     assert!(matches!(error, BadFolder::Refused(Refused::File { .. })), "{error}");
+}
+
+/// Key and certificate change at once: wherever the one who writes them is killed, they are of one another.
+#[test]
+fn a_renewed_certificate_is_that_of_the_keys_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let put = |name: &str, text: &str, mode| write_new(&folder.path().join(name), text, mode).expect("written");
+    let now = SystemTime::now();
+    let fabric = new_fabric(now).expect("an authority");
+    let days = |days: u64| new_host(&fabric.key, 2, now, Duration::from_secs(days * 24 * 3600)).expect("a host");
+    let (old, new) = (days(10), days(20));
+    put(CA, &fabric.certificate, 0o644);
+    put(HOST, &old.certificate, 0o644);
+    put(HOST_KEY, &old.key, 0o600);
+    let ends = || {
+        let identity = Identity::load(folder.path()).expect("an identity");
+        identity.check(now).expect("believed");
+        identity.ends().expect("an end")
+    };
+    let before = ends();
+    // Killed between its two files.
+    fs::remove_file(folder.path().join(HOST_KEY)).expect("it was there");
+    put(HOST_KEY, &new.as_key_file(), 0o600);
+    assert_eq!(ends().duration_since(before).expect("later").as_secs(), 10 * 24 * 3600);
+    fs::write(folder.path().join(HOST), &new.certificate).expect("written");
+    assert_eq!(ends().duration_since(before).expect("later").as_secs(), 10 * 24 * 3600);
 }

@@ -9,6 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+/// Certificates know no less.
+const EVEN: Duration = Duration::from_secs(1);
+
 struct Fabric(Pair);
 
 impl Fabric {
@@ -119,6 +122,27 @@ fn what_has_expired_is_refused() {
     assert!(error.starts_with("server: ") && error.to_lowercase().contains("expired"), "{error}");
 }
 
+/// A host that gets a new certificate is who it was, and the old one is good until its end.
+#[test]
+fn a_renewed_host_is_known_by_either_certificate() {
+    let fabric = Fabric::new();
+    let (old, new, other) = (fabric.host(2), fabric.host(2), fabric.host(1));
+    for host in [&old, &new] {
+        assert_eq!(dial(&other, 2, host), Ok(Some(1)));
+        assert_eq!(dial(host, 1, &other), Ok(Some(2)));
+    }
+}
+
+/// Hosts know the authority by its key: its certificate may be older than it is good for.
+#[test]
+fn a_fabric_outlives_the_certificate_of_its_authority() {
+    let long_ago = SystemTime::now() - GOOD_FOR - 2 * SOON;
+    let fabric = Fabric(new_fabric(long_ago).expect("an authority"));
+    let (one, two) = (fabric.host(1), fabric.host(2));
+    assert_eq!(dial(&one, 2, &two), Ok(Some(1)));
+    one.check(SystemTime::now()).expect("believed");
+}
+
 /// A host's own certificate is no authority: what it signs is nothing.
 #[test]
 fn a_host_makes_no_hosts() {
@@ -140,6 +164,9 @@ fn a_host_knows_whether_others_would_believe_it() {
     let end = host.ends().expect("an end");
     let left = end.duration_since(now).expect("it is to come").as_secs();
     assert!((3598..=3600).contains(&left), "{left}");
+    // A month before its end it is time for a new one.
+    assert_eq!((host.ends_soon(end - SOON - EVEN), host.ends_soon(end - SOON + EVEN)), (None, Some(end)));
+    assert_eq!(host.ends_soon(end + SOON), Some(end));
     // At its end, and days before it was made.
     assert!(matches!(host.check(end + Duration::from_secs(2)), Err(Refused::Ended(seen)) if seen == end));
     assert!(matches!(host.check(now - Duration::from_secs(48 * 3600)), Err(Refused::Early(_))));

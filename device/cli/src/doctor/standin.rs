@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::machine::Machine;
 use super::pci;
-use super::report::Finding;
-use crate::link;
+use super::report::{Finding, Level};
+use crate::link::{self, term::Notice};
 use crate::provider::installed_library;
 use crate::rundir::RunDir;
 
@@ -39,8 +39,33 @@ pub fn check(machine: &Machine) -> Vec<Finding> {
         });
     }
     findings.extend(namespace(machine));
-    findings.extend(number(link::folder::host_number()));
+    let found = link::folder::host_number();
+    if found.is_ok() {
+        findings.extend(certificates(link::term::of_default_settings()));
+    }
+    findings.extend(number(found));
     findings
+}
+
+/// Of a host that is in a fabric with others: whether they will believe it tomorrow as well.
+fn certificates(found: anyhow::Result<Option<(String, Vec<Notice>)>>) -> Vec<Finding> {
+    const CHECK: &str = "certificate";
+    let (good, notices) = match found {
+        Ok(None) => return Vec::new(),
+        Ok(Some(found)) => found,
+        Err(why) => {
+            return vec![
+                Finding::fail(CHECK, format!("{why:#}")).cure("`pvrdma link list` says the same, mend it there"),
+            ];
+        }
+    };
+    let finding = |notice: Notice| {
+        // That of another host is that one's to complain about; here it is only known.
+        let level = if notice.is_own && notice.has_ended { Level::Fail } else { Level::Warn };
+        Finding::new(level, CHECK, notice.what).cure(notice.cure)
+    };
+    let own = if notices.iter().any(|notice| notice.is_own) { None } else { Some(Finding::ok(CHECK, good)) };
+    own.into_iter().chain(notices.into_iter().map(finding)).collect()
 }
 
 /// Yama asks for the same right as for a debugger.
@@ -126,7 +151,6 @@ fn number(found: anyhow::Result<u8>) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::report::Level;
 
     #[test]
     fn what_a_sandbox_forbids_is_named() {
@@ -141,6 +165,20 @@ mod tests {
         let seven = number(Ok(7)).unwrap();
         assert!(seven.level == Level::Ok && seven.what.contains("127.7.82.1"));
         assert_eq!(number(Err(anyhow::anyhow!("300"))).unwrap().level, Level::Fail);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_is_named() {
+        let notice = |is_own, has_ended| Notice { is_own, has_ended, what: "of blue".into(), cure: "renew".into() };
+        let levels = |notices: Vec<Notice>| -> Vec<Level> {
+            certificates(Ok(Some(("host 1 (red)".into(), notices)))).iter().map(|finding| finding.level).collect()
+        };
+        assert_eq!(levels(vec![]), [Level::Ok]);
+        assert_eq!(levels(vec![notice(true, false)]), [Level::Warn]);
+        assert_eq!(levels(vec![notice(true, true)]), [Level::Fail]);
+        assert_eq!(levels(vec![notice(false, true)]), [Level::Ok, Level::Warn]);
+        assert!(certificates(Ok(None)).is_empty());
+        assert_eq!(certificates(Err(anyhow::anyhow!("no key")))[0].level, Level::Fail);
     }
 
     #[test]

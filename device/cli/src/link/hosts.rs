@@ -10,11 +10,12 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use pvrdma_net::fabric::{self, FabricHost};
 use pvrdma_net::folder::{FABRIC, Settings};
-use pvrdma_net::identity::{self, CA, CA_KEY, GOOD_FOR, Identity};
+use pvrdma_net::identity::{self, CA, CA_KEY, GOOD_FOR, Identity, Pair};
+use pvrdma_net::issued::{ISSUED, Issued};
 use pvrdma_net::join::Join;
 
-use super::issued::{ISSUED, Issued, free_number};
-use super::make::{issued, on_loopback};
+use super::issued::{self, free_number};
+use super::make::{entry, on_loopback};
 use super::options::Add;
 use super::place::{Held, write_private};
 use super::say;
@@ -40,15 +41,7 @@ pub fn add(folder: &Path, add: Add) -> anyhow::Result<()> {
     let now = SystemTime::now();
     let certificates = match &mut given {
         None => None,
-        Some(given) => {
-            let ca = identity::read(&folder.join(CA), false)?;
-            let pair = identity::new_host(&identity::read(&folder.join(CA_KEY), true)?, number, now, GOOD_FOR)?;
-            // The two files may be of different fabrics.
-            Identity::from_pem(&ca, &pair)?.check(now).with_context(|| format!("{CA_KEY} is not the key of {CA}"))?;
-            given.0.push(issued(&host, now));
-            held.replace(ISSUED, &given.text(), 0o600)?;
-            Some((ca, pair))
-        }
+        Some(given) => Some(certificate(folder, &held, given, &host, now)?),
     };
     let is_secret = certificates.is_some();
     write_private(&file, &Join { number, certificates, hosts: hosts.clone() }.text())?;
@@ -72,6 +65,23 @@ pub fn add(folder: &Path, add: Add) -> anyhow::Result<()> {
     }
     tell_others(folder, &hosts, &[settings.number, number]);
     Ok(())
+}
+
+/// A certificate for a host, which is written down before anybody has it; and the authority's.
+pub fn certificate(
+    folder: &Path,
+    held: &Held,
+    given: &mut Issued,
+    host: &FabricHost,
+    now: SystemTime,
+) -> anyhow::Result<(String, Pair)> {
+    let ca = identity::read(&folder.join(CA), false)?;
+    let pair = identity::new_host(&identity::read(&folder.join(CA_KEY), true)?, host.number, now, GOOD_FOR)?;
+    // The two files may be of different fabrics.
+    Identity::from_pem(&ca, &pair)?.check(now).with_context(|| format!("{CA_KEY} is not the key of {CA}"))?;
+    given.0.push(entry(host, now));
+    held.replace(ISSUED, &given.text(), 0o600)?;
+    Ok((ca, pair))
 }
 
 /// The hosts with one more, where it may be.
@@ -118,15 +128,15 @@ pub fn remove(folder: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Hosts are added and removed where the authority's key is; of a fabric without certificates anywhere. The numbers
-/// that were given, if there are certificates.
-fn may_change(folder: &Path, settings: &Settings) -> anyhow::Result<Option<Issued>> {
+/// Hosts are added, renewed and removed where the authority's key is; of a fabric without certificates anywhere. The
+/// numbers that were given, if there are certificates.
+pub fn may_change(folder: &Path, settings: &Settings) -> anyhow::Result<Option<Issued>> {
     match (&settings.identity, folder.join(CA_KEY).exists()) {
         (None, _) => Ok(None),
-        (Some(_), true) => Issued::load(folder).map(Some),
+        (Some(_), true) => issued::load(folder).map(Some),
         (Some(_), false) => {
             bail!(
-                "hosts are added and removed where the fabric was made: {} is not here",
+                "hosts are added, renewed and removed where the fabric was made: {} is not here",
                 folder.join(CA_KEY).display()
             )
         }

@@ -9,22 +9,29 @@ use pvrdma_net::folder::Settings;
 use pvrdma_net::identity::{CA_KEY, date};
 
 use super::say;
+use super::term::{Notice, notices};
 use crate::json::{self, quoted};
 
 pub fn list(folder: &Path, json: bool) -> anyhow::Result<()> {
     let settings = Settings::load(folder)?;
-    let problem = settings.identity.as_ref().map(|identity| identity.check(SystemTime::now()));
-    let problem = problem.and_then(Result::err);
+    let now = SystemTime::now();
+    let notices = notices(folder, &settings, now);
+    // Of a certificate that has ended there is more to say.
+    let ended = notices.iter().find(|notice| notice.is_own && notice.has_ended).map(Notice::line);
+    let problem = settings.identity.as_ref().and_then(|identity| identity.check(now).err());
+    let problem = problem.map(|problem| ended.unwrap_or_else(|| problem.to_string()));
+    let warnings: Vec<String> =
+        notices.iter().filter(|notice| !(notice.is_own && notice.has_ended)).map(Notice::line).collect();
     let adds = settings.identity.is_none() || folder.join(CA_KEY).exists();
     let ends = settings.identity.as_ref().and_then(|identity| identity.ends()).map(date);
     match json {
-        true => say(&object(folder, &settings, adds, ends.as_deref(), problem.as_ref().map(ToString::to_string))),
-        false => say(&text(&settings, adds, ends.as_deref())),
+        true => say(&object(folder, &settings, adds, ends.as_deref(), problem.as_deref(), &warnings)),
+        false => say(&text(&settings, adds, ends.as_deref(), &warnings)),
     }
-    problem.map_or(Ok(()), |problem| Err(problem.into()))
+    problem.map_or(Ok(()), |problem| Err(anyhow::anyhow!(problem)))
 }
 
-fn text(settings: &Settings, adds: bool, ends: Option<&str>) -> String {
+fn text(settings: &Settings, adds: bool, ends: Option<&str>, warnings: &[String]) -> String {
     let width = settings.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
     let mut text = String::new();
     for host in &settings.hosts {
@@ -37,20 +44,31 @@ fn text(settings: &Settings, adds: bool, ends: Option<&str>) -> String {
     }
     .expect("a string grows");
     text.push_str(if adds { "; hosts can be added here" } else { "" });
+    for warning in warnings {
+        write!(text, "\nwarning: {warning}").expect("a string grows");
+    }
     text
 }
 
-fn object(folder: &Path, settings: &Settings, adds: bool, ends: Option<&str>, problem: Option<String>) -> String {
+fn object(
+    folder: &Path,
+    settings: &Settings,
+    adds: bool,
+    ends: Option<&str>,
+    problem: Option<&str>,
+    warnings: &[String],
+) -> String {
     let or_null = |text: Option<&str>| text.map_or("null".to_owned(), quoted);
     let members = |host: &FabricHost| json::host(host.number, &host.name, host.address);
     let hosts: Vec<String> = settings.hosts.iter().map(|host| format!("    {{{}}}", members(host))).collect();
     format!(
         "{{\n  \"folder\": {},\n  \"number\": {},\n  \"adds_hosts\": {adds},\n  \"certificate_ends\": {},\n  \
-         \"problem\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
+         \"problem\": {},\n  \"warnings\": [{}],\n  \"hosts\": [\n{}\n  ]\n}}",
         quoted(&folder.to_string_lossy()),
         settings.number,
         or_null(ends),
-        or_null(problem.as_deref()),
+        or_null(problem),
+        warnings.iter().map(|warning| quoted(warning)).collect::<Vec<_>>().join(", "),
         hosts.join(",\n")
     )
 }

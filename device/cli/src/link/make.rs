@@ -9,11 +9,12 @@ use anyhow::Context;
 use pvrdma_net::fabric::{self, FabricHost};
 use pvrdma_net::folder::{FABRIC, NUMBER, Settings};
 use pvrdma_net::identity::{self, CA, CA_KEY, GOOD_FOR, HOST, HOST_KEY, Identity};
+use pvrdma_net::issued::{Entry, ISSUED, Issued};
 use pvrdma_net::join::Join;
 
-use super::issued::{Entry, ISSUED, Issued};
 use super::options::{Init, PORT};
 use super::place::New;
+use super::renew;
 use super::say;
 use crate::Usage;
 
@@ -37,7 +38,7 @@ pub fn init(folder: &Path, init: Init) -> anyhow::Result<()> {
     put(&new, &join)?;
     if let Some(key) = authority {
         new.write(CA_KEY, &key, 0o600)?;
-        new.write(ISSUED, &Issued(vec![issued(&host, now)]).text(), 0o600)?;
+        new.write(ISSUED, &Issued(vec![entry(&host, now)]).text(), 0o600)?;
     }
     new.finish()?;
     let how = if init.loopback { "" } else { " --address IP:PORT" };
@@ -65,6 +66,9 @@ pub fn join(folder: &Path, file: &Path) -> anyhow::Result<()> {
         join => join.with_context(context)?,
     };
     judge(&join, SystemTime::now()).with_context(context)?;
+    if renew::is_for(folder, &join) {
+        return renew::take(folder, file, &join);
+    }
     let new = New::begin(folder)?;
     put(&new, &join)?;
     new.finish()?;
@@ -105,7 +109,7 @@ fn put(new: &New, join: &Join) -> anyhow::Result<()> {
 }
 
 /// What is remembered of a certificate that is made now.
-pub fn issued(host: &FabricHost, now: SystemTime) -> Entry {
+pub fn entry(host: &FabricHost, now: SystemTime) -> Entry {
     Entry { number: host.number, ends: identity::date(now + GOOD_FOR), name: host.name.clone() }
 }
 

@@ -10,6 +10,8 @@
 //! | `place.rs` | where the settings are; folders and files that are there whole or not at all |
 //! | `make.rs` | `init` and `join`: a host gets its settings |
 //! | `hosts.rs` | `add`, `remove`, `join --update`: the fabric gets other hosts |
+//! | `renew.rs` | `renew`, and `join` with what it has written: a host gets a new certificate |
+//! | `term.rs` | what is said of certificates that end |
 //! | `issued.rs` | the numbers that were given |
 //! | `list.rs` | `list` |
 //! | `run.rs` | `run`, `status` |
@@ -21,7 +23,9 @@ mod list;
 mod make;
 mod options;
 mod place;
+mod renew;
 mod run;
+pub mod term;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -57,6 +61,7 @@ Commands:
   init --address IP:PORT      makes a fabric; this host is its first, and others are added here
   add NAME --address IP:PORT  adds a host: all that it needs is written to NAME.join, in the current folder
   join FILE                   on the new host: takes it into the fabric, with that file
+  renew NAME                  a new certificate for a host, in NAME.join; join takes it in there. This host's, at once
   join --update fabric.toml   on a host that joined before: takes the hosts from a copy of the first host's file
   remove NAME                 takes a host out
   list                        the hosts, which of them this is, and how long its certificate is good
@@ -78,8 +83,19 @@ reads, and delete it when the host has joined. A file or folder that others may 
 Hosts that joined before do not know the new one until they have the new list: copy fabric.toml from the first host's
 settings to each, and run `pvrdma link join --update` there. An address is changed by hand in that file.
 
-The certificate of a host that was removed is good until it ends, after ten years. Hosts that have the new list do not
-answer it. Its number goes to no other host unless --number asks for it. Where a key was stolen, make a new fabric.
+Certificates are good for ten years. From 30 days before the end, list, status, run and pvrdma doctor say so, with the
+cure; after it list and doctor fail. Links that are there go on, but no new one is made.
+
+A host gets a new certificate, with its name and number, where the fabric was made:
+  red$ pvrdma link renew blue
+  red$ scp blue.join 192.0.2.2: && rm blue.join
+  blue$ pvrdma link join blue.join && rm blue.join
+
+The old one is good until its end. A run or pvrdma serve that runs takes the new one for its next connections. That of
+the authority, ca.pem, has an end that nobody asks for: hosts know their fabric by its key.
+
+The certificate of a host that was removed is good until it ends. Hosts that have the new list do not answer it. Its
+number goes to no other host unless --number asks for it. Where a key was stolen, make a new fabric.
 
 With --loopback all addresses are of this machine, 127.0.0.1 and port 7470 plus the host's number unless --address says
 otherwise. Such hosts have no certificates: any user of the machine can be one of them. A fabric whose hosts have other
@@ -99,6 +115,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Join(file) => make::join(&folder, &file),
         Command::Update(file) => hosts::update(&folder, &file),
         Command::Add(add) => hosts::add(&folder, add),
+        Command::Renew(name) => renew::renew(&folder, &name),
         Command::Remove(name) => hosts::remove(&folder, &name),
         Command::List { json } => list::list(&folder, json),
         Command::Run { listen, capture } => run::run(&folder, listen, capture.as_deref()),

@@ -14,7 +14,7 @@ use crate::{Usage, options};
 pub const PORT: u16 = 7471;
 
 /// The commands, for completion.
-pub const COMMANDS: &str = "init add join remove list run status";
+pub const COMMANDS: &str = "init add join renew remove list run status";
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
@@ -22,6 +22,7 @@ pub enum Command {
     Add(Add),
     Join(PathBuf),
     Update(PathBuf),
+    Renew(String),
     Remove(String),
     List { json: bool },
     Run { listen: Option<SocketAddr>, capture: Option<PathBuf> },
@@ -106,6 +107,7 @@ impl Given {
                 Command::Update(self.word("join --update", "a fabric.toml")?.into())
             }
             "join" => Command::Join(self.word("join", "the file that `pvrdma link add` has written")?.into()),
+            "renew" => Command::Renew(name(self.word("renew", "a host's name")?)?),
             "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
             "list" => Command::List { json: std::mem::take(&mut self.json) },
             "run" => Command::Run { listen: self.listen.take(), capture: self.capture.take() },
@@ -210,6 +212,7 @@ mod tests {
         assert_eq!(command("join a.join"), Command::Join("a.join".into()));
         assert_eq!(command("join --update fabric.toml"), Command::Update("fabric.toml".into()));
         assert_eq!(command("join fabric.toml --update"), Command::Update("fabric.toml".into()));
+        assert_eq!(command("renew blue"), Command::Renew("blue".into()));
         assert_eq!(command("remove blue"), Command::Remove("blue".into()));
         assert_eq!(command("list --json"), Command::List { json: true });
         assert_eq!(parsed("list --folder x").unwrap().unwrap(), (Command::List { json: false }, Some("x".into())));
@@ -253,6 +256,8 @@ mod tests {
             "join --update",
             "join a b",
             "join a --number 3",
+            "renew",
+            "renew a --number 2",
             "remove",
             "remove a --update",
             "list a",

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use pvrdma_capture::file::CaptureFile;
@@ -12,8 +13,10 @@ use pvrdma_capture::writer;
 use pvrdma_link::links;
 use pvrdma_link::{Report, gateway};
 use pvrdma_net::folder::Settings;
+use pvrdma_net::identity::{SOON, date};
 
 use super::say;
+use super::term::notices;
 use crate::json;
 use crate::lock;
 use crate::options;
@@ -26,12 +29,18 @@ pub const SOCKET: &str = "link.sock";
 /// What takes this host into its fabric, and a line that says how.
 pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(links::Settings, String)> {
     let fabric = Settings::load(folder)?;
+    // One that has ended is no reason not to begin: a new one is taken while it runs, and a clock that is wrong at
+    // boot is set right later.
+    for notice in notices(folder, &fabric, SystemTime::now()) {
+        let level = if notice.has_ended { "error" } else { "warning" };
+        let _ = writeln!(std::io::stderr(), "pvrdma link: {level}: {}", notice.line());
+    }
     let (this, others) = (fabric.this(), fabric.hosts.len() - 1);
     let plain = if fabric.identity.is_none() { ", without certificates" } else { "" };
     let at = listen.unwrap_or(this.address);
     let of = if others == 1 { "host" } else { "hosts" };
     let line = format!("host {} ({}) on {at}, {others} other {of}{plain}", this.number, this.name);
-    Ok((links::Settings { fabric, listen }, line))
+    Ok((links::Settings { fabric, listen, folder: Some(folder.into()) }, line))
 }
 
 pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Path>) -> anyhow::Result<()> {
@@ -71,9 +80,14 @@ pub fn status(json: bool) -> anyhow::Result<()> {
 
 /// What it says to who asks for `json`, or for anything else.
 pub fn object(report: &Report, json: bool) -> String {
+    object_at(report, json, SystemTime::now())
+}
+
+fn object_at(report: &Report, json: bool, now: SystemTime) -> String {
     if !json {
-        return text(report);
+        return text(report, now);
     }
+    let or_null = |text: Option<String>| text.as_deref().map_or("null".to_owned(), json::quoted);
     let hosts: Vec<String> = report
         .hosts
         .iter()
@@ -90,20 +104,34 @@ pub fn object(report: &Report, json: bool) -> String {
         })
         .collect();
     format!(
-        "{{\n  \"number\": {},\n  \"encrypted\": {},\n  \"asked\": {},\n  \"serving\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
+        "{{\n  \"number\": {},\n  \"encrypted\": {},\n  \"certificate_ends\": {},\n  \
+         \"problem\": {},\n  \"asked\": {},\n  \"serving\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
         report.number,
         report.encrypted,
+        or_null(report.certificate_ends.map(date)),
+        or_null(problem(report, now).filter(|_| report.certificate_ends.is_some_and(|ends| ends < now))),
         report.asked,
         report.serving,
         hosts.join(",\n")
     )
 }
 
-fn text(report: &Report) -> String {
+/// What is to be said of its certificate, if anything is.
+fn problem(report: &Report, now: SystemTime) -> Option<String> {
+    let ends = report.certificate_ends.filter(|ends| *ends <= now + SOON)?;
+    let (how, links) = if ends < now { ("ended", ", and no new link is made") } else { ("ends", "") };
+    Some(format!("the certificate of this host {how} on {}{links}; `pvrdma link list` says what to do", date(ends)))
+}
+
+fn text(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
     let tls = if report.encrypted { "TLS 1.3" } else { "without certificates" };
     let (number, asked, serving) = (report.number, report.asked, report.serving);
     let _ = writeln!(text, "host {number}, {tls}; {asked} requests of this host on their way, {serving} of others");
+    if let Some(problem) = problem(report, now) {
+        let level = if report.certificate_ends.is_some_and(|ends| ends < now) { "error" } else { "warning" };
+        let _ = writeln!(text, "{level}: {problem}");
+    }
     let width = report.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
     for host in &report.hosts {
         let _ = write!(text, "{:>3}  {:<width$}  {:<21}  ", host.number, host.name, host.address.to_string());
@@ -126,6 +154,8 @@ mod tests {
     use pvrdma_link::links::HostReport;
     use pvrdma_net::connection::Stats;
 
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
     #[test]
     fn a_report_is_text_or_json() {
         let link = Stats { bytes_out: 1 << 20, requests: 3, ..Stats::default() };
@@ -138,14 +168,25 @@ mod tests {
         let report = Report {
             number: 1,
             encrypted: true,
+            certificate_ends: Some(SystemTime::UNIX_EPOCH + 100 * DAY),
             asked: 0,
             serving: 2,
             hosts: vec![host(2, Some(link)), host(3, None)],
         };
-        let shown = object(&report, false);
+        let at = |days: u32, json| object_at(&report, json, SystemTime::UNIX_EPOCH + days * DAY);
+        let shown = at(0, false);
+        assert!(!shown.contains("certificate"), "{shown}");
         assert!(shown.contains("TLS 1.3") && shown.contains("  3  h3") && shown.contains("no link"), "{shown}");
         assert!(shown.contains("linked; 1.0 MiB out, 0.0 in, 3 requests"), "{shown}");
-        let shown = object(&report, true);
+        let shown = at(0, true);
         assert!(shown.contains("\"round_trip_us\": null") && shown.contains("\"link\": null"), "{shown}");
+        assert!(shown.contains("\"certificate_ends\": \"1970-04-11\",\n  \"problem\": null"), "{shown}");
+        // Soon, and over.
+        let shown = at(71, false);
+        assert!(shown.contains("\nwarning: the certificate of this host ends on 1970-04-11; `pvrdma"), "{shown}");
+        assert!(at(71, true).contains("\"problem\": null"));
+        let shown = at(101, false);
+        assert!(shown.contains("\nerror: the certificate of this host ended on 1970-04-11, and no new"), "{shown}");
+        assert!(at(101, true).contains("\"problem\": \"the certificate"));
     }
 }
