@@ -28,6 +28,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("program", "device/standin/fuzz"),
     ("manager", "device/cm/fuzz"),
     ("frames", "device/net/fuzz"),
+    ("settings", "device/net/fuzz"),
     ("packets", "device/roce/fuzz"),
 ];
 
@@ -72,7 +73,8 @@ pub fn main(arguments: &[String]) -> Result<()> {
 
 /// The folders of all fuzz crates, for checks that look at every file.
 pub fn crates() -> impl Iterator<Item = PathBuf> {
-    TARGETS.iter().map(|(_, folder)| shell::workspace().join(folder))
+    let folders: std::collections::BTreeSet<&str> = TARGETS.iter().map(|(_, folder)| *folder).collect();
+    folders.into_iter().map(|folder| shell::workspace().join(folder))
 }
 
 /// Builds all targets.

@@ -34,7 +34,7 @@ pub enum BadFabric {
     TooLong,
     #[error("{0}")]
     Toml(String),
-    #[error("{0} is no key of a fabric file, only [[host]] with number, name and address")]
+    #[error("{key} is no key of a fabric file, only [[host]] with number, name and address", key = shown(.0))]
     Key(String),
     #[error("host {0}: {1} is missing or wrong")]
     Field(usize, &'static str),
@@ -116,7 +116,19 @@ pub fn unreachable(address: SocketAddr) -> Option<&'static str> {
 pub(crate) fn mistake(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
     let line = line.map_or_else(String::new, |line| format!("line {line}: "));
-    format!("{line}{}", error.message().replace('\n', ", "))
+    format!("{line}{}", shown(&error.message().replace('\n', ", ")))
+}
+
+/// What may be anybody's, to be printed: the beginning of it, with nothing in it that a terminal or a log would obey.
+pub(crate) fn shown(text: &str) -> String {
+    const ENOUGH: usize = 120;
+    let is_plain = |c: &char| *c == ' ' || c.is_ascii_graphic();
+    let show = |c: char| if is_plain(&c) { c.to_string() } else { c.escape_unicode().to_string() };
+    let mut shown: String = text.chars().take(ENOUGH).map(show).collect();
+    if text.chars().nth(ENOUGH).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// The file with these hosts.

@@ -120,8 +120,12 @@ pub fn number(folder: &Path) -> Result<u16, BadFolder> {
     if !path.exists() {
         return Err(BadFolder::None(folder.into()));
     }
-    let number = identity::read(&path, false)?.trim_end().parse().ok().filter(|n| (1..=MAX_HOST).contains(n));
-    number.ok_or(BadFolder::Number { path })
+    number_of(&identity::read(&path, false)?).ok_or(BadFolder::Number { path })
+}
+
+/// The number that a file holds.
+pub fn number_of(text: &str) -> Option<u16> {
+    text.trim_end().parse().ok().filter(|n| (1..=MAX_HOST).contains(n))
 }
 
 /// A folder that others may write to is nobody's.

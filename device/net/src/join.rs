@@ -15,7 +15,7 @@
 //! A fabric on loopback has no `ca`, `certificate` and `key`. `fabric`, which is `fabric.toml`, comes last and ends
 //! with its quotes, so a file that was cut off anywhere is none.
 
-use crate::fabric::{self, BadFabric, FabricHost, mistake};
+use crate::fabric::{self, BadFabric, FabricHost, mistake, shown};
 use crate::identity::Pair;
 use std::fmt::Write;
 use thiserror::Error;
@@ -47,7 +47,7 @@ pub enum BadJoin {
     Version(i64),
     #[error("it is not whole, or not what `pvrdma link add` has written ({0} is missing or wrong)")]
     Field(&'static str),
-    #[error("{0} is no key of such a file")]
+    #[error("{key} is no key of such a file", key = shown(.0))]
     Key(String),
     #[error("its hosts: {0}")]
     Fabric(#[from] BadFabric),
@@ -102,10 +102,15 @@ impl Join {
         let text_of = |key: &'static str| {
             table.get(key).and_then(toml::Value::as_str).ok_or(BadJoin::Field(key)).map(str::to_owned)
         };
+        // What `text` would write so that it is read again.
+        let pem_of = |key: &'static str| {
+            let may_be = |c: char| c == '\n' || c == ' ' || c.is_ascii_graphic() && c != '\'';
+            text_of(key).and_then(|text| if text.chars().all(may_be) { Ok(text) } else { Err(BadJoin::Field(key)) })
+        };
         let is_plain = ["ca", "certificate", "key"].iter().all(|key| !table.contains_key(*key));
         let certificates = match is_plain {
             true => None,
-            false => Some((text_of("ca")?, Pair { certificate: text_of("certificate")?, key: text_of("key")? })),
+            false => Some((pem_of("ca")?, Pair { certificate: pem_of("certificate")?, key: pem_of("key")? })),
         };
         let hosts = fabric::parse(&text_of("fabric")?)?;
         // Cut off behind two of three quotes, it has an empty text.

@@ -1,6 +1,9 @@
-//! For tests: random numbers by a seed, random frames, a peer that does as it likes, and the wires of a simulation.
+//! For tests: random numbers by a seed, random frames, a peer that does as it likes, settings that
+//! are anything, and the wires of a simulation.
 
 pub mod hostile;
+#[cfg(feature = "identity")]
+pub mod settings;
 pub mod wires;
 
 use crate::frame::*;
