@@ -480,6 +480,13 @@ fn a_gateway_takes_a_renewed_certificate_while_it_runs() {
     assert!(blue.status("--json").contains("\"problem\": null"));
     assert!(hosts.read("log-blue").contains("the new certificate is not used: the certificate ended on"));
     assert!(red.status("").contains("linked") && blue.status("").contains("linked"));
+    // Nor is one of another fabric, whose authority the other hosts do not know.
+    let other = Hosts::two();
+    for file in ["ca.pem", "host.pem", "host.key"] {
+        fs::rename(other.path(&format!("blue/{file}")), hosts.path(&format!("blue/{file}"))).unwrap();
+    }
+    drop(red);
+    Gateway::start(&hosts, "red").wait_for("linked");
 }
 
 /// The kernel kills at the first byte of a file that is beyond the limit: in the middle of writing, always.

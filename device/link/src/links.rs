@@ -65,13 +65,25 @@ pub struct HostReport {
 struct Tls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-    /// Of the certificate.
-    ends: Option<SystemTime>,
+    identity: Identity,
 }
 
 impl Tls {
-    fn new(identity: &Identity) -> Result<Tls, identity::Refused> {
-        Ok(Tls { client: identity.client()?.into(), server: identity.server()?.into(), ends: identity.ends() })
+    fn new(identity: Identity) -> Result<Tls, identity::Refused> {
+        Ok(Tls { client: identity.client()?.into(), server: identity.server()?.into(), identity })
+    }
+
+    /// What the folder holds now, if other hosts would believe it as they believe this one.
+    fn renewed(&self, folder: &Path) -> Result<Tls, identity::Refused> {
+        let new = Identity::load(folder)?;
+        if new.number() != self.identity.number() || !new.has_the_authority_of(&self.identity) {
+            return Err(identity::Refused::Authority);
+        }
+        match new.check(SystemTime::now()) {
+            // A clock that is wrong now may be right when somebody connects.
+            Ok(()) | Err(identity::Refused::Early(_)) => Tls::new(new),
+            Err(refused) => Err(refused),
+        }
     }
 }
 
@@ -117,7 +129,6 @@ const DIAL: Duration = Duration::from_secs(2);
 /// See the module text.
 pub struct Links {
     begin: Instant,
-    number: u16,
     registry: Registry,
     listener: TcpListener,
     /// Somebody may have connected.
@@ -143,7 +154,7 @@ impl Links {
         if fabric.identity.is_none() && !identity::may_be_plain(address.ip()) {
             anyhow::bail!("{address} is not this machine alone, and there are no certificates");
         }
-        let tls = fabric.identity.as_ref().map(Tls::new).transpose()?;
+        let tls = fabric.identity.map(Tls::new).transpose()?;
         let mut listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let mut boot = [0; 16];
@@ -153,7 +164,6 @@ impl Links {
         let others: BTreeMap<u16, FabricHost> = others.map(|host| (host.number, host)).collect();
         Ok(Links {
             begin: Instant::now(),
-            number: me.host,
             registry,
             listener,
             called: true,
@@ -181,7 +191,7 @@ impl Links {
 
     /// When this host's certificate ends.
     fn certificate_ends(&self) -> Option<SystemTime> {
-        self.tls.as_ref()?.ends
+        self.tls.as_ref()?.identity.ends()
     }
 
     /// Takes a certificate that was put into the folder since, for connections from now on. One look at a file, for
@@ -193,15 +203,17 @@ impl Links {
             return;
         }
         self.seen = there;
-        match renewed(folder, self.number) {
-            Ok(new) if new.ends == tls.ends => *tls = new,
+        let ends = tls.identity.ends();
+        match tls.renewed(folder) {
             Ok(new) => {
-                let until = new.ends.map(identity::date).unwrap_or_default();
-                self.log.line(format_args!("this host has a new certificate, good until {until}"));
+                if new.identity.ends() != ends {
+                    let until = new.identity.ends().map(identity::date).unwrap_or_default();
+                    self.log.line(format_args!("this host has a new certificate, good until {until}"));
+                }
                 *tls = new;
             }
-            // Of one that has ended it was said before; and what is used is no worse.
-            Err(identity::Refused::Ended(end)) if Some(end) == tls.ends => {}
+            // Of one that has ended it was said before.
+            Err(identity::Refused::Ended(end)) if Some(end) == ends => {}
             Err(refused) => self.log.once("renewal", format_args!("the new certificate is not used: {refused}")),
         }
     }
@@ -220,7 +232,8 @@ impl Links {
             link: self.hosts.stats(host.number),
         };
         let hosts = self.others.values().map(host).collect();
-        Report { number, encrypted: self.is_encrypted(), asked, serving, hosts }
+        let (encrypted, certificate_ends) = (self.is_encrypted(), self.certificate_ends());
+        Report { number, encrypted, certificate_ends, asked, serving, hosts }
     }
 
     /// The poll says so of a socket.
@@ -539,16 +552,6 @@ impl Links {
         // What is said last, as far as the socket takes it.
         let _ = place.bearer.flush();
     }
-}
-
-/// What the folder holds now, if others would believe it.
-fn renewed(folder: &Path, number: u16) -> Result<Tls, identity::Refused> {
-    let identity = Identity::load(folder)?;
-    if identity.number() != number {
-        return Err(identity::Refused::NoHost);
-    }
-    identity.check(SystemTime::now())?;
-    Tls::new(&identity)
 }
 
 /// What to do about a handshake that failed, where that is known.

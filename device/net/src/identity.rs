@@ -266,6 +266,11 @@ impl Identity {
         self.certificate == other.certificate
     }
 
+    /// Whether both believe the hosts of one fabric.
+    pub fn has_the_authority_of(&self, other: &Identity) -> bool {
+        self.roots.roots == other.roots.roots
+    }
+
     /// When its certificate ends.
     pub fn ends(&self) -> Option<SystemTime> {
         // A certificate is judged by its times first, and the judge says which they are.

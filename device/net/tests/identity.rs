@@ -140,6 +140,7 @@ fn a_fabric_outlives_the_certificate_of_its_authority() {
     let fabric = Fabric(new_fabric(long_ago).expect("an authority"));
     let (one, two) = (fabric.host(1), fabric.host(2));
     assert_eq!(dial(&one, 2, &two), Ok(Some(1)));
+    assert!(one.has_the_authority_of(&two) && !one.has_the_authority_of(&Fabric::new().host(1)));
     one.check(SystemTime::now()).expect("believed");
 }
 

@@ -153,6 +153,7 @@ mod tests {
     use super::*;
     use pvrdma_link::links::HostReport;
     use pvrdma_net::connection::Stats;
+    use std::time::Duration;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
