@@ -2,6 +2,7 @@
 //! how it fares.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
