@@ -19,7 +19,9 @@ use pvrdma_roce::packet::{Bth, Opcode, Packet};
 use pvrdma_roce::rc::Connection;
 use pvrdma_roce::rc::requester::Requester;
 use pvrdma_roce::rc::responder::{Piece, Responder};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -83,6 +85,9 @@ impl Transport for Port {
     }
 }
 
+/// What was asked for, by the QP that is asked: first packet and packets.
+type Asks = BTreeMap<Qpn, Vec<(Psn, u32)>>;
+
 /// A host: a device, and the halves of its QPs.
 struct Host {
     driver: Arc<Driver>,
@@ -94,6 +99,8 @@ struct Host {
     pieces: VecDeque<(Qpn, Piece)>,
     /// Answered by it, and not told yet.
     answers: Vec<(Qpn, u64, Answer, Vec<u8>)>,
+    /// READs that were asked for.
+    asks: Rc<RefCell<Asks>>,
     /// Requests that wait for an answer, by their tokens.
     owed: Vec<Token>,
 }
@@ -111,6 +118,7 @@ impl Host {
             responders: BTreeMap::new(),
             pieces: VecDeque::new(),
             answers: Vec::new(),
+            asks: Rc::default(),
             owed: Vec::new(),
         }
     }
@@ -145,6 +153,7 @@ impl Host {
             PVRDMA_QPS_RESET => {
                 self.requesters.remove(&view.handle);
                 self.responders.remove(&view.qpn);
+                self.asks.borrow_mut().clear();
             }
             PVRDMA_QPS_RTR | PVRDMA_QPS_RTS => {
                 let local = pvrdma_device::transport::Endpoint { gid: self.driver.gid, qpn: view.qpn };
@@ -175,8 +184,12 @@ impl Host {
     /// Does all there is to do. What goes out goes to `out`. True: there was something.
     fn work(&mut self, now: Duration, rng: &mut Rng, slow: bool, out: &mut Vec<Vec<u8>>) -> bool {
         let before = out.len();
+        let asks = self.asks.clone();
         let mut write = |packet: &Packet<'_>| {
             assert!(packet.is_sound(), "{packet:?}");
+            if packet.bth.opcode == Opcode::ReadRequest {
+                record(&mut asks.borrow_mut(), packet);
+            }
             let mut bytes = Vec::new();
             packet.write(&mut bytes);
             out.push(bytes);
@@ -233,6 +246,23 @@ impl Host {
 
     fn deadline(&self) -> Option<Duration> {
         self.requesters.values().filter_map(Requester::deadline).min()
+    }
+}
+
+/// A READ is asked for. Linux answers a second time only what lies within one READ that it knows, and what it was asked
+/// for since: so all that meet have one end, and none begins before the one before it.
+fn record(asks: &mut Asks, packet: &Packet<'_>) {
+    let (psn, len) = (Psn::new(packet.bth.psn), packet.reth.expect("a RETH").len);
+    let packets = len.div_ceil(MTU).max(1);
+    let known = asks.entry(Qpn(packet.bth.dest_qpn)).or_default();
+    for (first, count) in known.iter().copied() {
+        let meets = psn.since(first) < count || first.since(psn) < packets;
+        let same = psn.advance(packets) == first.advance(count) && !first.ahead_of(psn);
+        assert!(!meets || same, "{count} from {first:?} on, and then {packets} from {psn:?} on");
+    }
+    known.push((psn, packets));
+    if known.len() > 64 {
+        known.remove(0);
     }
 }
 

@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_millis(8);
 /// So often it is sent again before the device hears that nobody answers. All of it takes less time than the timer of a
 /// QP with `timeout` 14, which programs have, so that such a QP has as many tries of its own as it asks for.
 const TRIES: u32 = 2;
+/// Bytes of a READ that are asked for at a time, at most.
+const READ: u64 = 64 << 10;
 /// Bytes that go out in one turn.
 const TURN: usize = 64 << 10;
 
@@ -263,18 +265,21 @@ impl Requester {
         }
         let free = size.saturating_sub(flying);
         let packets = if asked.request.packets == 1 && asked.request.len <= free { 1 } else { fits(free).min(left) };
-        if packets == 0 {
-            return idle.then_some(1);
-        }
         if is_read {
-            // What it has been asked for it may be asked for again, in part, but not together with what is new: Linux
-            // answers only what lies within one READ that it knows.
+            // What was asked for before, and may have been heard, is asked for again to the same end: Linux answers
+            // only what lies within one READ that it knows.
             let next = asked.request.psn.advance(asked.sent);
-            let before = if self.fresh.ahead_of(next) { self.fresh.since(next) } else { u32::MAX };
+            if self.fresh.ahead_of(next) {
+                let again = self.fresh.since(next).min(left);
+                return (idle || packets >= again).then_some(again);
+            }
             // Nothing holds up a responder that answers, so it is asked for no more than may fly. A short piece costs a
             // round trip as a long one does.
-            let worth_it = idle || packets == left || packets >= fits(size / 4);
-            return worth_it.then_some(packets.min(before));
+            let packets = packets.min(fits(READ).max(1));
+            return (packets > 0 && (idle || packets == left || packets >= fits(size / 4))).then_some(packets);
+        }
+        if packets == 0 {
+            return idle.then_some(1);
         }
         Some(packets.min(fits(turn as u64).max(1)))
     }
