@@ -155,6 +155,7 @@ const HOUSES: &[House] = &[
             ("log", &[]),
             ("near", &[]),
             ("tell", &[]),
+            ("udp", &[]),
         ],
         circles: &[],
     },

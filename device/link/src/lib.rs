@@ -15,6 +15,7 @@
 //! | `uplink/from_device.rs`, `uplink/inbound.rs` | a request of theirs, and what other hosts have for them |
 //! | `outbound.rs` | requests of those near, until they are answered |
 //! | `convert.rs` | the device's words for requests, and the links' |
+//! | `udp.rs` | RoCE v2: packets of an address of this host |
 //! | `log.rs` | lines on standard error |
 //! | `tell.rs` | whoever asks how links and devices fare |
 //!
@@ -29,6 +30,7 @@ mod log;
 pub mod near;
 mod outbound;
 pub mod tell;
+pub mod udp;
 pub mod uplink;
 
 pub use links::{Report, Settings};

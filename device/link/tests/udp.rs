@@ -1,0 +1,165 @@
+//! RoCE over real sockets: two devices at two addresses of this machine.
+
+mod wire;
+
+use pvrdma_device::testing::end::{End, Path, connect};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
+use pvrdma_device::testing::rng::Rng;
+use pvrdma_ffi::dev_api::PVRDMA_MTU_1024;
+use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_SUCCESS;
+use pvrdma_link::udp::Udp;
+use pvrdma_roce::packet::{Bth, Opcode, Packet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::{Duration, Instant};
+use wire::{Host, run};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const LEN: u64 = 1 << 20;
+
+const PATH: Path = Path {
+    access: pvrdma_device::testing::driver::ALL_ACCESS,
+    mtu: PVRDMA_MTU_1024,
+    psn: 0x00ff_ff00,
+    timeout: 14,
+    retry_cnt: 7,
+    rnr_retry: 7,
+    min_rnr_timer: 1,
+    max_rd_atomic: 4,
+};
+
+/// Addresses of this machine that no other test has, for this process: the port is one for all.
+fn addresses(n: u8) -> [IpAddr; 2] {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    [0, 1].map(|end| IpAddr::V4(Ipv4Addr::new(127, 64 + 2 * n + end, high, low.clamp(1, 254))))
+}
+
+/// SEND, WRITE, READ and an atomic operation, of 1 MiB where that may be.
+fn everything(n: u8, lose: u64) {
+    let [mut a, mut b] = [0, 1].map(|end| Host::new(end as u8, addresses(n)[end]).expect("a socket"));
+    for host in [&mut a, &mut b] {
+        (host.lose, host.rq_psn) = (lose, PATH.psn);
+    }
+    let ends = [&a, &b].map(|host| End::new(&host.driver, QpSize::default()));
+    let [one, two] = &ends;
+    connect(one, two, &PATH);
+    let (local, remote, inbox) = (one.region(LEN), two.region(LEN), two.region(LEN));
+    let bytes = Rng::new(1).bytes(LEN as usize);
+    local.set(0, &bytes);
+    let all = || sge(&local, 0, LEN as u32);
+    two.recv(&RecvWr::new(9, &[sge(&inbox, 0, LEN as u32)]));
+    one.send(&SendWr::write(1, &[all()], &remote, 0));
+    one.send(&SendWr::send(2, &[all()]));
+    let mut ends = Vec::new();
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 2
+    }));
+    assert!(remote.get(0, LEN as usize) == bytes && inbox.get(0, LEN as usize) == bytes);
+    local.set(0, &vec![0; LEN as usize]);
+    one.send(&SendWr::read(3, &[all()], &remote, 0));
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 3
+    }));
+    assert!(local.get(0, LEN as usize) == bytes);
+    one.send(&SendWr::fetch_add(4, sge(&local, 0, 8), &remote, 0, 1));
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 4
+    }));
+    assert_eq!(ends, [1, 2, 3, 4].map(|id| (id, PVRDMA_WC_SUCCESS)));
+    assert_eq!(two.recv_cq.ends(), [(9, PVRDMA_WC_SUCCESS)]);
+    println!("{:?} {:?}", a.udp.stats(), b.udp.stats());
+    assert_eq!((a.udp.stats().damaged, b.udp.stats().damaged), (0, 0));
+}
+
+#[test]
+fn devices_reach_each_other_over_udp() {
+    everything(0, 0);
+}
+
+#[test]
+fn what_is_lost_on_the_way_is_sent_again() {
+    everything(1, 200);
+}
+
+fn received(socket: &mut Udp, count: usize) -> Vec<(IpAddr, Opcode, Vec<u8>)> {
+    let (mut all, end) = (Vec::new(), Instant::now() + LIMIT);
+    while all.len() < count && Instant::now() < end {
+        let some = socket.receive(|from, packet| all.push((from, packet.bth.opcode, packet.payload.to_vec())));
+        if !some.expect("the socket works") {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    all
+}
+
+/// Packets of all lengths, one by one and in trains, over IPv4 and, where there is one, over IPv6.
+fn trains([from, to]: [IpAddr; 2]) {
+    let (mut from, mut to) = (Udp::bind(from).expect("a socket"), Udp::bind(to).expect("a socket"));
+    let lens = [0, 1, 1024, 1024, 1024, 3, 1024, 1024, 4096, 4096, 4096, 4096, 7, 1024];
+    let data = Rng::new(2).bytes(4096);
+    for len in lens {
+        from.send(to.local(), &Packet::new(Bth::new(Opcode::SendMiddle, 7, 1), &data[..len]));
+    }
+    from.flush();
+    let all = received(&mut to, lens.len());
+    let expected: Vec<_> = lens.map(|len| (from.local(), Opcode::SendMiddle, data[..len].to_vec())).into();
+    assert!(all == expected, "{} packets", all.len());
+    assert_eq!((to.stats().damaged, from.stats().sent, from.stats().unsent), (0, lens.len() as u64, 0));
+}
+
+#[test]
+fn trains_arrive_in_order() {
+    trains(addresses(2));
+}
+
+#[test]
+fn trains_arrive_over_ipv6() {
+    let here = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    match Udp::bind(here) {
+        // There is one such address of this machine: it talks to itself.
+        Ok(mut socket) => {
+            let packet = Packet::new(Bth::new(Opcode::SendOnly, 7, 1), b"six");
+            for _ in 0..3 {
+                socket.send(here, &packet);
+            }
+            socket.flush();
+            assert_eq!(received(&mut socket, 3), vec![(here, Opcode::SendOnly, b"six".to_vec()); 3]);
+        }
+        Err(error) => {
+            let none = [ErrorKind::AddrNotAvailable, ErrorKind::AddrInUse, ErrorKind::Unsupported];
+            assert!(none.contains(&error.kind()) || error.raw_os_error() == Some(97), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_damaged_is_not_taken() {
+    let [from, to] = addresses(3);
+    let mut to = Udp::bind(to).expect("a socket");
+    let stranger = UdpSocket::bind((from, 0)).expect("a socket");
+    let mut rng = Rng::new(3);
+    for len in [0, 3, 4, 12, 16, 100, 1500] {
+        stranger.send_to(&rng.bytes(len), (to.local(), 4791)).expect("sent");
+    }
+    // A good one, from whatever port, behind them.
+    let envelope = pvrdma_roce::headers::Envelope {
+        source_port: stranger.local_addr().expect("an address").port(),
+        ..pvrdma_roce::headers::Envelope::v2(&pvrdma_link::udp::gid(from), &pvrdma_link::udp::gid(to.local()))
+    };
+    let mut good = Vec::new();
+    Packet::new(Bth::new(Opcode::SendOnly, 7, 1), b"good").write(&mut good);
+    pvrdma_roce::icrc::append(&envelope, &mut good, 0);
+    stranger.send_to(&good, (to.local(), 4791)).expect("sent");
+    assert_eq!(received(&mut to, 1), [(from, Opcode::SendOnly, b"good".to_vec())]);
+    assert_eq!((to.stats().damaged, to.stats().received), (7, 1));
+}
+
+#[test]
+fn an_address_has_one_socket() {
+    let [one, _] = addresses(4);
+    let _first = Udp::bind(one).expect("a socket");
+    assert_eq!(Udp::bind(one).err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
+}
