@@ -121,12 +121,17 @@ pub(crate) fn mistake(text: &str, error: &toml::de::Error) -> String {
 
 /// What may be anybody's, to be printed: the beginning of it, with nothing in it that a terminal or a log would obey.
 pub(crate) fn shown(text: &str) -> String {
-    const ENOUGH: usize = 120;
-    let is_plain = |c: &char| *c == ' ' || c.is_ascii_graphic();
-    let show = |c: char| if is_plain(&c) { c.to_string() } else { c.escape_unicode().to_string() };
-    let mut shown: String = text.chars().take(ENOUGH).map(show).collect();
-    if text.chars().nth(ENOUGH).is_some() {
-        shown.push_str("...");
+    const ENOUGH: usize = 200;
+    let mut shown = String::new();
+    for c in text.chars() {
+        if shown.len() >= ENOUGH {
+            shown.push_str("...");
+            break;
+        }
+        match c == ' ' || c.is_ascii_graphic() {
+            true => shown.push(c),
+            false => shown.extend(c.escape_unicode()),
+        }
     }
     shown
 }
