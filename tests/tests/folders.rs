@@ -104,7 +104,7 @@ const HOUSES: &[House] = &[
         tests: &["testing"],
         rooms: &[
             ("folder", &["fabric", "gids", "identity"]),
-            ("issued", &["gids"]),
+            ("issued", &["fabric", "gids"]),
             ("join", &["fabric", "identity"]),
             ("identity", &["gids"]),
             ("fabric", &["gids"]),

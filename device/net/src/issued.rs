@@ -3,6 +3,7 @@
 //! A host that was removed still has its certificate. If another one got its number, the former could be the latter; so
 //! numbers are remembered, and given again only when somebody asks for that.
 
+use crate::fabric::is_name;
 use crate::gids::MAX_HOST;
 use std::fmt::Write;
 use thiserror::Error;
@@ -21,6 +22,11 @@ pub struct Entry {
     pub name: String,
 }
 
+/// Days are compared as text, and printed.
+fn is_day(text: &str) -> bool {
+    text.len() == 10 && text.chars().all(|c| c.is_ascii_digit() || c == '-')
+}
+
 /// All that were made, the newest last.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Issued(pub Vec<Entry>);
@@ -37,7 +43,7 @@ impl Issued {
             let mut words = line.split(' ').map(str::to_owned);
             let number = words.next()?.parse().ok().filter(|number| (1..=MAX_HOST).contains(number))?;
             let (ends, name, None) = (words.next()?, words.next()?, words.next()) else { return None };
-            (!ends.is_empty() && !name.is_empty()).then_some(Entry { number, ends, name })
+            (is_day(&ends) && is_name(&name)).then_some(Entry { number, ends, name })
         };
         let entries = text.lines().enumerate();
         let entries = entries.map(|(at, line)| entry(line).ok_or(BadLine(at + 1)));
@@ -70,8 +76,9 @@ mod tests {
         assert_eq!(issued.text(), "1 2036-11-25 red\n3 2036-11-25 blue\n3 2036-11-25 green\n");
         assert_eq!(Issued::parse(&issued.text()).unwrap(), issued);
         assert_eq!((issued.last(3), issued.last(2)), (Some(&entry(3, "green")), None));
-        for text in ["1", "1 a", "0 a b", "255 a b", "1 a b c", "\n"] {
-            assert!(Issued::parse(text).is_err(), "{text:?}");
+        for text in ["1 DAY", "0 DAY b", "255 DAY b", "1 DAY b c", "\n", "1 a b", "1 DAY b\r", "1 DAY \u{1b}"] {
+            let text = text.replace("DAY", "2036-11-25");
+            assert!(Issued::parse(&text).is_err(), "{text:?}");
         }
     }
 }

@@ -40,7 +40,7 @@ mod tests {
         let with =
             |numbers: &[u16]| Settings::new(numbers[0], numbers.iter().map(|n| host(*n)).collect(), None).unwrap();
         assert_eq!(free_number(&with(&[1, 2, 4]), None).unwrap(), 3);
-        let issued = Issued::parse("1 d a\n2 d b\n3 d c\n").unwrap();
+        let issued = Issued::parse("1 2036-01-01 a\n2 2036-01-01 b\n3 2036-01-01 c\n").unwrap();
         assert_eq!(free_number(&with(&[1, 4]), Some(&issued)).unwrap(), 5);
         let all: Vec<u16> = (1..=MAX_HOST).collect();
         let error = free_number(&with(&all), None).unwrap_err().to_string();
