@@ -286,7 +286,7 @@ fn a_limit_that_comes_later_ends_what_is_written_and_not_the_program() {
     let folder = tempfile::tempdir().expect("a folder");
     let [capture, trace] = ["capture", "trace"].map(|name| folder.path().join(name));
     let port = free_port();
-    let arguments = ["-g", "1", "-n", "100", "-p", &port.to_string()];
+    let arguments = ["-g", "1", "-n", "100", "-s", "64", "-p", &port.to_string()];
     let server = stand.job("ibv_rc_pingpong").guest("a").option("--pcap", &capture).option("--trace", &trace);
     let mut server = server.args(arguments).spawn();
     wait_for_listener(&mut server, port);
