@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// Where a device takes the time from. The machine's, unless it was made by [`Clock::by_hand`].
+/// Where a device takes the time from. The machine's, unless it was made by `Clock::by_hand` (for tests).
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     #[cfg(any(test, feature = "test-utils"))]
