@@ -50,8 +50,8 @@ are not shown.
 Paths are memory (the peer is a guest of this host), tcp with the number of the other host, and none: nobody is there,
 no link is up, or --paths leaves it out. A QP of type UD has no path of its own; --trace shows those of its datagrams.
 
-Nobody is waited for. A program that is stopped is shown as all others; whoever carries requests to other hosts, or a
-server, that does not answer is said to be unread.
+No program is waited for: one that is stopped is shown as all others. Whoever carries requests to other hosts, or a
+server, that does not answer within two seconds is said to be unread.
 Exit status: 0 shown, 2 a mistake on the command line, 1 anything else.
 ";
 

@@ -383,7 +383,7 @@ fn what_is_no_new_certificate_of_this_host_is_refused() {
         hosts.expect(host, "join bad.join", why);
     };
     // Another host's, one that is older, and one of another fabric with the same names.
-    expect("red", &good, "in a fabric already");
+    expect("red", &good, "the only key that lets hosts in");
     expect("blue", &old, "in a fabric already");
     let other = Hosts::two();
     fs::remove_file(other.path("blue.join")).unwrap();

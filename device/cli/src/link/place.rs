@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use pvrdma_net::folder::{FABRIC, NUMBER};
-use pvrdma_net::identity::write_new;
+use pvrdma_net::identity::{CA_KEY, write_new};
 
 use crate::lock;
 
@@ -164,6 +164,11 @@ fn is_free(path: &Path) -> anyhow::Result<()> {
 fn taken(path: &Path) -> anyhow::Error {
     let path_ = path.display();
     match [NUMBER, FABRIC].iter().any(|name| path.join(name).exists()) {
+        // Without it nobody could be let in any more, and no certificate be renewed.
+        true if path.join(CA_KEY).exists() => anyhow::anyhow!(
+            "this host is in a fabric already, which was made here: `pvrdma link list` shows it; {path_} has the only \
+             key that lets hosts in"
+        ),
         true => anyhow::anyhow!(
             "this host is in a fabric already: `pvrdma link list` shows it; to leave it, remove {path_}"
         ),
