@@ -1,245 +1,34 @@
-//! The shared file: its layout, how a process takes a region of it, how it tells whether another one lives. What there
-//! is to be seen of others is in `segment/view.rs`.
+//! The shared file, as a process sees it that has a region there.
+//!
+//! | file | |
+//! |---|---|
+//! | `segment/layout.rs` | what stands in it |
+//! | `segment/owner.rs` | who owns a region, and whether he lives |
+//! | `segment/backing.rs` | the file behind the memory |
+//! | `segment/view.rs` | what there is to be seen of others |
 
+mod backing;
+mod layout;
+mod owner;
 pub mod view;
 
-use crate::bell::Bell;
-use crate::guard::Guard;
-use crate::say::say;
 use crate::section;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::words::REQUEST_WORDS;
+use crate::sync::{AtomicU64, Ordering};
+use backing::{allocate, file_size_limit, map, punch, region, say_once};
+pub use layout::*;
+use owner::{Owner, claim, is_over, own_pid, pid_namespace, started};
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::Gid;
-use pvrdma_device::transport::figures::{Sent, Tally};
 use pvrdma_device::transport::path::Paths;
 use pvrdma_device::transport::{Endpoint, Path as Way};
 use std::cell::Cell;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicPtr};
-
-/// Regions of a fabric: one for each process. A QP number carries the region in its top 9 bits, counted from 1.
-pub const MAX_PROCESSES: usize = 511;
-/// Requests that one process may have on their way to one other.
-pub const CHANNEL_LEN: usize = 256;
-/// Requests that one process may have on their way in all.
-pub const SLOTS: usize = 1024;
-/// Memory regions of a process that others can use directly; those of further keys go through its inbox.
-pub const PUBLISHED_MRS: usize = 16384;
-/// QPs of a process.
-pub const PUBLISHED_QPS: usize = 32768;
-/// Direct copies that one process may have running at once; a further one goes through the inbox.
-pub const HAZARDS: usize = 8;
-/// Most spans of a payload: a WQE has at most 16 SGEs and each is one span in a process.
-pub const SLOT_SPANS: usize = 16;
-
-/// Low bits of a QP number: the handle. The rest is the region, counted from 1.
-pub(crate) const HANDLE_BITS: u32 = 15;
-
-/// In place of a guest's index: the process that carries requests to other hosts (`gateway.rs`).
-pub const GATEWAY: u32 = u32::MAX;
-
-/// State of a slot, the low bits of its word.
-pub mod slot_state {
-    /// Its owner may fill it.
-    pub const FREE: u64 = 0;
-    /// Published in a channel; target and owner race for it by compare-and-swap.
-    pub const QUEUED: u64 = 1;
-    /// The target works on it.
-    pub const TAKEN: u64 = 2;
-    /// Answered: bits 4..16 hold the answer.
-    pub const DONE: u64 = 3;
-}
-
-/// A request on its way, owned by the requester's process. All plain fields are written before the word says QUEUED
-/// and not again before it says FREE.
-#[repr(C, align(64))]
-pub struct Slot {
-    /// Bits 0..4 the state, 4..16 the answer, 16..64 the sequence number that no other request of the host has.
-    pub word: AtomicU64,
-    /// The request, encoded (`words.rs`).
-    pub words: [AtomicU64; REQUEST_WORDS],
-    /// Number of spans.
-    pub span_cnt: AtomicU64,
-    /// Address and length of each span of payload.
-    pub spans: [[AtomicU64; 2]; SLOT_SPANS],
-}
-
-/// Room for the payload of a datagram.
-pub type SlotPayload = [AtomicU64; 512];
-
-/// Requests from the region's owner to one other process, oldest first. A cell is `sequence << 16 | slot`.
-#[repr(C)]
-pub struct Channel {
-    /// Incarnation of the target that the cells are meant for.
-    pub target: AtomicU32,
-    /// Count of cells ever published.
-    pub tail: AtomicU32,
-    /// The cells.
-    pub cells: [AtomicU64; CHANNEL_LEN],
-}
-
-/// What others may know of a memory region. Valid while `key` is not 0.
-#[repr(C)]
-pub struct PublishedMr {
-    /// Written last when added, cleared first when removed.
-    pub key: AtomicU32,
-    /// PD handle.
-    pub pd: AtomicU32,
-    /// Access flags.
-    pub access: AtomicU64,
-    /// First byte.
-    pub start: AtomicU64,
-    /// Bytes.
-    pub length: AtomicU64,
-}
-
-/// What others may know of a QP. `version` is odd while it changes. It is one line of the cache: who carries a request
-/// out for it looks here, and writes what it counts where it writes the PSN.
-#[repr(C, align(64))]
-pub struct PublishedQp {
-    /// Counts changes.
-    pub version: AtomicU32,
-    /// 1: see `QpView::placeable`.
-    pub placeable: AtomicU32,
-    /// The responder's next expected PSN; advanced by whoever carried a request out.
-    pub expected_psn: std::sync::atomic::AtomicU32,
-    /// QP number, to tell a reused handle.
-    pub qpn: AtomicU32,
-    /// PD handle.
-    pub pd: AtomicU32,
-    /// `qp_access_flags`.
-    pub access: AtomicU32,
-    /// QP number of its peer.
-    pub peer_qpn: AtomicU32,
-    /// For who watches: service type (bits 8..) and state.
-    pub what: AtomicU32,
-    /// GID of its peer.
-    pub peer_gid: [AtomicU64; 2],
-    /// Requests of its peer; counted by whoever carried them out.
-    pub received: Tally,
-}
-
-#[cfg(not(loom))]
-const _: () = assert!(size_of::<PublishedQp>() == 64 && size_of::<Sent>() == 64);
-
-/// What everybody looks at of every process.
-#[repr(C, align(64))]
-struct Seat {
-    /// Whose it is: an `Owner`, or 0 while it is free.
-    owner: AtomicU64,
-    /// Guest index.
-    guest: AtomicU32,
-    /// Number of the guest's host, the same in all seats. Others look at it only once the owner is ready.
-    host: AtomicU32,
-    /// The paths by which it may be reached: `Paths::bits`.
-    paths: AtomicU32,
-    /// Held by the owner's side thread.
-    guard: Guard,
-    /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
-    /// whoever empties the inbox.
-    hazards: [AtomicU64; HAZARDS + 1],
-}
-
-/// Pages of a region, in words of bits; more than there are.
-const PAGE_WORDS: usize = 48;
-const PAGE: usize = 4096;
-
-/// One process: what those look at who have to do with it.
-#[repr(C, align(4096))]
-pub struct Region {
-    /// Who sleeps.
-    pub bell: Bell,
-    /// Bit n: region n has published requests for this process.
-    pub inbox: [AtomicU64; 8],
-    /// Bit n: page n of the region has memory. It is a file: who touches a page for which there is none is killed.
-    pages: [AtomicU64; PAGE_WORDS],
-    /// How far this process has read the channel of region n: `incarnation of n << 32 | count`.
-    pub heads: [AtomicU64; MAX_PROCESSES],
-    /// Requests for others.
-    pub channels: [Channel; MAX_PROCESSES],
-    /// Their bodies.
-    pub slots: [Slot; SLOTS],
-    /// Payloads of datagrams, by slot.
-    pub payloads: [SlotPayload; SLOTS],
-    /// Memory regions by index (`key >> 8`).
-    pub mrs: [PublishedMr; PUBLISHED_MRS],
-    /// QPs by handle.
-    pub qps: [PublishedQp; PUBLISHED_QPS],
-    /// What they have asked for, for who watches.
-    pub sent: [Sent; PUBLISHED_QPS],
-}
-
-/// Version of this layout, so that two builds do not meet in one file.
-const LAYOUT: u64 = 0x7076_7264_6d61_000b;
-
-/// The front of the shared file.
-#[repr(C, align(4096))]
-pub struct Fabric {
-    /// `LAYOUT` plus the size, set by the first process.
-    layout: AtomicU64,
-    /// Next incarnation to give out.
-    incarnation: AtomicU32,
-    /// Regions from this one on were never used.
-    used: AtomicU32,
-    /// The PID namespace of all who own a region: the numbers of another one name other processes.
-    pid_namespace: AtomicU64,
-    /// Who carries requests to other hosts: region, counted from 1 (bits 32..), and incarnation. 0: nobody does.
-    gateway: AtomicU64,
-    /// How often it has looked after what guests have for other hosts. Nothing is ordered by it.
-    rounds: std::sync::atomic::AtomicU64,
-    /// Bit n: it has a link to host n. Nothing is ordered by it.
-    linked: [std::sync::atomic::AtomicU64; 4],
-    seats: [Seat; MAX_PROCESSES],
-}
-
-/// The regions follow in the file, one after the other.
-const FILE_LEN: u64 = (size_of::<Fabric>() + MAX_PROCESSES * size_of::<Region>()) as u64;
-
-/// Who owns a region, in one word, so that a region never seems to belong to a mixture of two processes, whatever
-/// instruction one of them is killed in: pid (bits 0..22), whether all is set up (22), low bits of the start time, to
-/// tell a reused pid (23..40), incarnation (40..64).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Owner(u64);
-
-impl Owner {
-    const READY: u64 = 1 << 22;
-
-    fn new(incarnation: u32, pid: libc::pid_t, started: u64) -> Owner {
-        Owner(u64::from(incarnation) << 40 | (started & 0x1_ffff) << 23 | pid as u64 & 0x3f_ffff)
-    }
-
-    fn ready(self) -> Owner {
-        Owner(self.0 | Owner::READY)
-    }
-
-    fn is_ready(self) -> bool {
-        self.0 & Owner::READY != 0
-    }
-
-    /// Below 2^22 (threads.h: PID_MAX_LIMIT).
-    fn pid(self) -> libc::pid_t {
-        (self.0 & 0x3f_ffff) as libc::pid_t
-    }
-
-    fn incarnation(self) -> u32 {
-        (self.0 >> 40) as u32
-    }
-
-    /// Whether the process still runs. A zombie does not.
-    fn runs(self) -> bool {
-        match started(self.pid()) {
-            Ok(started) => started.is_some_and(|started| self.0 >> 23 & 0x1_ffff == started & 0x1_ffff),
-            // A program may have no descriptor left to look it up with: that somebody has the number must do.
-            Err(_) => !is_nobody(self.pid()),
-        }
-    }
-}
+use std::sync::atomic::AtomicPtr;
 
 /// The fabric as far as it is mapped, and this process's region in it.
 pub struct Segment {
@@ -541,129 +330,9 @@ fn inwards(guest: u32) -> Paths {
     })
 }
 
-fn own_pid() -> libc::pid_t {
-    // SAFETY: no preconditions.
-    unsafe { libc::getpid() }
-}
-
-/// Takes a region that is free or whose owner is dead (or was this very process before an exec).
-fn claim(fabric: &Fabric, owner: Owner) -> io::Result<usize> {
-    // Whether a process that has this pid is still the same one is a dearer question, and asked only when it must be.
-    for thorough in [false, true] {
-        for (index, seat) in fabric.seats.iter().enumerate() {
-            let found = Owner(seat.owner.load(Ordering::SeqCst));
-            let free = found.0 == 0
-                || found.pid() == owner.pid()
-                || is_nobody(found.pid())
-                || thorough && is_over(seat, found);
-            if !free {
-                continue;
-            }
-            // Before the region can be seen to be ours: see `hazard::wait_for_all`.
-            fabric.used.fetch_max(index as u32 + 1, Ordering::SeqCst);
-            if seat.owner.compare_exchange(found.0, owner.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-                return Ok(index);
-            }
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EUSERS))
-}
-
-/// Whether the owner of a seat has ended, with all its threads.
-fn is_over(seat: &Seat, found: Owner) -> bool {
-    !found.runs() && seat.guard.thread().is_none()
-}
-
-/// Whether no process has this pid, not even a zombie.
-fn is_nobody(pid: libc::pid_t) -> bool {
-    // SAFETY: signal 0 is none; only the existence is asked for.
-    let found = unsafe { libc::kill(pid, 0) } == 0;
-    !found && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
-}
-
 /// The region that a QP number names.
 pub(crate) fn region_of(peer: &Endpoint) -> Option<usize> {
     (peer.qpn.0 >> HANDLE_BITS).checked_sub(1).map(|index| index as usize)
-}
-
-fn offset_of_region(index: usize) -> usize {
-    size_of::<Fabric>() + index * size_of::<Region>()
-}
-
-/// Region `index`, mapped if it was not yet.
-fn region(regions: &[AtomicPtr<Region>], file: RawFd, index: usize) -> Option<&'static Region> {
-    let place = regions.get(index)?;
-    let mut at = place.load(Ordering::Acquire);
-    if at.is_null() {
-        at = map(file, offset_of_region(index), size_of::<Region>()).ok()?.cast();
-        if let Err(first) = place.compare_exchange(std::ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
-            // SAFETY: the mapping just made, which nobody else knows.
-            unsafe { libc::munmap(at.cast(), size_of::<Region>()) };
-            at = first;
-        }
-    }
-    // SAFETY: page-aligned, mapped for the rest of the process's life, and made of atomics only, as `Fabric`.
-    Some(unsafe { &*at })
-}
-
-/// Maps `len` bytes of the file, for good.
-fn map(file: RawFd, offset: usize, len: usize) -> io::Result<*mut libc::c_void> {
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
-    // SAFETY: a new mapping, placed by the kernel.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, file, offset as libc::off_t) };
-    if at == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the mapping just made. A child of fork has no business in the fabric.
-    unsafe { libc::madvise(at, len, libc::MADV_DONTFORK) };
-    Ok(at)
-}
-
-/// Gives pages of the file back; they read as zeros then, through every mapping. `false`: this file system cannot.
-fn punch(file: &File, offset: usize, len: usize) -> bool {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no pointers; our file.
-    unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) == 0 }
-}
-
-/// Has memory put behind a part of the file. File systems that cannot tell beforehand are believed to have some.
-fn allocate(file: RawFd, offset: usize, len: usize) -> io::Result<()> {
-    // SAFETY: no pointers; our file.
-    let failed =
-        unsafe { libc::fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset as libc::off_t, len as libc::off_t) != 0 };
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::ENOMEM) if failed => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Pages of `region` that a part of it lies in.
-fn pages_of<T>(region: &Region, part: &T) -> std::ops::RangeInclusive<usize> {
-    let offset = std::ptr::from_ref(part) as usize - std::ptr::from_ref(region) as usize;
-    offset / PAGE..=(offset + size_of::<T>() - 1) / PAGE
-}
-
-fn say_once(error: &io::Error) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        say(format_args!("the run directory's file system: {error}"));
-    }
-}
-
-/// Beyond it a file may not grow: the attempt costs the program its life (SIGXFSZ).
-fn file_size_limit() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is ours.
-    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {
-        0 => limit.rlim_cur,
-        _ => u64::MAX,
-    }
-}
-
-/// Names the PID namespace of this process; 0: nobody knows.
-fn pid_namespace() -> u64 {
-    std::fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
 fn other_namespace() -> io::Error {
@@ -766,40 +435,6 @@ impl Fabric {
     }
 }
 
-impl Region {
-    /// Whether a part of it may be touched.
-    pub fn has<T>(&self, part: &T) -> bool {
-        cfg!(all(loom, test))
-            || pages_of(self, part).all(|page| self.pages[page / 64].load(Ordering::Acquire) & 1 << (page % 64) != 0)
-    }
-
-    /// The same by hand.
-    fn clear(&self) {
-        let words = std::ptr::from_ref(self).cast::<u64>().cast_mut();
-        for n in 0..size_of::<Region>() / 8 {
-            // SAFETY: within this region, aligned, and nothing but atomics, so that a late reader of the former owner's
-            // words is no data race.
-            unsafe { AtomicU64::from_ptr(words.add(n)) }.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Start time of a process (proc(5): stat, fields 3 and 22); `None` if it is gone or a zombie.
-fn started(pid: libc::pid_t) -> io::Result<Option<u64>> {
-    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // It went between open and read.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        stat => stat?,
-    };
-    // The second field is the program's name in parentheses and may hold anything.
-    let mut fields = stat.rsplit(')').next().unwrap_or_default().trim_start().split(' ');
-    if matches!(fields.next(), None | Some("" | "Z" | "X" | "x")) {
-        return Ok(None);
-    }
-    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
-}
-
 /// Several processes in one, over memory of their own, for tests and models. They all have this process's pid.
 #[cfg(test)]
 pub mod by_hand {
@@ -866,6 +501,7 @@ pub mod by_hand {
 
 #[cfg(test)]
 mod tests {
+    use super::owner::is_nobody;
     use super::*;
 
     #[test]
