@@ -13,18 +13,18 @@
 
 use crate::frames::{self, Part, Progress, Source, Style};
 use crate::writer::{Settings, Writer, now};
-use pvrdma_device::handle::{Gid, Psn, QpHandle};
+use pvrdma_device::handle::{Psn, QpHandle};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::rings::wqe::{Grh, QpKind};
+use pvrdma_device::transport::fault::{Faults, Faulty};
+use pvrdma_device::transport::layer::Layer;
 use pvrdma_device::transport::segment::Segment;
 use pvrdma_device::transport::{
-    Answer, Bounds, Endpoint, Far, Figures, Op, Path, QpView, Request, Requester, Responder, Station, Submitted, Token,
-    Transport,
+    Answer, Far, Op, QpView, Request, Requester, Responder, Station, Submitted, Token, Transport,
 };
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_roce::frame::Frame;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -174,9 +174,8 @@ impl Capture {
 
 impl Tap {
     /// Names the device that it stands in front of. Later calls are ignored.
-    pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
-        let device: Weak<D> = Arc::downgrade(device);
-        let _ = self.device.set(device);
+    pub fn attach(&self, device: Arc<dyn Station>) {
+        let _ = self.device.set(Arc::downgrade(&device));
     }
 
     fn device(&self) -> Option<Arc<dyn Station>> {
@@ -218,40 +217,11 @@ impl Requester for Tap {
     }
 }
 
-/// The parts of a transport that are not looked at.
-macro_rules! unseen {
-    () => {
-        fn lost(&self, token: Token) -> bool {
-            self.inner.lost(token)
-        }
+impl Layer for Tap {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
+    }
 
-        fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
-            self.inner.path(source, peer)
-        }
-
-        fn figures(&self, qp: QpHandle) -> Option<Figures> {
-            self.inner.figures(qp)
-        }
-
-        fn expected_psn(&self, qp: QpHandle) -> Option<&'static AtomicU32> {
-            self.inner.expected_psn(qp)
-        }
-
-        fn mr_added(&self, key: u32, bounds: &Bounds) {
-            self.inner.mr_added(key, bounds);
-        }
-
-        fn mr_removed(&self, key: u32) {
-            self.inner.mr_removed(key);
-        }
-
-        fn gid_bound(&self, gid: Gid, bound: bool) {
-            self.inner.gid_bound(gid, bound);
-        }
-    };
-}
-
-impl Transport for Tap {
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
         self.book.begin(request, local, false);
         let submitted = self.inner.submit(request, memory, local);
@@ -275,8 +245,28 @@ impl Transport for Tap {
         drop(state);
         self.inner.qp_changed(view);
     }
+}
 
-    unseen!();
+/// A device on `network`, with the faults and the capture that somebody asked for between the two; `make` makes it on
+/// what it is given. Returns with it what the network is to take for the device.
+pub fn plug<D: Station + 'static>(
+    network: Arc<dyn Transport>,
+    faults: Option<Faults>,
+    capture: Option<Capture>,
+    make: impl FnOnce(Arc<dyn Transport>) -> Arc<D>,
+) -> (Arc<D>, Arc<dyn Station>) {
+    let network = match (faults, &capture) {
+        (Some(faults), Some(capture)) => Faulty::new(capture.behind(network), faults),
+        (Some(faults), None) => Faulty::new(network, faults),
+        (None, _) => network,
+    };
+    let Some(tap) = capture.map(|capture| capture.tap(network.clone())) else {
+        let device = make(network);
+        return (device.clone(), device);
+    };
+    let device = make(tap.clone());
+    tap.attach(device.clone());
+    (device, tap)
 }
 
 /// See [`Capture::behind`].
@@ -285,7 +275,11 @@ struct Behind {
     inner: Arc<dyn Transport>,
 }
 
-impl Transport for Behind {
+impl Layer for Behind {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
+    }
+
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
         {
             let mut state = self.book.lock();
@@ -318,10 +312,4 @@ impl Transport for Behind {
         drop(state);
         self.inner.cancel(token);
     }
-
-    fn qp_changed(&self, view: &QpView) {
-        self.inner.qp_changed(view);
-    }
-
-    unseen!();
 }

@@ -1,7 +1,7 @@
 //! What a tap writes while two devices talk: each message once, as the frames it would be, and the answers to it.
 
 use pvrdma_capture::file::{RECORD, Sink};
-use pvrdma_capture::tap::Capture;
+use pvrdma_capture::tap::{self, Capture};
 use pvrdma_capture::writer::Settings;
 use pvrdma_device::memory::{DmaAddr, Fault, Memory};
 use pvrdma_device::testing::Ram;
@@ -9,9 +9,7 @@ use pvrdma_device::testing::driver::{Driver, Layout};
 use pvrdma_device::testing::end::{End, Path, connect, pump_until};
 use pvrdma_device::testing::queue::QpSize;
 use pvrdma_device::testing::wr::{RecvWr, SendWr, sge};
-use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fabric::{Fabric, Port};
-use pvrdma_device::transport::fault::Faulty;
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_SEND_SIGNALED, PVRDMA_SEND_SOLICITED};
 use pvrdma_roce::frame::Frame;
@@ -88,15 +86,14 @@ impl Bench {
         let (port, memory) = (Port::new(&fabric), Arc::new(Later::default()));
         let settings = Settings { sink: Box::new(file.clone()), v1: how.v1 };
         let capture = Capture::new(settings, memory.clone());
-        let network: Arc<dyn Transport> = match how.faults {
-            "" => port.clone(),
-            list => Faulty::new(capture.behind(port.clone()), list.parse().unwrap()),
-        };
-        let tap = capture.tap(network);
-        let tapped = Driver::on(0, Layout::Pdir, 16 << 20, tap.clone());
+        let faults = (!how.faults.is_empty()).then(|| how.faults.parse().unwrap());
+        let mut tapped = None;
+        let (_, station) = tap::plug(port.clone(), faults, Some(capture), |network| {
+            tapped.insert(Driver::on(0, Layout::Pdir, 16 << 20, network)).device.clone()
+        });
+        let tapped = tapped.expect("it was made");
         memory.0.set(tapped.ram.clone()).ok().unwrap();
-        tap.attach(&tapped.device);
-        port.attach(&tap);
+        port.attach(station);
         tapped.bind();
         let [a, b] =
             [tapped, Driver::new(&fabric, 1, Layout::Pdir)].map(|driver| End::new(&Arc::new(driver), QpSize::wr(16)));

@@ -124,9 +124,8 @@ impl HostTransport {
     }
 
     /// Names the device that this transport serves, or what stands in front of it.
-    pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
-        let device: Weak<D> = Arc::downgrade(device);
-        let _ = self.device.set(device);
+    pub fn attach(&self, device: Arc<dyn Station>) {
+        let _ = self.device.set(Arc::downgrade(&device));
     }
 
     /// QP numbers of this process are this plus the handle.

@@ -7,15 +7,14 @@ use crate::kernel::uverbs::Driver;
 use crate::kernel::{fd, trap, uar, ucma};
 use crate::support::fresh::{self, OWN};
 use crate::support::{capture, hooks, raw, thread, trace};
-use pvrdma_capture::tap::Capture;
+use pvrdma_capture::tap::{self, Capture};
 use pvrdma_capture::writer::Settings;
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::guest::{Guest, Roce};
 use pvrdma_device::handle::{CtxHandle, Gid};
-use pvrdma_device::transport::Transport;
-use pvrdma_device::transport::fault::{Faults, Faulty};
+use pvrdma_device::transport::fault::Faults;
 use pvrdma_device::transport::path::Paths;
 use pvrdma_fabric::memory::ProcessMemory;
 use pvrdma_fabric::say::say;
@@ -167,26 +166,10 @@ impl Process {
             let v1 = roce == Roce::V1;
             Capture::new(Settings { sink, v1 }, Arc::new(ProcessMemory))
         });
-        let faults = faults()?;
-        let network: Arc<dyn Transport> = match (faults, &capture) {
-            (Some(faults), Some(capture)) => Faulty::new(capture.behind(transport.clone()), faults),
-            (Some(faults), None) => Faulty::new(transport.clone(), faults),
-            (None, _) => transport.clone(),
-        };
-        let new = |network| Device::new(config, Arc::new(ProcessMemory), events.clone(), network);
-        let device = match capture.map(|capture| capture.tap(network.clone())) {
-            Some(tap) => {
-                let device = new(tap.clone());
-                tap.attach(&device);
-                transport.attach(&tap);
-                device
-            }
-            None => {
-                let device = new(network);
-                transport.attach(&device);
-                device
-            }
-        };
+        let (device, station) = tap::plug(transport.clone(), faults()?, capture, |network| {
+            Device::new(config, Arc::new(ProcessMemory), events.clone(), network)
+        });
+        transport.attach(station);
         for (index, gid) in guest.gids() {
             let bind = Command::CreateBind { index, gid, gid_type: roce.gid_type(), vlan: 0xfff, mtu: 1024 };
             device.command(&bind).map_err(|error| error.errno())?;

@@ -8,16 +8,15 @@
 use std::sync::Arc;
 
 use pvrdma_capture::file::CaptureFile;
-use pvrdma_capture::tap::Capture;
+use pvrdma_capture::tap::{self, Capture};
 use pvrdma_capture::writer::Settings;
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
 use pvrdma_device::guest::Roce;
 use pvrdma_device::memory::{Buffer, DmaAddr, Fault, Memory, PageTable};
-use pvrdma_device::transport::Transport;
 use pvrdma_device::transport::fabric::{Fabric, Port};
-use pvrdma_device::transport::fault::{Faults, Faulty};
+use pvrdma_device::transport::fault::Faults;
 use pvrdma_ffi::dev_api::*;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -104,25 +103,10 @@ impl Session {
             let v1 = host.config.gid_type == PVRDMA_GID_TYPE_FLAG_ROCE_V1;
             Capture::new(Settings { sink: Box::new(file), v1 }, host.memory.clone())
         });
-        let transport: Arc<dyn Transport> = match (host.faults, &capture) {
-            (Some(faults), Some(capture)) => Faulty::new(capture.behind(port.clone()), faults),
-            (Some(faults), None) => Faulty::new(port.clone(), faults),
-            (None, _) => port.clone(),
-        };
-        let new = |transport| Device::new(host.config, host.memory.clone(), line.clone(), transport);
-        let device = match capture.map(|capture| capture.tap(transport.clone())) {
-            Some(tap) => {
-                let device = new(tap.clone());
-                tap.attach(&device);
-                port.attach(&tap);
-                device
-            }
-            None => {
-                let device = new(transport);
-                port.attach(&device);
-                device
-            }
-        };
+        let (device, station) = tap::plug(port.clone(), host.faults, capture, |network| {
+            Device::new(host.config, host.memory.clone(), line.clone(), network)
+        });
+        port.attach(station);
         host.shown.set(&device);
 
         let caps_at = at.offset(std::mem::offset_of!(pvrdma_device_shared_region, caps) as u64);

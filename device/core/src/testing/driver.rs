@@ -173,7 +173,7 @@ impl Driver {
 
     /// Puts it on the fabric that `port` belongs to, and binds its GID.
     pub fn plug(&self, port: &Port) {
-        port.attach(&self.cutting);
+        port.attach(self.cutting.clone());
         self.bind();
     }
 

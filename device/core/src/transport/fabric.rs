@@ -128,9 +128,8 @@ impl Port {
     }
 
     /// Names the device that this plug serves. Later calls are ignored.
-    pub fn attach<D: Station + 'static>(&self, device: &Arc<D>) {
-        let device: Weak<D> = Arc::downgrade(device);
-        let _ = self.device.set(Origin { port: self.number, device });
+    pub fn attach(&self, device: Arc<dyn Station>) {
+        let _ = self.device.set(Origin { port: self.number, device: Arc::downgrade(&device) });
     }
 }
 

@@ -4,13 +4,13 @@
 //! It stands between the engine and any other transport. A request that is lost is `Pending` for ever and `lost` when
 //! the engine asks, so that those behind it go on and meet a responder that misses one.
 
-use super::{Answer, Bounds, Endpoint, Figures, Op, Path, QpView, Request, Submitted, Token, Transport};
-use crate::handle::{Gid, QpHandle};
+use super::layer::Layer;
+use super::{Answer, Op, QpView, Request, Submitted, Token, Transport};
+use crate::handle::QpHandle;
 use crate::memory::{Memory, Span};
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -229,7 +229,11 @@ impl Faulty {
     }
 }
 
-impl Transport for Faulty {
+impl Layer for Faulty {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
+    }
+
     fn submit(&self, request: &Request, memory: &dyn Memory, local: &[Span]) -> Submitted {
         let qp = request.token.qp;
         let datagram = matches!(request.op, Op::Datagram { .. });
@@ -297,35 +301,11 @@ impl Transport for Faulty {
         self.lock().lost.contains(&token) || self.inner.lost(token)
     }
 
-    fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
-        self.inner.path(source, peer)
-    }
-
-    fn figures(&self, qp: QpHandle) -> Option<Figures> {
-        self.inner.figures(qp)
-    }
-
-    fn expected_psn(&self, qp: QpHandle) -> Option<&'static AtomicU32> {
-        self.inner.expected_psn(qp)
-    }
-
     fn qp_changed(&self, view: &QpView) {
         if matches!(view.state, PVRDMA_QPS_ERR | PVRDMA_QPS_RESET) {
             self.cancel_duplicates(view.handle, |_| true);
         }
         self.inner.qp_changed(view);
-    }
-
-    fn mr_added(&self, key: u32, bounds: &Bounds) {
-        self.inner.mr_added(key, bounds);
-    }
-
-    fn mr_removed(&self, key: u32) {
-        self.inner.mr_removed(key);
-    }
-
-    fn gid_bound(&self, gid: Gid, bound: bool) {
-        self.inner.gid_bound(gid, bound);
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod fabric;
 pub mod fault;
 pub mod figures;
+pub mod layer;
 pub mod path;
 pub mod segment;
 
