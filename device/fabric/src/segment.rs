@@ -123,7 +123,7 @@ impl Segment {
         seat.hazards.iter().for_each(|hazard| hazard.store(0, Ordering::Relaxed));
         seat.guest.store(guest, Ordering::Relaxed);
         seat.host.store(host.into(), Ordering::Relaxed);
-        seat.paths.store(paths.bits(), Ordering::Relaxed);
+        seat.paths.store(paths.bits() as u16, Ordering::Relaxed);
         seat.guard.clear();
         let owner = owner.ready();
         seat.owner.store(owner.0, Ordering::SeqCst);
@@ -210,7 +210,7 @@ impl Segment {
 
     /// Whether `process` takes something in that comes this way, and this one may send it.
     pub fn may_reach(&self, process: Process) -> bool {
-        let theirs = Paths::from_bits(self.fabric.seats[process.index].paths.load(Ordering::Relaxed));
+        let theirs = Paths::from_bits(self.fabric.seats[process.index].paths.load(Ordering::Relaxed).into());
         self.paths.and(theirs).and(self.inwards) == self.inwards
     }
 
@@ -341,7 +341,7 @@ fn other_namespace() -> io::Error {
     )
 }
 
-fn other_host(number: u32) -> io::Error {
+fn other_host(number: u16) -> io::Error {
     let theirs = match number {
         0 => "without a number".to_owned(),
         number => format!("with number {number}"),
@@ -397,7 +397,7 @@ impl Fabric {
         let others = |seat: &Seat| {
             let found = Owner(seat.owner.load(Ordering::SeqCst));
             let number = seat.host.load(Ordering::Relaxed);
-            let differs = found.is_ready() && number != u32::from(host);
+            let differs = found.is_ready() && number != u16::from(host);
             let lives = differs && !seat.guard.has_died() && !is_over(seat, found);
             (lives && seat.owner.load(Ordering::SeqCst) == found.0).then_some(number)
         };
@@ -465,7 +465,7 @@ pub mod by_hand {
     /// The process uses these paths and no others.
     pub fn leave(segment: &mut Segment, paths: Paths) {
         segment.paths = paths;
-        segment.fabric.seats[segment.own].paths.store(paths.bits(), Ordering::Relaxed);
+        segment.fabric.seats[segment.own].paths.store(paths.bits() as u16, Ordering::Relaxed);
     }
 
     /// The process carries requests of other hosts.
@@ -481,7 +481,7 @@ pub mod by_hand {
         let owner = Owner::new(own as u32 + 1, pid, started(pid).unwrap().unwrap()).ready();
         let seat = &fabric.seats[own];
         seat.guest.store(1, Ordering::Relaxed);
-        seat.paths.store(Paths::default().bits(), Ordering::Relaxed);
+        seat.paths.store(Paths::default().bits() as u16, Ordering::Relaxed);
         seat.owner.store(owner.0, Ordering::SeqCst);
         fabric.used.fetch_max(own as u32 + 1, Ordering::SeqCst);
         Segment {
@@ -557,7 +557,7 @@ mod tests {
         let owners = [owner(0), owner(1)];
         for _ in 0..2000 {
             let stays = |seat: usize| {
-                fabric.seats[seat].host.store(seat as u32, Ordering::Relaxed);
+                fabric.seats[seat].host.store(seat as u16, Ordering::Relaxed);
                 fabric.seats[seat].owner.store(owners[seat].ready().0, Ordering::SeqCst);
                 fabric.agree(seat as u8).is_ok()
             };

@@ -307,6 +307,10 @@ fn behind_a_path_that_is_left_out_is_nobody() {
             false => (Path::None, Submitted::Answered(Answer::Silence), Answer::Silence),
         };
         assert_eq!(here.path(&endpoint(0).gid, &endpoint(1)), path);
+        // A manager has no region in its number: it is that of any process of the guest, this one too.
+        let manager = Endpoint { qpn: Qpn(1), ..endpoint(1) };
+        let path = if here.segment().paths().memory() { Path::Memory } else { path };
+        assert_eq!(here.path(&endpoint(0).gid, &manager), path);
         assert_eq!(here.submit(&message(1), &ProcessMemory, &[]), submitted);
         assert_eq!(here.submit(&datagram(message(2)), &ProcessMemory, &[]), Submitted::Answered(sent));
         assert_eq!(there.pump_for(&While(|_| {}, RefCell::default())), reached);
@@ -339,7 +343,7 @@ fn who_watches_sees_qps_and_what_they_have_done() {
     let transport = HostTransport::new(Segment::join(&dir, 3, 1, Paths::default(), |file| file).unwrap());
     let seen = || -> Vec<QpReport> {
         let view = view::look(&dir).unwrap().unwrap();
-        assert_eq!((view.host, view.gateway), (3, None));
+        assert_eq!((view.host, view.gateway), (Some(3), None));
         let [Seen { guest, pid, paths, qps: Ok(qps) }] = &view.processes[..] else { panic!("{view:?}") };
         assert_eq!((guest.host(), guest.index(), *pid), (3, 1, std::process::id() as i32));
         assert_eq!(*paths, Paths::default());

@@ -24,6 +24,9 @@ pub const SLOT_SPANS: usize = 16;
 /// Low bits of a QP number: the handle. The rest is the region, counted from 1.
 pub(crate) const HANDLE_BITS: u32 = 15;
 
+/// Number of the management QP, at every address, and its handle (IBA vol. 1, 3.5.3).
+pub const GSI: u32 = 1;
+
 /// In place of a guest's index: the process that carries requests to other hosts (`gateway.rs`).
 pub const GATEWAY: u32 = u32::MAX;
 
@@ -119,15 +122,19 @@ pub(super) struct Seat {
     /// Guest index.
     pub(super) guest: AtomicU32,
     /// Number of the guest's host, the same in all seats. Others look at it only once the owner is ready.
-    pub(super) host: AtomicU32,
+    pub(super) host: std::sync::atomic::AtomicU16,
     /// The paths by which it may be reached: `Paths::bits`.
-    pub(super) paths: AtomicU32,
+    pub(super) paths: std::sync::atomic::AtomicU16,
     /// Held by the owner's side thread.
     pub(super) guard: Guard,
     /// Copies into or out of the memory of other processes that are running (`hazard.rs`; 0: none). The last is that of
     /// whoever empties the inbox.
     pub(super) hazards: [AtomicU64; HAZARDS + 1],
 }
+
+/// Two lines of the cache: a third one for the hazard of the inbox would be one more for each message.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Seat>() == 128);
 
 /// Pages of a region, in words of bits; more than there are.
 pub(super) const PAGE_WORDS: usize = 48;
@@ -159,7 +166,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000b;
+pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000c;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]

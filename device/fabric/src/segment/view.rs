@@ -5,8 +5,8 @@
 //! that have memory, by read(2): to touch another one would give it some, or kill where there is none left.
 
 use super::{
-    FILE_LEN, Fabric, GATEWAY, LAYOUT, PAGE, PAGE_WORDS, PUBLISHED_QPS, PublishedQp, Region, Segment, offset_of_region,
-    other_namespace, pid_namespace, region_of,
+    FILE_LEN, Fabric, GATEWAY, GSI, LAYOUT, PAGE, PAGE_WORDS, PUBLISHED_QPS, Process, PublishedQp, Region, Segment,
+    offset_of_region, other_namespace, pid_namespace, region_of,
 };
 use crate::sync::Ordering;
 use crate::words::{to_gid, what_is};
@@ -27,8 +27,8 @@ use std::path::Path;
 /// All that runs on a fabric.
 #[derive(Debug)]
 pub struct View {
-    /// Number of its host.
-    pub host: u8,
+    /// Number of its host, if somebody lives there who says it.
+    pub host: Option<u8>,
     /// The process that carries requests to other hosts.
     pub gateway: Option<libc::pid_t>,
     /// The processes of guests.
@@ -70,15 +70,16 @@ pub fn look(dir: &Path) -> io::Result<Option<View>> {
     if namespace != 0 && namespace != pid_namespace() {
         return Err(other_namespace());
     }
-    let mut view = View { host: 0, gateway: None, processes: Vec::new() };
+    let mut view = View { host: None, gateway: None, processes: Vec::new() };
     for index in fabric.used() {
         let Some(process) = fabric.process(index).filter(|process| fabric.alive(*process)) else { continue };
         let seat = &fabric.seats[index];
-        view.host = seat.host.load(Ordering::Relaxed) as u8;
+        let host = seat.host.load(Ordering::Relaxed) as u8;
+        view.host = Some(host);
         if seat.guest.load(Ordering::Relaxed) == GATEWAY {
             view.gateway = Some(process.pid);
-        } else if let Some(guest) = fabric.guest(index, view.host) {
-            let paths = Paths::from_bits(seat.paths.load(Ordering::Relaxed));
+        } else if let Some(guest) = fabric.guest(index, host) {
+            let paths = Paths::from_bits(seat.paths.load(Ordering::Relaxed).into());
             let qps = qps(fabric, &file, index);
             // What was read is of no use if somebody else has the region since.
             if fabric.process(index) == Some(process) {
@@ -184,19 +185,23 @@ impl Fabric {
     /// The way from the process in seat `from` to a peer.
     fn path(&self, from: usize, peer: &Endpoint) -> Way {
         let Some((seat, guest)) = self.seats.get(from).zip(Guest::of(&peer.gid)) else { return Way::None };
-        let own = Paths::from_bits(seat.paths.load(Ordering::Relaxed));
+        let own = Paths::from_bits(seat.paths.load(Ordering::Relaxed).into());
         let (host, here) = (guest.host(), seat.host.load(Ordering::Relaxed) as u8);
         if host != here {
             let linked = || self.linked[usize::from(host / 64)].load(Ordering::Relaxed) & 1 << (host % 64) != 0;
             let gateway = self.gateway().filter(|gateway| own.tcp() && linked() && self.alive(*gateway));
             return gateway.map_or(Way::None, |_| Way::Tcp { host: host.into() });
         }
-        let process = region_of(peer).and_then(|index| self.process(index));
-        let process = process.filter(|process| self.guest(process.index, here).is_some_and(|of| of.has(&peer.gid)));
-        let is_there = process.is_some_and(|process| {
-            let theirs = Paths::from_bits(self.seats[process.index].paths.load(Ordering::Relaxed));
-            own.and(theirs).memory() && self.alive(process)
-        });
+        let has_it = |process: &Process| {
+            let theirs = Paths::from_bits(self.seats[process.index].paths.load(Ordering::Relaxed).into());
+            let guest = self.guest(process.index, here);
+            guest.is_some_and(|of| of.has(&peer.gid)) && own.and(theirs).memory() && self.alive(*process)
+        };
+        let is_there = match peer.qpn.0 {
+            // The manager of a guest is whichever of its processes it is for.
+            GSI => self.used().filter_map(|index| self.process(index)).any(|process| has_it(&process)),
+            _ => region_of(peer).and_then(|index| self.process(index)).is_some_and(|process| has_it(&process)),
+        };
         if is_there { Way::Memory } else { Way::None }
     }
 }

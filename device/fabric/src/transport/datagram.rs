@@ -1,16 +1,13 @@
 //! Datagrams: their payload travels in the slot, so that nobody waits for anybody, and one that finds no room is lost.
 
 use super::{Body, Flying, HostTransport, Outbox};
-use crate::segment::{Process, slot_state};
+use crate::segment::{GSI, Process, slot_state};
 use crate::sync::Ordering;
 use crate::words::encode;
 use pvrdma_device::handle::Gid;
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Payload, Request, Submitted};
 use std::time::{Duration, Instant};
-
-/// Number of the management QP, at every address, and its handle (IBA vol. 1, 3.5.3).
-const GSI: u32 = 1;
 
 impl HostTransport {
     /// Sends a datagram: its payload travels in the slot, so that nobody waits for the target.
