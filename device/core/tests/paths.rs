@@ -8,6 +8,7 @@ use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::transport::fabric::{Fabric, Origin, Uplink};
 use pvrdma_device::transport::figures::{Counted, QpReport};
 use pvrdma_device::transport::{Endpoint, Path, Request, Submitted, Token};
+use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,18 @@ fn who_gives_up_is_told_which_path_has_died() {
     a.bring_up(nowhere(), &hasty());
     assert_eq!(report(&a).path, Path::None);
     assert_eq!(send(&a, &[]), (PVRDMA_WC_RETRY_EXC_ERR, 0x80));
+
+    // Another peer had one.
+    let [a, b] = guests();
+    connect(&a, &b, &hasty());
+    b.recv(&RecvWr::new(1, &[]));
+    assert_eq!(send(&a, &[&b.driver]), (PVRDMA_WC_SUCCESS, 0));
+    a.modify_state(PVRDMA_QPS_SQD).expect("SQD");
+    let (mask, mut attrs) = hasty().rtr(nowhere());
+    attrs.qp_state = PVRDMA_QPS_SQD;
+    a.modify((mask & (PVRDMA_QP_STATE | PVRDMA_QP_AV), attrs)).expect("another address");
+    a.modify_state(PVRDMA_QPS_RTS).expect("RTS");
+    assert_eq!(send(&a, &[&b.driver]), (PVRDMA_WC_RETRY_EXC_ERR, 0x80));
 
     // It is there, and nobody answers.
     let [a, b] = guests();

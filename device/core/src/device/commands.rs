@@ -11,7 +11,7 @@ use crate::objects::mr::Mr;
 use crate::objects::qp::{Attrs, Qp, check_create, check_modify, merge};
 use crate::objects::srq::{SRQ_EXTRA, Srq};
 use crate::rings::wqe::{MAX_SGE, QpKind};
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Path};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{
     PVRDMA_ACCESS_LOCAL_WRITE, PVRDMA_ACCESS_REMOTE_ATOMIC, PVRDMA_ACCESS_REMOTE_WRITE, PVRDMA_PAGE_SIZE,
@@ -306,6 +306,10 @@ impl Device {
         self.engine.transport.qp_changed(&qp.view());
         if to == PVRDMA_QPS_RESET {
             self.engine.drop_sends(&qp, &mut sq);
+        }
+        if mask & PVRDMA_QP_AV != 0 {
+            // The way to another peer is none that this one has had.
+            sq.had_path = Path::None;
         }
         match (mask & PVRDMA_QP_AV != 0, to) {
             // Whoever gave the command is told by its answer's trace line.

@@ -331,13 +331,13 @@ impl Engine {
     /// Tells by which way datagrams go to an address, at the first one and when it has changed.
     fn tell_of_datagram(&self, qp: &Qp, sq: &mut SendQueue, source: &Gid, dest: &Endpoint) {
         let path = self.transport().path(source, dest);
-        match sq.told.iter().position(|(gid, _)| *gid == dest.gid) {
+        match sq.told.iter().position(|(told, _)| told == dest) {
             Some(at) if sq.told[at].1 == path => return,
             Some(at) => drop(sq.told.swap_remove(at)),
             None if sq.told.len() >= TOLD => drop(sq.told.swap_remove(0)),
             None => {}
         }
-        sq.told.push((dest.gid, path));
+        sq.told.push((*dest, path));
         self.interrupts().path(qp.handle, &dest.gid, path);
     }
 

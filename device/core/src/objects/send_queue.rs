@@ -3,11 +3,11 @@
 //! `engine/requester.rs` moves it. A WQE that was taken is `Owed`: it leaves the list only through `Engine::settle`, as
 //! a completion, a silent success or a flush.
 
-use crate::handle::{Gid, Psn, QpHandle};
+use crate::handle::{Psn, QpHandle};
 use crate::memory::Span;
 use crate::rings::ring::Consumer;
 use crate::rings::wqe::WorkRequest;
-use crate::transport::{Path, Token};
+use crate::transport::{Endpoint, Path, Token};
 use pvrdma_ffi::dev_api::pvrdma_qp_attr;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::collections::VecDeque;
@@ -41,7 +41,7 @@ pub struct SendQueue {
     pub(crate) path: Path,
     pub(crate) had_path: Path,
     /// Whom a trace has been told the way to, by a datagram QP.
-    pub(crate) told: Vec<(Gid, Path)>,
+    pub(crate) told: Vec<(Endpoint, Path)>,
     pub(crate) spans: Vec<Span>,
 }
 

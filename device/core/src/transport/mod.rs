@@ -326,7 +326,8 @@ pub trait Transport: Send + Sync {
     /// Whether a pending request will never be answered because its responder is gone.
     fn lost(&self, token: Token) -> bool;
 
-    /// The way from `source`, an address of this device, to `peer` as things are now. Not for the data path.
+    /// The way from `source`, an address of this device, to `peer` as things are now. Not for the data path, unless
+    /// there is a trace.
     fn path(&self, _source: &Gid, _peer: &Endpoint) -> Path {
         Path::Memory
     }
