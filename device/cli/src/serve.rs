@@ -18,7 +18,7 @@ use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_device::transport::path::Paths;
 use pvrdma_link::Uplink;
-use pvrdma_link::tell::tell;
+use pvrdma_link::tell::tell_all;
 use pvrdma_link::uplink::Reporter;
 use pvrdma_vfio_user::{Access, Listener, Settings, TraceFile, Watch};
 
@@ -139,11 +139,9 @@ fn tell_of(sockets: &[PathBuf], watch: Watch, links: Option<Reporter>) -> Vec<Ar
     let wait = |socket: &PathBuf| -> anyhow::Result<Arc<Listener>> {
         let listener = Arc::new(Listener::bind(&status::beside(socket), Access::default())?);
         let (own, show) = (listener.clone(), show.clone());
-        std::thread::Builder::new().name("pvrdma-status".into()).spawn(move || {
-            while let Ok(asker) = own.accept() {
-                tell(asker, &*show);
-            }
-        })?;
+        // It ends with the process.
+        let wait = move || -> () { tell_all(|| own.accept(), &*show) };
+        std::thread::Builder::new().name("pvrdma-status".into()).spawn(wait)?;
         Ok(listener)
     };
     let waited = sockets.iter().map(wait);

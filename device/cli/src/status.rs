@@ -13,9 +13,11 @@ use std::net::Ipv6Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use lexopt::prelude::*;
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::Gid;
@@ -82,13 +84,20 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks over a socket. `None`: nobody is there.
+/// Asks over a socket, and waits so long and no longer. `None`: nobody is there.
 pub fn ask(socket: &Path, json: bool) -> anyhow::Result<Option<String>> {
+    let (tell, told) = mpsc::channel();
+    let socket = socket.to_owned();
+    // One that is stopped holds up even who connects, once enough others wait: a thread that goes with this process.
+    thread::Builder::new().spawn(move || tell.send(asked(&socket, json)))?;
+    told.recv_timeout(PATIENCE).unwrap_or_else(|_| bail!("no answer within {} seconds", PATIENCE.as_secs()))
+}
+
+fn asked(socket: &Path, json: bool) -> anyhow::Result<Option<String>> {
     let mut stream = match UnixStream::connect(socket) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
         stream => stream.with_context(|| socket.display().to_string())?,
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(if json { b"json\n" } else { b"text\n" })?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -157,7 +166,7 @@ fn spelled(gids: &[Gid]) -> Vec<String> {
 
 fn of_guests(dir: &Path, json: bool) -> anyhow::Result<String> {
     let view = view::look(dir).with_context(|| dir.join("fabric").display().to_string())?;
-    let (host, mut seen) = view.map_or((None, Vec::new()), |view| (Some(view.host), view.processes));
+    let (host, mut seen) = view.map_or((None, Vec::new()), |view| (view.host, view.processes));
     seen.sort_by_key(|process| (process.guest.index(), process.pid));
     let name = |guest: Guest| {
         let file = dir.join(format!("guests/{}/name", guest.index()));

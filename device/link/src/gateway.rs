@@ -260,19 +260,16 @@ pub fn run(
 
 /// Tells whoever asks.
 fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show) {
-    for asker in listener.incoming() {
-        let Ok(asker) = asker else {
-            thread::sleep(LOOK);
-            continue;
-        };
-        tell::tell(asker, |json| {
+    tell::tell_all(
+        || listener.accept().map(|(asker, _)| asker),
+        |json| {
             let mut shared = lock(shared);
             shared.links.look_for_renewal();
             let report = shared.links.report(number, shared.guests.outbound.len(), shared.guests.inbound.len());
             drop(shared);
             show(&report, json)
-        });
-    }
+        },
+    )
 }
 
 /// Held by each thread without which the others are of no use: a gateway that is half dead would keep its place.

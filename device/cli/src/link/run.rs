@@ -110,18 +110,21 @@ fn object_at(report: &Report, json: bool, now: SystemTime) -> String {
         report.number,
         report.encrypted,
         or_null(report.certificate_ends.map(date)),
-        or_null(problem(report, now).filter(|_| report.certificate_ends.is_some_and(|ends| ends < now))),
+        or_null(problem(report, now).filter(|(has_ended, _)| *has_ended).map(|(_, what)| what)),
         report.asked,
         report.serving,
         hosts.join(",\n")
     )
 }
 
-/// What is to be said of its certificate, if anything is.
-fn problem(report: &Report, now: SystemTime) -> Option<String> {
+/// What is to be said of its certificate, if anything is, and whether that has ended.
+fn problem(report: &Report, now: SystemTime) -> Option<(bool, String)> {
     let ends = report.certificate_ends.filter(|ends| *ends <= now + SOON)?;
-    let (how, links) = if ends < now { ("ended", ", and no new link is made") } else { ("ends", "") };
-    Some(format!("the certificate of this host {how} on {}{links}; `pvrdma link list` says what to do", date(ends)))
+    let has_ended = ends < now;
+    let (how, links) = if has_ended { ("ended", ", and no new link is made") } else { ("ends", "") };
+    let what =
+        format!("the certificate of this host {how} on {}{links}; `pvrdma link list` says what to do", date(ends));
+    Some((has_ended, what))
 }
 
 fn text(report: &Report, now: SystemTime) -> String {
@@ -129,9 +132,8 @@ fn text(report: &Report, now: SystemTime) -> String {
     let tls = if report.encrypted { "TLS 1.3" } else { "without certificates" };
     let (number, asked, serving) = (report.number, report.asked, report.serving);
     let _ = writeln!(text, "host {number}, {tls}; {asked} requests of this host on their way, {serving} of others");
-    if let Some(problem) = problem(report, now) {
-        let level = if report.certificate_ends.is_some_and(|ends| ends < now) { "error" } else { "warning" };
-        let _ = writeln!(text, "{level}: {problem}");
+    if let Some((has_ended, what)) = problem(report, now) {
+        let _ = writeln!(text, "{}: {what}", if has_ended { "error" } else { "warning" });
     }
     let width = report.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
     for host in &report.hosts {

@@ -79,16 +79,22 @@ impl Devices {
     /// know how the links fare.
     pub fn take_notes(&mut self, hosts: &mut Hosts, now: Duration) -> Vec<mpsc::Sender<Report>> {
         let mut askers = Vec::new();
-        // A QP takes back all that it has before it asks again.
-        let mut taken_back = HashSet::new();
+        // A QP takes back all that it has before it asks again; those of others may wait for the end.
+        let (mut taken_back, mut of) = (HashSet::new(), HashSet::new());
         for note in self.queue.take() {
             match note {
                 Note::Asked { id, origin, request } => {
-                    self.forget(hosts, now, &mut taken_back);
+                    if of.contains(&(origin.port, request.token.qp)) {
+                        self.forget(hosts, now, &mut taken_back);
+                        of.clear();
+                    }
                     let queue = self.queue.clone();
                     self.outbound.ask(hosts, now, FromDevice { queue, origin, request, id });
                 }
-                Note::TakenBack(id) => drop(taken_back.insert(id)),
+                Note::TakenBack { id, port, qp } => {
+                    taken_back.insert(id);
+                    of.insert((port, qp));
+                }
                 Note::Datagram { port, request, payload } => {
                     outbound::send_datagram(hosts, &request, &payload);
                     self.queue.datagram_left(port);

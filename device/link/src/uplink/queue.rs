@@ -4,7 +4,7 @@
 //! which asks faster than the links carry fills its own part and no more.
 
 use crate::links::Report;
-use pvrdma_device::handle::Gid;
+use pvrdma_device::handle::{Gid, QpHandle};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::fabric::{Origin, Uplink};
 use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Path, Request, Station, Submitted, Token};
@@ -22,7 +22,7 @@ pub enum Note {
     /// A request of a connected QP, with a number that is never given twice.
     Asked { id: u64, origin: Origin, request: Request },
     /// Nobody waits for the answer to it any more.
-    TakenBack(u64),
+    TakenBack { id: u64, port: u64, qp: QpHandle },
     /// A datagram.
     Datagram { port: u64, request: Request, payload: Vec<u8> },
     /// A device has an address, or has it no longer.
@@ -125,7 +125,8 @@ impl Queue {
 
     /// Addresses lead to other hosts than before.
     pub fn set_routes(&self, routes: HashMap<Gid, u16>) {
-        self.lock().routes = routes;
+        // Doorbells take this lock: the former ones are dropped without it.
+        drop(mem::replace(&mut self.lock().routes, routes));
     }
 
     /// Somebody asks how the links fare.
@@ -222,7 +223,7 @@ impl Uplink for Queue {
     fn cancel(&self, port: u64, token: Token) {
         let mut inner = self.lock();
         if let Some(id) = inner.asked.remove(&(port, token)) {
-            self.leave(inner, Note::TakenBack(id));
+            self.leave(inner, Note::TakenBack { id, port, qp: token.qp });
         }
     }
 
@@ -315,7 +316,7 @@ mod tests {
                 match note {
                     Note::Asked { id, origin, request } => queue.request_left(origin.port, request.token, id),
                     Note::Datagram { port, .. } => queue.datagram_left(port),
-                    Note::TakenBack(_) | Note::Bound(..) | Note::Tell(_) => {}
+                    Note::TakenBack { .. } | Note::Bound(..) | Note::Tell(_) => {}
                 }
             }
             queue.tell_of_room();
@@ -338,7 +339,9 @@ mod tests {
         queue.cancel(1, asked.token);
         assert!(queue.lost(1, asked.token));
         let notes = queue.take();
-        let [Note::Asked { id, .. }, Note::TakenBack(back)] = &notes[..] else { panic!("{} notes", notes.len()) };
+        let [Note::Asked { id, .. }, Note::TakenBack { id: back, .. }] = &notes[..] else {
+            panic!("{} notes", notes.len())
+        };
         assert_eq!((id, queue.lock().held[&1].requests), (back, 1));
         queue.request_left(1, asked.token, *id);
         assert!(queue.lock().held.is_empty());
