@@ -469,6 +469,33 @@ fn what_is_taken_back_and_comes_again_goes_on_where_it_was() {
     assert_eq!(asking.device.arrived.iter().map(|(_, at, _)| *at).collect::<Vec<_>>(), [0, LEN]);
 }
 
+/// It was tried in vain before: the device counts that, not the half, which begins anew.
+#[test]
+fn what_is_taken_back_and_comes_again_has_all_its_tries() {
+    let mut asking = asking();
+    let token = asking.submit(0, send(), 2 * LEN);
+    let all = asking.shape();
+    for _ in 0..2 {
+        asking.expire();
+        assert_eq!(asking.shape(), all);
+    }
+    asking.half.cancel(token);
+    let mut waits = Vec::new();
+    asking.submit(0, send(), 2 * LEN);
+    assert_eq!(asking.shape(), all);
+    asking.nak(0, nak::SEQUENCE_ERROR);
+    assert_eq!(asking.shape(), all, "it is gone back to");
+    for _ in 0..2 {
+        let before = asking.now;
+        asking.expire();
+        waits.push(asking.now - before);
+        assert_eq!((asking.shape(), asking.answers()), (all.clone(), vec![]));
+    }
+    assert_eq!(waits, [Duration::from_millis(8), Duration::from_millis(16)]);
+    asking.expire();
+    assert_eq!(asking.answers(), [(0, Answer::Silence)]);
+}
+
 /// 9.7.7.2.2: what is asked for again lies within what was asked for before, whichever of the two was heard.
 #[test]
 fn a_read_is_asked_for_again_to_the_same_end() {

@@ -165,10 +165,7 @@ impl Requester {
     /// The device takes a request back. Those behind it, which the device takes back too, end by silence.
     pub fn cancel(&mut self, token: Token) {
         let Some(at) = self.asked.iter().position(|asked| asked.request.token == token) else { return };
-        let mut behind = self.asked.split_off(at);
-        behind.pop_front();
-        self.give_up(behind);
-        self.set_timer(None);
+        self.end(at, None);
     }
 
     /// The next answer to a request.
@@ -186,19 +183,18 @@ impl Requester {
         self.asked.is_empty()
     }
 
-    fn give_up(&mut self, requests: impl IntoIterator<Item = Asked>) {
-        self.answers.extend(requests.into_iter().map(|asked| (asked.request.token, Answer::Silence)));
-    }
-
-    /// The oldest request ends so, and those behind it by silence: nothing behind it may be carried out.
-    fn end_oldest(&mut self, answer: Answer) {
-        let Some(oldest) = self.asked.pop_front() else { return };
-        self.answers.push_back((oldest.request.token, answer));
-        let behind = std::mem::take(&mut self.asked);
-        self.give_up(behind);
-        self.deadline = None;
-        self.tries = 0;
-        self.went_back = None;
+    /// Request `at` ends, with this answer if its device waits for one, and those behind it by silence: nothing behind
+    /// it may be carried out.
+    fn end(&mut self, at: usize, answer: Option<Answer>) {
+        let mut behind = self.asked.split_off(at);
+        let Some(first) = behind.pop_front() else { return };
+        self.answers.extend(answer.map(|answer| (first.request.token, answer)));
+        self.answers.extend(behind.into_iter().map(|asked| (asked.request.token, Answer::Silence)));
+        if at == 0 {
+            // Both were for the sake of what has ended. If it comes again it has all its tries.
+            (self.tries, self.went_back) = (0, None);
+        }
+        self.set_timer(None);
     }
 
     // ---- what goes out -------------------------------------------------------------------------
@@ -442,7 +438,7 @@ impl Requester {
     /// The request that `psn` is a packet of is answered so.
     fn refused(&mut self, now: Duration, psn: Psn, answer: Answer) {
         if self.acknowledge(now, psn) {
-            self.end_oldest(answer);
+            self.end(0, Some(answer));
         } else {
             // First of all what data did not come for; then it is asked again.
             self.go_back(now);
@@ -488,7 +484,7 @@ impl Requester {
         }
         self.deadline = None;
         if self.tries == TRIES {
-            self.end_oldest(Answer::Silence);
+            self.end(0, Some(Answer::Silence));
             return;
         }
         self.tries += 1;
