@@ -13,14 +13,14 @@
 
 use crate::frames::{self, Part, Progress, Source, Style};
 use crate::writer::{Settings, Writer, now};
-use pvrdma_device::handle::{Psn, QpHandle};
+use pvrdma_device::handle::QpHandle;
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::rings::wqe::{Grh, QpKind};
 use pvrdma_device::transport::fault::{Faults, Faulty};
 use pvrdma_device::transport::layer::Layer;
 use pvrdma_device::transport::segment::Segment;
 use pvrdma_device::transport::{
-    Answer, Far, Op, QpView, Request, Requester, Responder, Station, Submitted, Token, Transport,
+    Answer, Far, Nak, Op, QpView, Request, Requester, Responder, Station, Submitted, Token, Transport,
 };
 use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
 use pvrdma_roce::frame::Frame;
@@ -91,11 +91,14 @@ impl Book {
         }
         let Known { msn, grh } = *known;
         let style = Style { v1: self.v1, grh };
-        // The oldest that nobody has answered is what the responder waits for.
-        let of_qp = state.flying.values().filter(|other| other.request.token.qp == qp && !other.copy);
-        let oldest =
-            |oldest: Psn, other: &Flying| if oldest.ahead_of(other.request.psn) { other.request.psn } else { oldest };
-        let expected = of_qp.fold(request.psn, oldest);
+        let mut expected = request.psn;
+        if answer == Answer::Nak(Nak::SequenceError) {
+            // The oldest that nobody has answered is what the responder waits for.
+            let of_qp = state.flying.values().filter(|other| other.request.token.qp == qp && !other.copy);
+            expected = of_qp
+                .map(|other| other.request.psn)
+                .fold(expected, |oldest, psn| if oldest.ahead_of(psn) { psn } else { oldest });
+        }
         let progress = Progress { msn, expected };
         let mut source = Source::new(&*self.memory, &flying.spans);
         let at = now();
