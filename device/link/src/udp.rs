@@ -25,13 +25,12 @@ const ICRC: usize = 4;
 pub struct Udp {
     socket: UdpSocket,
     local: IpAddr,
-    /// Where the train goes, and its packets, without their checksums: one after the other, and where each begins.
+    /// Where the train goes, its packets with their checksums, one after the other, and where each begins.
     dest: Option<IpAddr>,
-    packets: Vec<u8>,
+    train: Vec<u8>,
     starts: Vec<usize>,
     /// The kernel cuts trains.
     cuts: bool,
-    train: Vec<u8>,
     input: Box<[u8]>,
     stats: Stats,
 }
@@ -91,10 +90,9 @@ impl Udp {
             socket,
             local,
             dest: None,
-            packets: Vec::new(),
+            train: Vec::new(),
             starts: Vec::new(),
             cuts: true,
-            train: Vec::new(),
             input: vec![0; 64 << 10].into(),
             stats: Stats::default(),
         })
@@ -122,61 +120,64 @@ impl Udp {
 
     /// Sends a packet, at the latest when `flush` is called. What the socket has no room for is lost, as at a switch.
     pub fn send(&mut self, dest: IpAddr, packet: &Packet<'_>) {
-        let size = packet.size();
+        let size = packet.size() + ICRC;
         // All packets of a train are as long as the first but the last, which may be shorter.
-        let len = |at: usize| self.starts.get(at + 1).unwrap_or(&self.packets.len()) - self.starts[at];
+        let len = |at: usize| self.end(at) - self.starts[at];
         let joins = self.dest == Some(dest)
             && self.cuts
             && (1..CARS).contains(&self.starts.len())
-            && self.packets.len() + self.starts.len() * ICRC + size + ICRC <= TRAIN
+            && self.train.len() + size <= TRAIN
             && len(self.starts.len() - 1) == len(0)
             && size <= len(0);
         if !joins {
             self.flush();
         }
         self.dest = Some(dest);
-        self.starts.push(self.packets.len());
-        packet.write(&mut self.packets);
+        // The kernel counts the packets of a train.
+        let (id, begin) = (self.starts.len() as u16, self.train.len());
+        self.starts.push(begin);
+        packet.write(&mut self.train);
+        icrc::append(&self.envelope(self.local, dest, PORT, id), &mut self.train, begin);
+    }
+
+    /// Where packet `at` of the train ends.
+    fn end(&self, at: usize) -> usize {
+        self.starts.get(at + 1).copied().unwrap_or(self.train.len())
     }
 
     /// Sends all that waits.
     pub fn flush(&mut self) {
         let Some(dest) = self.dest.take() else { return };
-        let (packets, starts) = (std::mem::take(&mut self.packets), std::mem::take(&mut self.starts));
-        self.send_train(dest, &packets, &starts);
-        (self.packets, self.starts) = (packets, starts);
-        self.packets.clear();
+        let (to, count) = (SocketAddr::new(dest, PORT), self.starts.len() as u64);
+        let result = match self.starts[..] {
+            [_, each, ..] => send_cut(self.socket.as_raw_fd(), &self.train, each, to),
+            _ => self.socket.send_to(&self.train, to),
+        };
+        match result {
+            Ok(_) => self.stats.sent += count,
+            Err(error) if count > 1 && error.kind() != io::ErrorKind::WouldBlock => {
+                // No way to cut, here or on this path: one by one, from now on.
+                self.cuts = false;
+                self.send_singly(to);
+            }
+            Err(_) => self.stats.unsent += count,
+        }
+        self.train.clear();
         self.starts.clear();
     }
 
-    fn send_train(&mut self, dest: IpAddr, packets: &[u8], starts: &[usize]) {
-        let end = |at: usize| starts.get(at + 1).copied().unwrap_or(packets.len());
-        let mut train = std::mem::take(&mut self.train);
-        train.clear();
-        for (at, start) in starts.iter().enumerate() {
-            let begin = train.len();
-            train.extend(&packets[*start..end(at)]);
-            let envelope = self.envelope(self.local, dest, PORT, if self.cuts { at as u16 } else { 0 });
-            icrc::append(&envelope, &mut train, begin);
-        }
-        let to = SocketAddr::new(dest, PORT);
-        let result = if starts.len() == 1 {
-            self.socket.send_to(&train, to)
-        } else {
-            send_cut(self.socket.as_raw_fd(), &train, end(0) + ICRC, to)
-        };
-        self.train = train;
-        let count = starts.len() as u64;
-        match result {
-            Ok(_) => self.stats.sent += count,
-            // No way to cut, here or on this path: one by one, from now on.
-            Err(error) if starts.len() > 1 && error.kind() != io::ErrorKind::WouldBlock => {
-                self.cuts = false;
-                for (at, start) in starts.iter().enumerate() {
-                    self.send_train(dest, &packets[*start..end(at)], &[0]);
-                }
+    /// Sends the train as packets of their own, with the checksums of such.
+    fn send_singly(&mut self, to: SocketAddr) {
+        let envelope = self.envelope(self.local, to.ip(), PORT, 0);
+        let mut single = Vec::new();
+        for (at, start) in self.starts.iter().enumerate() {
+            single.clear();
+            single.extend(&self.train[*start..self.end(at) - ICRC]);
+            icrc::append(&envelope, &mut single, 0);
+            match self.socket.send_to(&single, to) {
+                Ok(_) => self.stats.sent += 1,
+                Err(_) => self.stats.unsent += 1,
             }
-            Err(_) => self.stats.unsent += count,
         }
     }
 
