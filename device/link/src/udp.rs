@@ -86,13 +86,15 @@ impl Udp {
         }
         // Where the kernel does not know it packets come one by one.
         let _ = set(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+        // The same of trains: there a message that asks for it would go uncut. 0 is what every socket has.
+        let cuts = set(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         Ok(Udp {
             socket,
             local,
             dest: None,
             train: Vec::new(),
             starts: Vec::new(),
-            cuts: true,
+            cuts,
             input: vec![0; 64 << 10].into(),
             stats: Stats::default(),
         })
@@ -156,8 +158,7 @@ impl Udp {
         match result {
             Ok(_) => self.stats.sent += count,
             Err(error) if count > 1 && error.kind() != io::ErrorKind::WouldBlock => {
-                // No way to cut, here or on this path: one by one, from now on.
-                self.cuts = false;
+                self.cuts &= !is_uncut(&error);
                 self.send_singly(to);
             }
             Err(_) => self.stats.unsent += count,
@@ -260,6 +261,12 @@ fn to_kernel(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
         }
     };
     (storage, len as libc::socklen_t)
+}
+
+/// Whether no train can be cut, by the error that one met: the network device makes no checksums (Linux says `EIO`), or
+/// whatever stands for Linux has no such thing. All else, no route say, is of this train and this destination.
+fn is_uncut(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT))
 }
 
 /// Sends `bytes` as datagrams of `each` bytes.

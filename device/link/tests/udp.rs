@@ -135,6 +135,35 @@ fn trains_arrive_over_ipv6() {
     }
 }
 
+/// Where the kernel cuts trains it also joins what comes of one: so many packets are read at a time.
+fn joined(from: &mut Udp, to: &mut Udp) -> usize {
+    let packet = Packet::new(Bth::new(Opcode::SendMiddle, 7, 1), &[7; 1024]);
+    (0..4).for_each(|_| from.send(to.local(), &packet));
+    from.flush();
+    let (mut most, mut all, end) = (0, 0, Instant::now() + LIMIT);
+    while all < 4 && Instant::now() < end {
+        let mut some = 0;
+        if !to.receive(|_, _| some += 1).expect("the socket works") {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        (most, all) = (most.max(some), all + some);
+    }
+    assert_eq!((all, to.stats().damaged), (4, 0));
+    most
+}
+
+/// An address that nothing may be sent to, here that of all hosts, says nothing of others.
+#[test]
+fn a_train_without_a_way_does_not_stop_the_others() {
+    let [mut from, mut to] = addresses(5).map(|address| Udp::bind(address).expect("a socket"));
+    let before = joined(&mut from, &mut to);
+    let packet = Packet::new(Bth::new(Opcode::SendMiddle, 7, 1), &[7; 1024]);
+    (0..4).for_each(|_| from.send(Ipv4Addr::BROADCAST.into(), &packet));
+    from.flush();
+    assert_eq!((from.stats().sent, from.stats().unsent), (4, 4));
+    assert_eq!(joined(&mut from, &mut to), before);
+}
+
 #[test]
 fn what_is_damaged_is_not_taken() {
     let [from, to] = addresses(3);
