@@ -1,19 +1,18 @@
 //! Requests and answers as frames: what a RoCE adapter would send for them.
 //!
-//! A message is cut into packets of the path MTU, which its length and number of packets give (`Cutter`). Payload is
+//! A message is cut into packets of the path MTU, which its length and number of packets give (`mtu_of`). Payload is
 //! read from the requester's memory packet by packet, so that nothing is made for a long one.
 
 use pvrdma_device::guest::mac_of;
 use pvrdma_device::handle::{Gid, Psn};
 use pvrdma_device::memory::{Fault, Memory, Span};
-use pvrdma_device::rings::wqe::{AtomicOp, Ext, Grh};
-use pvrdma_device::transport::segment::{self, Carried, Cutter, Segment, ends_in};
+use pvrdma_device::rings::wqe::Grh;
+use pvrdma_device::transport::segment::mtu_of;
 use pvrdma_device::transport::{Answer, Endpoint, Nak, Op, Request};
 use pvrdma_roce::frame::{Frame, Mac};
-use pvrdma_roce::headers::Envelope;
-use pvrdma_roce::packet::{
-    Aeth, AtomicEth, BITS_24, Bth, Deth, MTU_MAX, NO_CREDITS, Opcode, Packet, Reth, Syndrome, nak,
-};
+use pvrdma_roce::headers::{ETHERTYPE_IPV4, Envelope};
+use pvrdma_roce::message;
+use pvrdma_roce::packet::{Aeth, BITS_24, Bth, MTU_MAX, NO_CREDITS, Opcode, Packet, Syndrome};
 
 /// First of the UDP ports that RoCE comes from (IBA annex A17.9.2): flows are told apart by them.
 const FLOWS: u16 = 0xc000;
@@ -40,6 +39,14 @@ impl<'a> Source<'a> {
     /// What `spans` hold.
     pub fn new(memory: &'a dyn Memory, spans: &'a [Span]) -> Source<'a> {
         Source::Spans { memory, spans, at: 0 }
+    }
+
+    /// The payload of a packet, by way of `room`.
+    fn next<'r>(&mut self, piece: &Piece, room: &'r mut [u8]) -> Result<&'r [u8], Fault> {
+        // No packet is longer, but what says so is a guest's.
+        let payload = usize::try_from(piece.len).ok().and_then(|len| room.get_mut(..len)).ok_or(Fault)?;
+        self.read(payload)?;
+        Ok(payload)
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<(), Fault> {
@@ -85,19 +92,32 @@ impl Part {
         Part { offset: 0, len: request.len }
     }
 
-    /// The packets of it, each with the offset of its payload.
-    fn packets(self, request: &Request) -> impl Iterator<Item = (u64, Carried)> {
-        let mut cutter = Cutter::new(request);
-        let mut mtus = (8..=12).map(|log| 1 << log);
-        // As the cutter finds it.
-        let mtu = mtus.find(|mtu| request.packets > 1 && ends_in(request.len, request.packets, *mtu));
-        let before = mtu.and_then(|mtu| u32::try_from(self.offset / mtu).ok());
-        if let Some(before) = before.filter(|before| *before > 0) {
-            cutter.next(before);
-        }
-        let end = self.offset + self.len;
-        std::iter::from_fn(move || cutter.next(1)).take_while(move |(at, _)| *at < end || *at == self.offset)
+    /// The packets of it.
+    fn packets(self, request: &Request) -> impl Iterator<Item = Piece> + use<> {
+        let len = request.len;
+        let mtu = mtu_of(request);
+        // What has no sensible number of packets is shown as one.
+        let request = Request { packets: mtu.map_or(1, |_| request.packets), ..*request };
+        // One is as long as it is.
+        let mtu = mtu.unwrap_or(len.max(1));
+        let first = u32::try_from(self.offset / mtu).unwrap_or(u32::MAX);
+        let pieces = (first..request.packets).map(move |n| {
+            let at = u64::from(n) * mtu;
+            Piece { request, n, at, len: mtu.min(len - at) }
+        });
+        let (begin, end) = (self.offset, self.offset + self.len);
+        pieces.take_while(move |piece| piece.at < end || piece.at == begin)
     }
+}
+
+/// A packet of a message.
+struct Piece {
+    request: Request,
+    n: u32,
+    /// Where in the message its payload begins.
+    at: u64,
+    /// How long that is.
+    len: u64,
 }
 
 /// What frames say that no request does.
@@ -150,7 +170,7 @@ impl Flow {
             envelope.traffic_class = grh.traffic_class;
             envelope.hop_limit = grh.hop_limit;
             // IPv4 has none.
-            envelope.flow_label = if envelope.ethertype() == 0x0800 { 0 } else { grh.flow_label };
+            envelope.flow_label = if envelope.ethertype() == ETHERTYPE_IPV4 { 0 } else { grh.flow_label };
         }
         envelope
     }
@@ -164,31 +184,6 @@ impl Flow {
     }
 }
 
-/// Immediate data is kept as its bytes came.
-fn immediate(raw: u32) -> u32 {
-    u32::from_be(raw)
-}
-
-fn send_opcode(ext: Ext, only: bool) -> Opcode {
-    match (ext, only) {
-        (Ext::None, true) => Opcode::SendOnly,
-        (Ext::None, false) => Opcode::SendLast,
-        (Ext::Imm(_), true) => Opcode::SendOnlyImm,
-        (Ext::Imm(_), false) => Opcode::SendLastImm,
-        (Ext::Invalidate(_), true) => Opcode::SendOnlyInvalidate,
-        (Ext::Invalidate(_), false) => Opcode::SendLastInvalidate,
-    }
-}
-
-fn with_ext<'a>(mut packet: Packet<'a>, ext: Ext) -> Packet<'a> {
-    match ext {
-        Ext::None => {}
-        Ext::Imm(imm) => packet.imm = Some(immediate(imm)),
-        Ext::Invalidate(rkey) => packet.invalidate = Some(rkey.0),
-    }
-    packet
-}
-
 /// The frames of a request, or of a part of it: what its requester sends. `Err`: its payload cannot be read (any more).
 pub fn request(
     request: &Request,
@@ -199,110 +194,18 @@ pub fn request(
 ) -> Result<(), Fault> {
     let flow = Flow::of(request, style);
     if request.op.reads() {
-        put(&flow.frame(asks(&flow, request)));
+        put(&flow.frame(message::packet(request, 0, &[])));
         return Ok(());
     }
     // Not on the stack, which is the program's.
     let mut room = vec![0; MTU_MAX];
-    for (_, carried) in part.packets(request) {
-        if !carry(&flow, &carried, source, &mut room, put)? {
+    for piece in part.packets(request) {
+        let payload = source.next(&piece, &mut room)?;
+        if !put(&flow.frame(message::packet(&piece.request, piece.n, payload))) {
             break;
         }
     }
     Ok(())
-}
-
-/// A READ or an atomic operation, whose data comes back.
-fn asks(flow: &Flow, request: &Request) -> Packet<'static> {
-    let packet = |opcode| Packet::new(Bth { ack_req: true, ..flow.bth(opcode, request.psn) }, &[]);
-    match request.op {
-        Op::Atomic { remote_addr, rkey, op } => {
-            let (opcode, swap_or_add, compare) = match op {
-                AtomicOp::CompareSwap { compare, swap } => (Opcode::CompareSwap, swap, compare),
-                AtomicOp::FetchAdd { add } => (Opcode::FetchAdd, add, 0),
-            };
-            let mut packet = packet(opcode);
-            packet.atomic = Some(AtomicEth { addr: remote_addr, rkey: rkey.0, swap_or_add, compare });
-            packet
-        }
-        Op::Read { remote_addr, rkey } => {
-            let mut packet = packet(Opcode::ReadRequest);
-            packet.reth = Some(Reth { addr: remote_addr, rkey: rkey.0, len: request.len as u32 });
-            packet
-        }
-        // Not asked for: it has no data that comes back.
-        Op::Send { .. } | Op::Write { .. } | Op::Datagram { .. } => packet(Opcode::SendOnly),
-    }
-}
-
-/// One packet. `Ok(false)`: no more are wanted.
-fn carry(
-    flow: &Flow,
-    carried: &Carried,
-    source: &mut Source<'_>,
-    room: &mut [u8],
-    put: &mut Put<'_>,
-) -> Result<bool, Fault> {
-    let len = match carried {
-        Carried::Whole(request) => request.len,
-        Carried::Segment(segment) => segment.len,
-    };
-    // No packet is longer, but what says so is a guest's.
-    let payload = room.get_mut(..len as usize).ok_or(Fault)?;
-    source.read(payload)?;
-    let packet = match carried {
-        Carried::Segment(segment) => piece(flow, segment, payload),
-        Carried::Whole(request) => whole(flow, request, payload),
-    };
-    Ok(put(&flow.frame(packet)))
-}
-
-/// A message of one packet.
-fn whole<'a>(flow: &Flow, request: &Request, payload: &'a [u8]) -> Packet<'a> {
-    let bth = |opcode| Bth { solicited: request.solicited, ack_req: true, ..flow.bth(opcode, request.psn) };
-    match request.op {
-        Op::Datagram { qkey, imm, .. } => {
-            let opcode = if imm.is_some() { Opcode::DatagramImm } else { Opcode::Datagram };
-            let mut packet = Packet::new(Bth { ack_req: false, ..bth(opcode) }, payload);
-            packet.deth = Some(Deth { qkey, source_qpn: request.source.qpn.0 & BITS_24 });
-            packet.imm = imm.map(immediate);
-            packet
-        }
-        Op::Write { remote_addr, rkey, imm } => {
-            let opcode = if imm.is_some() { Opcode::WriteOnlyImm } else { Opcode::WriteOnly };
-            let mut packet = Packet::new(bth(opcode), payload);
-            packet.reth = Some(Reth { addr: remote_addr, rkey: rkey.0, len: request.len as u32 });
-            packet.imm = imm.map(immediate);
-            packet
-        }
-        Op::Send { ext } => with_ext(Packet::new(bth(send_opcode(ext, true)), payload), ext),
-        Op::Read { .. } | Op::Atomic { .. } => asks(flow, request),
-    }
-}
-
-/// A packet of a message of several.
-fn piece<'a>(flow: &Flow, segment: &Segment, payload: &'a [u8]) -> Packet<'a> {
-    let packet = |opcode| Packet::new(flow.bth(opcode, segment.psn), payload);
-    let last =
-        |opcode, solicited| Packet::new(Bth { solicited, ack_req: true, ..flow.bth(opcode, segment.psn) }, payload);
-    match segment.part {
-        segment::Part::SendFirst => packet(Opcode::SendFirst),
-        segment::Part::SendMiddle => packet(Opcode::SendMiddle),
-        segment::Part::SendLast { ext, solicited } => with_ext(last(send_opcode(ext, false), solicited), ext),
-        segment::Part::WriteFirst { remote_addr, rkey, total } => {
-            let mut packet = packet(Opcode::WriteFirst);
-            packet.reth = Some(Reth { addr: remote_addr, rkey: rkey.0, len: total as u32 });
-            packet
-        }
-        // A READ is not cut here.
-        segment::Part::WriteMiddle | segment::Part::Read { .. } => packet(Opcode::WriteMiddle),
-        segment::Part::WriteLast { imm, solicited } => {
-            let opcode = if imm.is_some() { Opcode::WriteLastImm } else { Opcode::WriteLast };
-            let mut packet = last(opcode, solicited);
-            packet.imm = imm.map(immediate);
-            packet
-        }
-    }
 }
 
 /// What a responder is known to have said before.
@@ -333,11 +236,12 @@ pub fn answer(
     };
     match (answer, request.op) {
         (_, Op::Datagram { .. }) | (Answer::RequesterFault | Answer::Silence, _) => {}
-        (Answer::RnrNak(code), _) => says(request.psn, Syndrome::Rnr(code & 31)),
-        (Answer::Nak(Nak::SequenceError), _) => says(progress.expected, Syndrome::Nak(nak::SEQUENCE_ERROR)),
-        (Answer::Nak(Nak::InvalidRequest), _) => says(request.psn, Syndrome::Nak(nak::INVALID_REQUEST)),
-        (Answer::Nak(Nak::RemoteAccess), _) => says(request.psn, Syndrome::Nak(nak::REMOTE_ACCESS)),
-        (Answer::Nak(Nak::RemoteOperational), _) => says(request.psn, Syndrome::Nak(nak::REMOTE_OPERATIONAL)),
+        (Answer::RnrNak(_) | Answer::Nak(_), _) => {
+            let psn = if answer == Answer::Nak(Nak::SequenceError) { progress.expected } else { request.psn };
+            if let Some(syndrome) = message::refusal(answer) {
+                says(psn, syndrome);
+            }
+        }
         (Answer::Ack, Op::Atomic { .. }) => {
             let mut word = [0; 8];
             source.read(&mut word)?;
@@ -365,22 +269,10 @@ pub fn read(
 ) -> Result<(), Fault> {
     let flow = Flow::of(request, style).back();
     let mut room = vec![0; MTU_MAX];
-    for (at, carried) in part.packets(request) {
-        let (psn, len) = match &carried {
-            Carried::Whole(request) => (request.psn, request.len),
-            Carried::Segment(segment) => (segment.psn, segment.len),
-        };
-        let payload = room.get_mut(..len as usize).ok_or(Fault)?;
-        source.read(payload)?;
-        let opcode = match (at == 0, at + len == request.len) {
-            (true, true) => Opcode::ReadOnly,
-            (true, false) => Opcode::ReadFirst,
-            (false, false) => Opcode::ReadMiddle,
-            (false, true) => Opcode::ReadLast,
-        };
-        let mut packet = Packet::new(flow.bth(opcode, psn), payload);
-        let syndrome = Syndrome::Ack(NO_CREDITS);
-        packet.aeth = opcode.has_aeth().then_some(Aeth { syndrome, msn: msn & BITS_24 });
+    for piece in part.packets(request) {
+        let payload = source.next(&piece, &mut room)?;
+        let place = (piece.at == 0, piece.at + piece.len == request.len);
+        let packet = message::read_data(flow.dest.qpn, request.psn.advance(piece.n), place, msn, payload);
         if !put(&flow.frame(packet)) {
             break;
         }

@@ -34,11 +34,6 @@ impl Writer {
         Writer { settings, records: Vec::new(), ended: false }
     }
 
-    /// Whether frames are those of RoCE v1.
-    pub fn v1(&self) -> bool {
-        self.settings.v1
-    }
-
     /// Adds a frame that was seen at `at`. `false`: the capture has ended.
     pub fn add(&mut self, at: Duration, frame: &Frame<'_>) -> bool {
         if self.ended {

@@ -6,6 +6,7 @@
 //! | `headers.rs` | what is in front of it: GRH (RoCE v1) or IP and UDP (RoCE v2), and Ethernet |
 //! | `icrc.rs` | the checksum over both |
 //! | `frame.rs` | all of it, as an Ethernet frame |
+//! | `message.rs` | requests of a device as packets, and how its answers are said |
 //! | `rc.rs` | reliable connections: requests and answers of a device as packets, and back |
 //!
 //! Nothing here sends, waits, reads a clock or allocates by what a stranger says: bytes in, values out, and back. The
@@ -16,6 +17,7 @@
 pub mod frame;
 pub mod headers;
 pub mod icrc;
+pub mod message;
 pub mod packet;
 pub mod rc;
 #[cfg(any(test, feature = "test-utils"))]

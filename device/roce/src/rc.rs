@@ -36,8 +36,3 @@ impl Connection {
         Connection { mtu: self.mtu.clamp(256, MTU_MAX as u32), ..self }
     }
 }
-
-/// What a program hands in as immediate data is big-endian in its memory; in a packet it is a number.
-fn swapped(imm: u32) -> u32 {
-    u32::from_be_bytes(imm.to_ne_bytes())
-}

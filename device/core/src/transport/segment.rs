@@ -72,6 +72,14 @@ pub fn ends_in(len: u64, packets: u32, mtu: u64) -> bool {
     len > 0 && len.div_ceil(mtu) == u64::from(packets)
 }
 
+/// The path MTU of a message that can be cut, by its length and its number of packets. `None`: it goes as a whole.
+pub fn mtu_of(request: &Request) -> Option<u64> {
+    let cuttable = matches!(request.op, Op::Send { .. } | Op::Write { .. } | Op::Read { .. });
+    // There is at most one: with half of it there would be nearly twice the packets.
+    let mtu = (8..=12).map(|log| 1 << log).find(|mtu| ends_in(request.len, request.packets, *mtu));
+    mtu.filter(|_| cuttable && request.packets > 1)
+}
+
 /// What is carried at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
@@ -94,10 +102,7 @@ pub struct Cutter {
 impl Cutter {
     /// Nothing of `request` is handed out yet.
     pub fn new(request: &Request) -> Cutter {
-        let cuttable = matches!(request.op, Op::Send { .. } | Op::Write { .. } | Op::Read { .. });
-        // There is at most one: with half of it there would be nearly twice the packets.
-        let mtu = (8..=12).map(|log| 1 << log).find(|mtu| ends_in(request.len, request.packets, *mtu));
-        Cutter { request: *request, mtu: mtu.filter(|_| cuttable && request.packets > 1), done: 0 }
+        Cutter { request: *request, mtu: mtu_of(request), done: 0 }
     }
 
     /// Packets that hold at most `bytes`, one at least.

@@ -5,11 +5,11 @@
 //! what a packet needs: a window, and a way back to the first packet that was not acknowledged (`go_back`), sooner than
 //! the device's own timer would.
 
+use super::Connection;
 use super::window::Window;
-use super::{Connection, swapped};
-use crate::packet::{AtomicEth, Bth, Opcode, Packet, Reth, Syndrome, nak};
+use crate::message;
+use crate::packet::{Opcode, Packet, Syndrome, nak};
 use pvrdma_device::handle::{Psn, Rkey};
-use pvrdma_device::rings::wqe::{AtomicOp, Ext};
 use pvrdma_device::transport::{self, Answer, Nak, Op, Request, Token};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -229,10 +229,11 @@ impl Requester {
             turn = turn.saturating_sub(bytes.max(64));
             let request = asked.request;
             match request.op {
-                Op::Read { remote_addr, rkey } => out(&self.read_request(&request, (remote_addr, rkey), sent, packets)),
-                Op::Atomic { remote_addr, rkey, op } => {
-                    out(&atomic_request(&self.connection, &request, (remote_addr, rkey), op));
+                Op::Read { remote_addr, rkey } => {
+                    let part = self.part_of_read(&request, (remote_addr, rkey), sent, packets);
+                    out(&message::packet(&part, 0, &[]));
                 }
+                Op::Atomic { .. } => out(&message::packet(&request, 0, &[])),
                 _ if !self.send_packets(at, (sent, packets), last, local, out) => {
                     self.cancel(request.token);
                     break;
@@ -280,16 +281,17 @@ impl Requester {
         Some(packets.min(fits(turn as u64).max(1)))
     }
 
-    fn read_request(&self, request: &Request, (addr, rkey): (u64, Rkey), sent: u32, packets: u32) -> Packet<'static> {
+    /// Some packets of a READ, as a READ of its own.
+    fn part_of_read(&self, request: &Request, (remote_addr, rkey): (u64, Rkey), first: u32, packets: u32) -> Request {
         let mtu = u64::from(self.connection.mtu);
-        let from = u64::from(sent) * mtu;
-        let len = (request.len - from).min(u64::from(packets) * mtu);
-        let bth = Bth {
-            ack_req: true,
-            ..Bth::new(Opcode::ReadRequest, self.connection.peer.qpn.0, request.psn.advance(sent).get())
-        };
-        let reth = Reth { addr: addr.wrapping_add(from), rkey: rkey.0, len: u32::try_from(len).unwrap_or(u32::MAX) };
-        Packet { reth: Some(reth), ..Packet::new(bth, &[]) }
+        let from = u64::from(first) * mtu;
+        Request {
+            psn: request.psn.advance(first),
+            packets,
+            op: Op::Read { remote_addr: remote_addr.wrapping_add(from), rkey },
+            len: (request.len - from).min(u64::from(packets) * mtu),
+            ..*request
+        }
     }
 
     /// Sends packets of a SEND or WRITE. False: its payload cannot be had, or nobody waits for it any more.
@@ -315,12 +317,12 @@ impl Requester {
                 let begin = (u64::from(n) * mtu).min(len);
                 let bytes = payload.get(begin as usize..(begin + mtu).min(len) as usize).unwrap_or_default();
                 self.unasked += bytes.len() as u64;
-                let is_end = first + n + 1 == request.packets;
-                let ack_req = is_end || self.unasked >= quarter || n + 1 == count && (closes || last);
-                if ack_req {
+                let mut packet = message::packet(&request, first + n, bytes);
+                packet.bth.ack_req |= self.unasked >= quarter || n + 1 == count && (closes || last);
+                if packet.bth.ack_req {
                     self.unasked = 0;
                 }
-                out(&data_packet(&self.connection, &request, first + n, ack_req, bytes));
+                out(&packet);
             }
         }
         self.payload = payload;
@@ -501,59 +503,4 @@ fn reason(code: u8) -> Nak {
         // The others are of services that there are none of here.
         _ => Nak::RemoteOperational,
     }
-}
-
-fn atomic_request(
-    connection: &Connection,
-    request: &Request,
-    (addr, rkey): (u64, Rkey),
-    op: AtomicOp,
-) -> Packet<'static> {
-    let (opcode, swap_or_add, compare) = match op {
-        AtomicOp::CompareSwap { compare, swap } => (Opcode::CompareSwap, swap, compare),
-        AtomicOp::FetchAdd { add } => (Opcode::FetchAdd, add, 0),
-    };
-    let bth = Bth { ack_req: true, ..Bth::new(opcode, connection.peer.qpn.0, request.psn.get()) };
-    Packet { atomic: Some(AtomicEth { addr, rkey: rkey.0, swap_or_add, compare }), ..Packet::new(bth, &[]) }
-}
-
-/// Packet `n` of a SEND or WRITE.
-fn data_packet<'a>(connection: &Connection, request: &Request, n: u32, ack_req: bool, bytes: &'a [u8]) -> Packet<'a> {
-    let (begins, ends) = (n == 0, n + 1 == request.packets);
-    let mut packet =
-        Packet::new(Bth::new(Opcode::SendOnly, connection.peer.qpn.0, request.psn.advance(n).get()), bytes);
-    packet.bth.ack_req = ack_req;
-    packet.bth.solicited = ends && request.solicited;
-    packet.bth.opcode = match request.op {
-        Op::Write { remote_addr, rkey, imm } => {
-            if begins {
-                let len = u32::try_from(request.len).unwrap_or(u32::MAX);
-                packet.reth = Some(Reth { addr: remote_addr, rkey: rkey.0, len });
-            }
-            packet.imm = imm.filter(|_| ends).map(swapped);
-            match (begins, ends, imm.is_some()) {
-                (true, true, false) => Opcode::WriteOnly,
-                (true, true, true) => Opcode::WriteOnlyImm,
-                (true, false, _) => Opcode::WriteFirst,
-                (false, false, _) => Opcode::WriteMiddle,
-                (false, true, false) => Opcode::WriteLast,
-                (false, true, true) => Opcode::WriteLastImm,
-            }
-        }
-        Op::Send { ext } if ends => match ext {
-            Ext::None if begins => Opcode::SendOnly,
-            Ext::None => Opcode::SendLast,
-            Ext::Imm(imm) => {
-                packet.imm = Some(swapped(imm));
-                if begins { Opcode::SendOnlyImm } else { Opcode::SendLastImm }
-            }
-            Ext::Invalidate(rkey) => {
-                packet.invalidate = Some(rkey.0);
-                if begins { Opcode::SendOnlyInvalidate } else { Opcode::SendLastInvalidate }
-            }
-        },
-        _ if begins => Opcode::SendFirst,
-        _ => Opcode::SendMiddle,
-    };
-    packet
 }

@@ -15,7 +15,8 @@
 //! Where the device refuses a piece, or says nothing to it, `expected` goes back to `done`, and what lies between is
 //! forgotten: the device has refused it too, since its PSN was not the next one.
 
-use super::{Connection, swapped};
+use super::Connection;
+use crate::message::{self, immediate};
 use crate::packet::{Aeth, BITS_24, Bth, NO_CREDITS, Opcode, Packet, Reth, Syndrome, nak};
 use pvrdma_device::handle::{Psn, Rkey};
 use pvrdma_device::rings::wqe::{AtomicOp, Ext};
@@ -435,16 +436,11 @@ impl Responder {
         let is_new = end.ahead_of(self.done);
         match answer {
             Answer::Ack => {}
-            Answer::RnrNak(code) => return self.refuse(psn, Some(Syndrome::Rnr(code & 31))),
-            Answer::Nak(Nak::InvalidRequest) => return self.refuse(psn, Some(Syndrome::Nak(nak::INVALID_REQUEST))),
-            Answer::Nak(Nak::RemoteAccess) => return self.refuse(psn, Some(Syndrome::Nak(nak::REMOTE_ACCESS))),
-            Answer::Nak(Nak::RemoteOperational) => {
-                return self.refuse(psn, Some(Syndrome::Nak(nak::REMOTE_OPERATIONAL)));
-            }
             // It is not where it was thought to be, or it is not there. The peer's timer brings everything again.
             Answer::Nak(Nak::SequenceError) | Answer::Silence | Answer::RequesterFault => {
                 return self.refuse(psn, None);
             }
+            Answer::RnrNak(_) | Answer::Nak(_) => return self.refuse(psn, message::refusal(answer)),
         }
         let (counts, reply) = match kind {
             Kind::Message { ends } => (ends, None),
@@ -529,15 +525,7 @@ impl Responder {
                     let payload = bytes.get(*gone..to).unwrap_or_default();
                     let first = *begins && *gone == 0;
                     let last = *ends && to == bytes.len();
-                    let opcode = match (first, last) {
-                        (true, true) => Opcode::ReadOnly,
-                        (true, false) => Opcode::ReadFirst,
-                        (false, true) => Opcode::ReadLast,
-                        (false, false) => Opcode::ReadMiddle,
-                    };
-                    let mut packet = Packet::new(Bth::new(opcode, qpn, psn.get()), payload);
-                    packet.aeth = opcode.has_aeth().then(|| aeth(Syndrome::Ack(NO_CREDITS), *msn));
-                    out(&packet);
+                    out(&message::read_data(self.connection.peer.qpn, *psn, (first, last), *msn, payload));
                     turn = turn.saturating_sub(payload.len() + 64);
                     *psn = psn.advance(1);
                     *gone = to;
@@ -591,7 +579,7 @@ impl Message {
         self.bytes.extend(packet.payload);
         if packet.bth.opcode.ends() {
             let ext = match (packet.imm, packet.invalidate) {
-                (Some(imm), _) => Ext::Imm(swapped(imm)),
+                (Some(imm), _) => Ext::Imm(immediate(imm)),
                 (None, Some(key)) => Ext::Invalidate(Rkey(key)),
                 (None, None) => Ext::None,
             };
