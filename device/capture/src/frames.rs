@@ -4,7 +4,7 @@
 //! read from the requester's memory packet by packet, so that nothing is made for a long one.
 
 use pvrdma_device::guest::mac_of;
-use pvrdma_device::handle::{Gid, Psn};
+use pvrdma_device::handle::{Gid, Psn, Qpn};
 use pvrdma_device::memory::{Fault, Memory, Span};
 use pvrdma_device::rings::wqe::Grh;
 use pvrdma_device::transport::segment::mtu_of;
@@ -145,6 +145,13 @@ pub struct Flow {
 fn mac(gid: &Gid) -> Mac {
     let last = [gid[12], gid[13], gid[14], gid[15]];
     mac_of(gid).unwrap_or([0x02, 0x52, last[0], last[1], last[2], last[3]])
+}
+
+/// A packet that passes, between two addresses.
+pub fn passing<'a>(source: &Gid, dest: &Gid, packet: &Packet<'a>) -> Frame<'a> {
+    let end = |gid: &Gid, qpn| Endpoint { gid: *gid, qpn: Qpn(qpn) };
+    let (source, dest) = (end(source, 0), end(dest, packet.bth.dest_qpn));
+    Flow { style: Style { v1: false, grh: None }, source, dest }.frame(*packet)
 }
 
 impl Flow {

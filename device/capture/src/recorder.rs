@@ -3,8 +3,10 @@
 
 use crate::frames::{self, Part, Progress, Source, Style};
 use crate::writer::{Settings, Writer, now};
+use pvrdma_device::handle::Gid;
 use pvrdma_device::transport::{Answer, Op, Request};
 use pvrdma_roce::frame::Frame;
+use pvrdma_roce::packet::Packet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// See the module text.
@@ -30,6 +32,13 @@ impl Recorder {
         let at = now();
         let mut put = |frame: &Frame<'_>| writer.add(at, frame);
         let _ = frames::request(request, part, self.style, &mut Source::Bytes(bytes), &mut put);
+        writer.append();
+    }
+
+    /// A packet passes, as it is.
+    pub fn packet(&self, source: &Gid, dest: &Gid, packet: &Packet<'_>) {
+        let mut writer = self.writer();
+        writer.add(now(), &frames::passing(source, dest, packet));
         writer.append();
     }
 

@@ -4,12 +4,14 @@
 //! and libibverbs look for (run directory, guest, sysfs tree, provider), starts the program, and when it ends
 //! removes what nobody else uses.
 
-use crate::guests::{Seat, check_name};
+use crate::guests::{OnWire, Seat, check_name};
 use crate::provider::{Provider, installed_library};
 use crate::rundir::RunDir;
 use crate::{Usage, child, link, options, program};
 use anyhow::Context;
 use pvrdma_device::guest::Roce;
+use pvrdma_fabric::segment::view;
+use pvrdma_link::gateway::interface_of;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -35,11 +37,13 @@ Options:
                                 NAME=VALUE[,...] of drop, drop-ack, reorder, duplicate, rnr (probability),
                                 delay (time, 50us), dead (after so many requests), seed (number)
   --paths LIST                  the ways to other guests that the program may use: memory (those of this host),
-                                tcp (those of other hosts); behind another nobody answers [default: memory,tcp]
+                                tcp (those of other hosts), roce (whoever else speaks RoCE, see pvrdma link);
+                                behind another nobody answers [default: memory,tcp,roce]
   -h, --help                    this text
 
 The device is vmw_pvrdma0, port 1; GID 0 is link-local, GID 1 maps 127.H.82.N, N 1 for the first guest. H is the
 number of this host: the line in the file number of $PVRDMA_LINK, or else of ~/.config/pvrdma/link; 0 without one.
+Where pvrdma link run has --roce-wire, GID 2 of a new guest maps that address of this host.
 RDMA devices of the machine stay usable beside it; if one has that name, ours takes the next number.
 Exit status: the program's; 128 + N if signal N ended it; 127 if it was not found, 126 if it cannot
 be run, 2 for a mistake on the command line, 1 for anything else that keeps it from starting.
@@ -123,10 +127,18 @@ fn in_run_dir(
     files: Files,
     run_dir: &RunDir,
 ) -> anyhow::Result<u8> {
-    let seat = Seat::take(run_dir.path(), host, &options.guest, options.roce)?;
+    let seat = Seat::take(run_dir.path(), host, &options.guest, options.roce, on_wire(run_dir.path()))?;
     let result = in_guest(options, program, standin, files, run_dir, &seat);
     seat.leave().with_context(|| format!("cannot clean up guest {}", options.guest))?;
     result
+}
+
+/// What the gateway has for those who speak RoCE, if one runs.
+fn on_wire(run_dir: &Path) -> Option<OnWire> {
+    // What cannot be looked at is said when the program opens its device.
+    let wire = view::look(run_dir).ok()??.wire?;
+    let interface = interface_of(wire.address()).ok()?.name;
+    Some(OnWire { wire, interface })
 }
 
 fn in_guest(
@@ -147,6 +159,10 @@ fn in_guest(
     command.env("PVRDMA_HOST_NUMBER", guest.host().to_string());
     command.env("PVRDMA_GUEST_INDEX", guest.index().to_string());
     command.env("PVRDMA_ROCE", guest.roce().name());
+    match seat.wire() {
+        Some(wire) => command.env("PVRDMA_WIRE", wire.to_string()),
+        None => command.env_remove("PVRDMA_WIRE"),
+    };
     match options.trap {
         true => command.env("PVRDMA_TRAP", "1"),
         false => command.env_remove("PVRDMA_TRAP"),

@@ -272,7 +272,7 @@ mod tests {
         }
         assert!(mistake(&["--socket", "a", "--link", "--listen", "here"]).contains("here"));
         assert!(mistake(&["--socket", "a", "--fault", "drop=2"]).contains("drop=2"));
-        assert!(mistake(&["--socket", "a", "--paths", "hca"]).contains("memory and tcp"));
+        assert!(mistake(&["--socket", "a", "--paths", "hca"]).contains("memory, tcp and roce"));
         assert!(mistake(&["--socket", "a", "--paths", "tcp"]).contains("no other path"));
         assert!(mistake(&["--socket", "a", "--paths", "memory", "--link"]).contains("leaves out"));
     }

@@ -234,8 +234,8 @@ fn program(pid: i32) -> String {
 }
 
 fn names(paths: Paths) -> String {
-    let both = [("memory", paths.memory()), ("tcp", paths.tcp())];
-    let names: Vec<&str> = both.into_iter().filter(|(_, may)| *may).map(|(name, _)| name).collect();
+    let all = [("memory", paths.memory()), ("tcp", paths.tcp()), ("roce", paths.roce())];
+    let names: Vec<&str> = all.into_iter().filter(|(_, may)| *may).map(|(name, _)| name).collect();
     names.join(",")
 }
 
@@ -310,7 +310,7 @@ fn qp_json(qp: &QpReport) -> String {
     let path = qp.peer.map_or("null".to_owned(), |_| quoted(qp.path.name()));
     let host = match qp.path {
         Way::Tcp { host } => host.to_string(),
-        Way::None | Way::Memory => "null".to_owned(),
+        Way::None | Way::Memory | Way::Roce => "null".to_owned(),
     };
     let tally = |Counted { messages, bytes }: Counted| format!("{{\"messages\": {messages}, \"bytes\": {bytes}}}");
     format!(

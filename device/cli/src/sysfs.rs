@@ -6,7 +6,8 @@
 //! RDMA devices that the machine really has stand beside ours, as links into the real sysfs: programs in the guest see
 //! and use them as ever. `guests.rs` keeps those links up to date as guests are joined.
 
-use pvrdma_device::guest::{DEVICE_STEM, GID_TBL_LEN, Guest, NETDEV};
+use pvrdma_device::guest::{DEVICE_STEM, GID_TBL_LEN, Guest, NETDEV, WIRE_GID};
+use pvrdma_device::handle::Gid;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -158,8 +159,11 @@ fn link_all(folder: &Path, into: &Path, but: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
+/// An address that is none of the guest's own, and the network interface that has it.
+type Outside<'a> = (Gid, &'a str);
+
 /// Writes the tree of `guest` below `root`, which must not exist.
-pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Result<()> {
+pub fn write(root: &Path, guest: Guest, wire: Option<Outside<'_>>, names: Names, machine: &Path) -> io::Result<()> {
     let file = |path: &str, content: &str| -> io::Result<()> {
         let path = root.join(path);
         fs::create_dir_all(path.parent().expect("joined to root"))?;
@@ -221,10 +225,11 @@ pub fn write(root: &Path, guest: Guest, names: Names, machine: &Path) -> io::Res
     // Empty entries get files too: the kernel answers EINVAL when they are read, which callers step over, but a
     // missing file ends the whole table for them.
     for index in 0..GID_TBL_LEN {
-        let gid = guest.gid(index).unwrap_or_default();
+        let own = || (guest.gid(index).unwrap_or_default(), NETDEV);
+        let (gid, interface) = wire.filter(|_| index == WIRE_GID).unwrap_or_else(own);
         file(&format!("{port}/gids/{index}"), &groups(&gid))?;
         file(&format!("{port}/gid_attrs/types/{index}"), guest.roce().sysfs_name())?;
-        file(&format!("{port}/gid_attrs/ndevs/{index}"), NETDEV)?;
+        file(&format!("{port}/gid_attrs/ndevs/{index}"), interface)?;
     }
 
     // The function lists its RDMA device, as the kernel's does.
@@ -270,7 +275,7 @@ mod tests {
     fn the_tree_says_what_discovery_asks() {
         let dir = tempfile::tempdir().unwrap();
         let (root, machine) = (dir.path().join("sys"), dir.path().join("machine"));
-        write(&root, Guest::new(7, 2, Roce::V1).unwrap(), Names::free(&machine), &machine).unwrap();
+        write(&root, Guest::new(7, 2, Roce::V1).unwrap(), None, Names::free(&machine), &machine).unwrap();
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
         assert_eq!(read("class/infiniband_verbs/uverbs0/ibdev"), "vmw_pvrdma0\n");
         assert_eq!(read("class/infiniband/vmw_pvrdma0/device/modalias"), format!("{MODALIAS}\n"));
@@ -324,7 +329,7 @@ mod tests {
         assert_eq!((names.device().as_str(), names.uverbs().as_str()), ("vmw_pvrdma1", "uverbs2"));
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), names, machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), None, names, machine.path()).unwrap();
         assert_eq!(Names::read(&root), Some(names));
         assert_eq!(listed(&root, "infiniband"), ["mlx5_0", "vmw_pvrdma0", "vmw_pvrdma1"]);
         assert_eq!(listed(&root, "infiniband_verbs"), ["abi_version", "uverbs0", "uverbs1", "uverbs2"]);
@@ -346,7 +351,7 @@ mod tests {
         let machine = machine(&[("rxe0", "uverbs0")]);
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), None, Names::free(machine.path()), machine.path()).unwrap();
         let ours = root.join("class/infiniband/vmw_pvrdma0");
         let before = fs::metadata(&ours).unwrap().modified().unwrap();
         let class = |name: &str| machine.path().join("sys/class").join(name);
@@ -367,7 +372,7 @@ mod tests {
         fs::write(machine.path().join("devices/iron").join(LINKED), "4: RNIC\n").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("sys");
-        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), Names::free(machine.path()), machine.path()).unwrap();
+        write(&root, Guest::new(0, 0, Roce::V2).unwrap(), None, Names::free(machine.path()), machine.path()).unwrap();
         let ib = root.join("class/infiniband");
         let modalias = |name: &str| fs::read_to_string(ib.join(name).join("device/modalias"));
         assert_eq!(modalias("soft").unwrap(), "rdma_device:Nrxe\n");

@@ -4,8 +4,9 @@
 //! library binds it in the device), so it is computed here and stored nowhere.
 
 use crate::handle::Gid;
+use std::net::{IpAddr, Ipv6Addr};
 
-/// Length of a guest's GID table; entries past the second are empty.
+/// Length of a guest's GID table; entries past the third are empty.
 pub const GID_TBL_LEN: u32 = 16;
 /// Highest number of a host that is linked to others. A host that is not has number 0.
 pub const MAX_HOST: u8 = 254;
@@ -145,6 +146,46 @@ impl Guest {
     }
 }
 
+/// The entry of the GID table for [`Wire::gid`].
+pub const WIRE_GID: u32 = 2;
+
+/// What guests of a host have for those who speak RoCE and are no guests: adapters, Linux's `rdma_rxe`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// An address of the host, by which all its guests are known there.
+    pub gid: Gid,
+    /// Path MTU that the network carries, in bytes.
+    pub mtu: u32,
+}
+
+impl Wire {
+    /// The address as IP has it.
+    pub fn address(&self) -> IpAddr {
+        Ipv6Addr::from(self.gid).to_canonical()
+    }
+}
+
+/// `ADDRESS MTU`, for the environment of programs.
+impl std::fmt::Display for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.address(), self.mtu)
+    }
+}
+
+impl std::str::FromStr for Wire {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Wire, ()> {
+        let (address, mtu) = text.split_once(' ').ok_or(())?;
+        let gid = match address.parse().map_err(drop)? {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let mtu = mtu.parse().ok().filter(|mtu: &u32| (256..=4096).contains(mtu) && mtu.is_power_of_two());
+        Ok(Wire { gid, mtu: mtu.ok_or(())? })
+    }
+}
+
 /// The MAC that owns `gid`, without asking anybody: from the EUI-64 of a link-local address, or from the guest an
 /// IPv4 address belongs to. `None` for an address that tells of none.
 pub fn mac_of(gid: &Gid) -> Option<[u8; 6]> {
@@ -205,6 +246,18 @@ mod tests {
         // An adapter of another kind.
         let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0x50, 0x56, 0xff, 0xfe, 1, 2, 3];
         assert_eq!((Guest::of(&link_local), mac_of(&link_local)), (None, Some([0, 0x50, 0x56, 1, 2, 3])));
+    }
+
+    #[test]
+    fn what_a_host_has_for_others_comes_back_from_its_text() {
+        for text in ["192.0.2.1 1024", "2001:db8::1 4096"] {
+            let wire: Wire = text.parse().unwrap();
+            assert_eq!(wire.to_string(), text);
+        }
+        assert_eq!("192.0.2.1 256".parse::<Wire>().unwrap().gid[10..], [0xff, 0xff, 192, 0, 2, 1]);
+        for text in ["", "192.0.2.1", "192.0.2.1 1000", "192.0.2.1 8192", "red 1024", "192.0.2.1 1024 lo"] {
+            assert!(text.parse::<Wire>().is_err(), "{text}");
+        }
     }
 
     #[test]

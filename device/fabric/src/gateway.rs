@@ -13,7 +13,7 @@
 
 use crate::copy::{Direction, Gone, RemoteFar, span_of, span_of_mut};
 use crate::hazard::Hazard;
-use crate::segment::Process;
+use crate::segment::{Process, Route};
 use crate::sync::Ordering;
 use crate::taken::Taken;
 use crate::transport::{Body, HostTransport, answer_slot, read};
@@ -132,6 +132,7 @@ impl HostTransport {
 
     /// Hands in a datagram from another host. `false`: its target has no room for it now.
     pub fn submit_datagram(&self, request: &Request, payload: &[u8]) -> bool {
-        self.segment.is_elsewhere(&request.dest.gid) || self.deliver_datagram(request, payload) != Submitted::Busy
+        self.segment.route(&request.dest.gid) != Route::Here
+            || self.deliver_datagram(request, payload) != Submitted::Busy
     }
 }

@@ -292,7 +292,18 @@ fn view(peer: usize, access: u32, state: u32) -> QpView {
     let own = endpoint(1);
     let placeable = state == PVRDMA_QPS_RTS;
     let (handle, kind, peer) = (QpHandle(3), QpKind::Rc, endpoint(peer));
-    QpView { handle, kind, state, placeable, pd: PdHandle(1), access, peer, grh: Grh::default(), qpn: own.qpn }
+    QpView {
+        handle,
+        kind,
+        state,
+        placeable,
+        pd: PdHandle(1),
+        access,
+        peer,
+        grh: Grh::default(),
+        qpn: own.qpn,
+        mtu: 1024,
+    }
 }
 
 /// The initiator writes to the target's memory by itself. Did it?

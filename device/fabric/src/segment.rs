@@ -5,11 +5,13 @@
 //! | `segment/layout.rs` | what stands in it |
 //! | `segment/owner.rs` | who owns a region, and whether he lives |
 //! | `segment/backing.rs` | the file behind the memory |
+//! | `segment/route.rs` | where an address leads, and who has it |
 //! | `segment/view.rs` | what there is to be seen of others |
 
 mod backing;
 mod layout;
 mod owner;
+mod route;
 pub mod view;
 
 use crate::section;
@@ -18,9 +20,9 @@ use backing::{allocate, file_size_limit, map, punch, region, say_once};
 pub use layout::*;
 use owner::{Owner, claim, is_over, own_pid, pid_namespace, started};
 use pvrdma_device::guest::{Guest, Roce};
-use pvrdma_device::handle::Gid;
+use pvrdma_device::transport::Endpoint;
 use pvrdma_device::transport::path::Paths;
-use pvrdma_device::transport::{Endpoint, Path as Way};
+pub use route::{Published, Route};
 use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
@@ -43,8 +45,8 @@ pub struct Segment {
     owner: Owner,
     host: u8,
     paths: Paths,
-    /// By which path others of this host are reached from here: from other hosts, if this is the gateway.
-    inwards: Paths,
+    /// What it sends comes from other hosts.
+    is_gateway: bool,
     /// When a process was last seen alive, by region: incarnation in bits 40..64, milliseconds below.
     seen: Box<[AtomicU64]>,
 }
@@ -133,8 +135,8 @@ impl Segment {
             return Err(error);
         }
         let seen = (0..MAX_PROCESSES).map(|_| AtomicU64::new(0)).collect();
-        let inwards = inwards(guest);
-        Ok(Segment { fabric, file, regions, own, own_region, owner, host, paths, inwards, seen })
+        let is_gateway = guest == GATEWAY;
+        Ok(Segment { fabric, file, regions, own, own_region, owner, host, paths, is_gateway, seen })
     }
 
     /// This process's region.
@@ -208,12 +210,6 @@ impl Segment {
         self.fabric.guest(process.index, self.host)
     }
 
-    /// Whether `process` takes something in that comes this way, and this one may send it.
-    pub fn may_reach(&self, process: Process) -> bool {
-        let theirs = Paths::from_bits(self.fabric.seats[process.index].paths.load(Ordering::Relaxed).into());
-        self.paths.and(theirs).and(self.inwards) == self.inwards
-    }
-
     /// The paths that this process may use.
     pub fn paths(&self) -> Paths {
         self.paths
@@ -227,11 +223,6 @@ impl Segment {
     /// The guests that the processes of this host belong to, with repeats.
     pub fn guests(&self) -> impl Iterator<Item = Guest> + '_ {
         self.used().filter_map(|index| self.guest(self.process(index)?))
-    }
-
-    /// Whether an address is that of another host's guest.
-    pub fn is_elsewhere(&self, gid: &Gid) -> bool {
-        Guest::of(gid).is_some_and(|guest| guest.host() != self.host)
     }
 
     /// Whether `process` still owns its region and runs.
@@ -281,11 +272,6 @@ impl Segment {
         self.fabric.gateway()
     }
 
-    /// The same, if this process may use it.
-    pub(crate) fn way_out(&self) -> Option<Process> {
-        if self.paths.tcp() { self.gateway() } else { None }
-    }
-
     /// The gateway has a link to a host, or has it no longer.
     pub fn set_linked(&self, host: u8, linked: bool) {
         let (word, bit) = (&self.fabric.linked[usize::from(host / 64)], 1 << (host % 64));
@@ -321,13 +307,6 @@ impl Segment {
     pub fn leave(&self) {
         self.fabric.seats[self.own].owner.store(0, Ordering::SeqCst);
     }
-}
-
-fn inwards(guest: u32) -> Paths {
-    Paths::from_bits(match guest {
-        GATEWAY => 1 << Way::Tcp { host: 0 }.code(),
-        _ => 1 << Way::Memory.code(),
-    })
 }
 
 /// The region that a QP number names.
@@ -470,7 +449,7 @@ pub mod by_hand {
 
     /// The process carries requests of other hosts.
     pub fn make_gateway(segment: &mut Segment) {
-        segment.inwards = inwards(GATEWAY);
+        segment.is_gateway = true;
         segment.fabric.seats[segment.own].guest.store(GATEWAY, Ordering::Relaxed);
         segment.become_gateway();
     }
@@ -493,7 +472,7 @@ pub mod by_hand {
             owner,
             host: 0,
             paths: Paths::default(),
-            inwards: inwards(1),
+            is_gateway: false,
             seen: regions.iter().map(|_| AtomicU64::new(0)).collect(),
         }
     }

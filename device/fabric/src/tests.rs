@@ -93,6 +93,7 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
         peer: endpoint(0),
         grh: Grh::default(),
         qpn: endpoint(1).qpn,
+        mtu: 1024,
     };
     let start = place.as_ptr() as u64;
     assert!(there.expected_psn(view.handle).is_some());
@@ -358,7 +359,8 @@ fn who_watches_sees_qps_and_what_they_have_done() {
         assert!(transport.expected_psn(handle).is_some());
         let figures = transport.figures(handle).unwrap();
         let (kind, pd) = (QpKind::Rc, PdHandle(1));
-        let view = QpView { handle, kind, state, placeable: false, pd, access: 0, peer, grh: Grh::default(), qpn };
+        let grh = Grh::default();
+        let view = QpView { handle, kind, state, placeable: false, pd, access: 0, peer, grh, qpn, mtu: 4096 };
         transport.qp_changed(&view);
         figures.sent.done.count(5, true);
         figures.received.count(7, false);

@@ -166,18 +166,20 @@ impl HostTransport {
     /// may not be reached this way.
     pub(crate) fn target(&self, dest: &Endpoint) -> Option<Process> {
         let process = self.segment.process(region_of(dest)?)?;
-        let is_it = self.segment.guest(process)?.has(&dest.gid) && self.segment.may_reach(process);
-        is_it.then_some(process)
+        self.segment.reaches(process, &dest.gid).then_some(process)
     }
 
     /// Who is not to reach a part of the others, and tries, is told once why nobody answers.
-    fn say_what_is_left_out(&self, elsewhere: bool) {
+    fn say_what_is_left_out(&self, route: Route) {
         static SAID: [std::sync::atomic::AtomicBool; 2] = [const { std::sync::atomic::AtomicBool::new(false) }; 2];
-        let (whom, path, may) = match elsewhere {
-            true => ("other hosts", "tcp", self.segment.paths().tcp()),
-            false => ("this host", "memory", self.segment.paths().memory()),
+        let paths = self.segment.paths();
+        let (whom, path, may, said) = match route {
+            Route::Here => ("this host", "memory", paths.memory(), &SAID[0]),
+            Route::Host(_) => ("other hosts", "tcp", paths.tcp(), &SAID[1]),
+            // A guest that may not use it has no address there, and is told so when it tries to have one.
+            Route::Wire => return,
         };
-        if !may && !SAID[usize::from(elsewhere)].swap(true, Ordering::Relaxed) {
+        if !may && !said.swap(true, Ordering::Relaxed) {
             say(format_args!("guests of {whom} are reached by {path}, which --paths leaves out; nobody there answers"));
         }
     }
@@ -630,10 +632,10 @@ impl Transport for HostTransport {
         if let Op::Datagram { .. } = request.op {
             return self.send_datagram(request, memory, local);
         }
-        if self.segment.is_elsewhere(&request.dest.gid) {
+        let route = self.segment.route(&request.dest.gid);
+        if route != Route::Here {
             // It answers when the other host has.
-            let gateway = self.segment.way_out();
-            return gateway.map_or(Submitted::Answered(Answer::Silence), |gateway| {
+            return self.segment.carrier(route).map_or(Submitted::Answered(Answer::Silence), |gateway| {
                 self.send(request.token, &encode(request), gateway, Body::Spans(local))
             });
         }
@@ -686,12 +688,13 @@ impl Transport for HostTransport {
 
     fn path(&self, _source: &Gid, peer: &Endpoint) -> Path {
         let path = self.segment.path(peer);
-        let elsewhere = self.segment.is_elsewhere(&peer.gid);
-        self.say_what_is_left_out(elsewhere);
+        self.say_what_is_left_out(self.segment.route(&peer.gid));
         // The gateway is there and does nothing.
         let late = || self.outbox().gateway_late.filter(|(rounds, _)| *rounds == self.segment.gateway_rounds());
         match path {
-            Path::Tcp { .. } if late().is_some_and(|(_, since)| since.elapsed() >= GATEWAY_PATIENCE) => Path::None,
+            Path::Tcp { .. } | Path::Roce if late().is_some_and(|(_, since)| since.elapsed() >= GATEWAY_PATIENCE) => {
+                Path::None
+            }
             path => path,
         }
     }
@@ -723,7 +726,7 @@ impl Transport for HostTransport {
         fence(Ordering::SeqCst);
         qp.placeable.store(u32::from(view.placeable), Ordering::Relaxed);
         qp.qpn.store(if view.state == PVRDMA_QPS_RESET { 0 } else { view.qpn.0 }, Ordering::Relaxed);
-        qp.what.store(what(view.kind, view.state), Ordering::Relaxed);
+        qp.what.store(what(view.kind, view.state, view.mtu), Ordering::Relaxed);
         qp.pd.store(view.pd.0, Ordering::Relaxed);
         qp.access.store(view.access, Ordering::Relaxed);
         qp.peer_qpn.store(view.peer.qpn.0, Ordering::Relaxed);

@@ -181,25 +181,28 @@ pub fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Carried> {
     Some(Carried::Whole(Request { token, source, dest, psn, packets, op, len, solicited, alone }))
 }
 
-/// Service type and state of a QP, for who watches.
-pub fn what(kind: QpKind, state: u32) -> u32 {
+/// Path MTUs are whole multiples.
+const MTU_UNIT: u32 = 128;
+
+/// Service type, state and path MTU of a QP, for who watches and for who cuts its messages.
+pub fn what(kind: QpKind, state: u32, mtu: u32) -> u32 {
     let kind = match kind {
         QpKind::Rc => 0,
         QpKind::Ud => 1,
         QpKind::Gsi => 2,
     };
-    kind << 8 | state & 0xff
+    (mtu / MTU_UNIT & 0xff) << 16 | kind << 8 | state & 0xff
 }
 
 /// What such a word says; `None` if nobody encodes so.
-pub fn what_is(word: u32) -> Option<(QpKind, u32)> {
-    let kind = match word >> 8 {
+pub fn what_is(word: u32) -> Option<(QpKind, u32, u32)> {
+    let kind = match word >> 8 & 0xff {
         0 => QpKind::Rc,
         1 => QpKind::Ud,
         2 => QpKind::Gsi,
         _ => return None,
     };
-    Some((kind, word & 0xff))
+    Some((kind, word & 0xff, (word >> 16) * MTU_UNIT))
 }
 
 /// An answer in at most 12 bits.

@@ -2,16 +2,19 @@
 //!
 //! It is a process of the host's fabric. What it takes over from guests stands in `outbound` until the other host has
 //! answered. What other hosts ask for goes through one queue for each pair of QPs, so that it reaches its target in
-//! order, and stands in `flying` while the target has it.
+//! order, and stands in `flying` while the target has it. What goes to an address that is no guest's leaves as RoCE
+//! packets (`wire.rs`), and the same comes back.
 
 mod datagrams;
 mod inbound;
 mod inbox;
+mod wire;
 
 use crate::links::{Links, Report, Settings, WAKER};
 use crate::near::Near;
 use crate::outbound::{self, Outbound, Requested};
 use crate::tell;
+use crate::udp::Udp;
 use anyhow::Context;
 use datagrams::Datagrams;
 use inbound::Inbound;
@@ -20,23 +23,28 @@ use nix::sys::signal::{SigSet, Signal};
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::guest::{Guest, MAX_GUESTS, Roce};
 use pvrdma_device::transport::path::Paths;
-use pvrdma_fabric::segment::{GATEWAY, Segment};
+use pvrdma_fabric::segment::{GATEWAY, Route, Segment};
 use pvrdma_fabric::transport::HostTransport;
 use pvrdma_net::event::{Arrival, ReplyKey, Source, Token};
 use pvrdma_net::frame::Answer;
 use pvrdma_net::hosts::{HostEvent, Hosts};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use wire::Wire;
+pub use wire::{WireReport, interface_of};
 
 /// How often it is looked whether who asked still waits, and whether who was asked is still there.
 const LOOK: Duration = Duration::from_millis(50);
 /// A target that had no room is tried again after this time, if nothing else happens.
 const AGAIN: Duration = Duration::from_micros(500);
+/// The socket of RoCE, in the poll.
+const WIRE: mio::Token = mio::Token(usize::MAX - 2);
 
 /// The guests of this host.
 struct Guests {
@@ -44,14 +52,16 @@ struct Guests {
     outbound: Outbound<FromGuest>,
     inbound: Inbound,
     datagrams: Datagrams,
+    wire: Option<Wire>,
     looked: Duration,
     /// Writes down what the guests of this host ask of other hosts.
     recorder: Option<Arc<Recorder>>,
 }
 
 impl Guests {
-    fn new(transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>) -> Guests {
+    fn new(transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>, wire: Option<(Udp, u32)>) -> Guests {
         Guests {
+            wire: wire.map(|socket| Wire::new(socket, transport.clone(), recorder.clone())),
             outbound: Outbound::default(),
             inbound: Inbound::new(transport.clone()),
             datagrams: Datagrams::new(transport.clone()),
@@ -68,9 +78,20 @@ impl Guests {
             return;
         }
         for (token, answer) in inbox.answers.into_inner() {
+            if self.wire.as_mut().is_some_and(|wire| wire.answered(token, answer)) {
+                continue;
+            }
             self.inbound.answered(hosts, now, token, answer);
         }
         for taken in inbox.requests.into_inner() {
+            if self.transport.segment().route(&taken.request.dest.gid) == Route::Wire {
+                let requested = FromGuest { transport: self.transport.clone(), taken, recorder: None };
+                match &mut self.wire {
+                    Some(wire) => wire.ask(requested),
+                    None => requested.answer(pvrdma_device::transport::Answer::Silence),
+                }
+                continue;
+            }
             if let Some(recorder) = &self.recorder {
                 recorder.asked(&taken.request);
             }
@@ -78,6 +99,12 @@ impl Guests {
             self.outbound.ask(hosts, now, FromGuest { transport, taken, recorder });
         }
         for (request, bytes) in inbox.datagrams.into_inner() {
+            if self.transport.segment().route(&request.dest.gid) == Route::Wire {
+                if let Some(wire) = &mut self.wire {
+                    wire.send_datagram(&request, &bytes);
+                }
+                continue;
+            }
             if let Some(recorder) = &self.recorder {
                 recorder.datagram(&request, &bytes);
             }
@@ -91,6 +118,9 @@ impl Guests {
             self.looked = now;
             self.outbound.forget(hosts, now, FromGuest::is_forgotten);
             self.inbound.look(hosts, now);
+            if let Some(wire) = &mut self.wire {
+                wire.look(now);
+            }
         }
         self.inbound.try_again(hosts, now);
         self.datagrams.try_again(hosts, now);
@@ -105,9 +135,10 @@ impl Guests {
 
     /// How long it may sleep.
     fn patience(&self) -> Option<Duration> {
+        let wire = |is: fn(&Wire) -> bool| self.wire.as_ref().is_some_and(is);
         match () {
-            () if self.inbound.is_stuck() || !self.datagrams.is_empty() => Some(AGAIN),
-            () if !self.outbound.is_empty() || !self.inbound.is_idle() => Some(LOOK),
+            () if self.inbound.is_stuck() || !self.datagrams.is_empty() || wire(Wire::is_stuck) => Some(AGAIN),
+            () if !self.outbound.is_empty() || !self.inbound.is_idle() || wire(|wire| !wire.is_idle()) => Some(LOOK),
             () => None,
         }
     }
@@ -173,13 +204,15 @@ impl Shared {
                 false
             }
         };
+        let more = more | self.guests.wire.as_mut().is_some_and(|wire| wire.turn(now));
         self.guests.transport.ring_all();
         if more {
             return Some(Duration::ZERO);
         }
         let now = self.links.now();
         let links = self.links.deadline().map(|deadline| deadline.saturating_sub(now));
-        [links, self.guests.patience()].into_iter().flatten().min()
+        let wire = self.guests.wire.as_ref().and_then(Wire::deadline).map(|deadline| deadline.saturating_sub(now));
+        [links, wire, self.guests.patience()].into_iter().flatten().min()
     }
 }
 
@@ -190,28 +223,33 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 /// Makes a report readable: as JSON, or as text.
 pub type Show = fn(&Report, json: bool) -> String;
 
-/// Carries requests between the guests below `dir` and other hosts, until SIGTERM, SIGINT or SIGHUP. `ready` is called
-/// when guests and hosts can reach it. Who connects to `socket` is told how it fares, in the words of `show`.
+/// Carries requests between the guests below `dir` and other hosts, and, by an address of this host, whoever speaks
+/// RoCE, until SIGTERM, SIGINT or SIGHUP. `ready` is called when guests and hosts can reach it. Who connects to `socket`
+/// is told how it fares, in the words of `show`.
 pub fn run(
     dir: &Path,
     socket: &Path,
     settings: Settings,
+    wire: Option<IpAddr>,
     recorder: Option<Recorder>,
     show: Show,
     ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block()?;
-    let host = u8::try_from(settings.fabric.number).context("a host's number is 1 to 254")?;
+    let number = settings.fabric.as_ref().map_or(0, |fabric| fabric.number);
+    let host = u8::try_from(number).context("a host's number is 1 to 254")?;
     let mut poll = mio::Poll::new()?;
     let links = Links::new(settings, poll.registry().try_clone()?)?;
+    let wire = wire.map(|address| wire::open(address, poll.registry(), WIRE)).transpose()?;
     let segment = Segment::join(dir, host, GATEWAY, Paths::default(), |file| file)
         .with_context(|| dir.join("fabric").display().to_string())?;
     // Guests copy from and to this process's memory; where yama restricts that to parents, they need its leave.
     // SAFETY: no pointers.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
     let transport = HostTransport::new(segment);
-    let mut shared = Shared { links, guests: Guests::new(transport.clone(), recorder.map(Arc::new)) };
+    let mut shared = Shared { links, guests: Guests::new(transport.clone(), recorder.map(Arc::new), wire) };
+    transport.segment().set_wire(shared.guests.wire.as_ref().map(Wire::known));
     for index in 0..MAX_GUESTS {
         for (_, gid) in Guest::new(host, index, Roce::V2).into_iter().flat_map(Guest::gids) {
             shared.links.hosts().bind(&gid);
@@ -265,7 +303,12 @@ fn tell(shared: &Mutex<Shared>, number: u16, listener: &UnixListener, show: Show
         |json| {
             let mut shared = lock(shared);
             shared.links.look_for_renewal();
-            let report = shared.links.report(number, shared.guests.outbound.len(), shared.guests.inbound.len());
+            let Shared { links, guests } = &*shared;
+            let of_wire = |count: fn(&Wire) -> usize| guests.wire.as_ref().map_or(0, count);
+            let asked = guests.outbound.len() + of_wire(Wire::asked);
+            let serving = guests.inbound.len() + of_wire(Wire::serves);
+            let report = links.report(number, asked, serving);
+            let report = Report { wire: guests.wire.as_ref().map(Wire::report), ..report };
             drop(shared);
             show(&report, json)
         },
@@ -379,7 +422,10 @@ impl Gateway {
     fn look(&self, events: &mio::Events) -> Option<Duration> {
         let mut shared = lock(&self.shared);
         for event in events {
-            shared.links.is_ready(event);
+            match &mut shared.guests.wire {
+                Some(wire) if event.token() == WIRE => wire.is_ready(),
+                _ => shared.links.is_ready(event),
+            }
         }
         shared.turn(true)
     }

@@ -4,6 +4,7 @@
 //! Each carries on with whatever can be done.
 
 use crate::bearer::Bearer;
+use crate::gateway::WireReport;
 use crate::log::Log;
 use crate::near::Near;
 use anyhow::Context;
@@ -26,8 +27,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How a host takes part in its fabric.
 pub struct Settings {
-    /// Who it is and who the others are. Without certificates, only this machine is talked to.
-    pub fabric: folder::Settings,
+    /// Who it is and who the others are. Without certificates, only this machine is talked to. `None`: there are no
+    /// others.
+    pub fabric: Option<folder::Settings>,
     /// Where it listens; the address of the list if not given.
     pub listen: Option<SocketAddr>,
     /// Where a renewed certificate will be.
@@ -48,6 +50,8 @@ pub struct Report {
     pub serving: usize,
     /// All other hosts.
     pub hosts: Vec<HostReport>,
+    /// What it has for those who speak RoCE.
+    pub wire: Option<WireReport>,
 }
 
 /// Another host.
@@ -130,7 +134,8 @@ const DIAL: Duration = Duration::from_secs(2);
 pub struct Links {
     begin: Instant,
     registry: Registry,
-    listener: TcpListener,
+    /// Others dial it, if there are any.
+    listener: Option<TcpListener>,
     /// Somebody may have connected.
     called: bool,
     others: BTreeMap<u16, FabricHost>,
@@ -150,6 +155,26 @@ impl Links {
     /// Listens; dials when it is given its turn.
     pub fn new(settings: Settings, registry: Registry) -> anyhow::Result<Links> {
         let Settings { fabric, listen, folder } = settings;
+        let mut boot = [0; 16];
+        getrandom(&mut boot)?;
+        let me = |host| Me { host, boot, limits: Limits::default(), patience: Patience::default() };
+        let Some(fabric) = fabric else {
+            return Ok(Links {
+                begin: Instant::now(),
+                registry,
+                listener: None,
+                called: false,
+                tls: None,
+                folder: None,
+                seen: None,
+                hosts: Hosts::new(&me(0), Duration::ZERO, []),
+                others: BTreeMap::new(),
+                places: HashMap::new(),
+                by_bearer: HashMap::new(),
+                next: 0,
+                log: Log::default(),
+            });
+        };
         let address = listen.unwrap_or(fabric.this().address);
         if fabric.identity.is_none() && !identity::may_be_plain(address.ip()) {
             anyhow::bail!("{address} is not this machine alone, and there are no certificates");
@@ -157,15 +182,13 @@ impl Links {
         let tls = fabric.identity.map(Tls::new).transpose()?;
         let mut listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
-        let mut boot = [0; 16];
-        getrandom(&mut boot)?;
-        let me = Me { host: fabric.number, boot, limits: Limits::default(), patience: Patience::default() };
+        let me = me(fabric.number);
         let others = fabric.hosts.into_iter().filter(|host| host.number != fabric.number);
         let others: BTreeMap<u16, FabricHost> = others.map(|host| (host.number, host)).collect();
         Ok(Links {
             begin: Instant::now(),
             registry,
-            listener,
+            listener: Some(listener),
             called: true,
             tls,
             folder,
@@ -233,7 +256,7 @@ impl Links {
         };
         let hosts = self.others.values().map(host).collect();
         let (encrypted, certificate_ends) = (self.is_encrypted(), self.certificate_ends());
-        Report { number, encrypted, certificate_ends, asked, serving, hosts }
+        Report { number, encrypted, certificate_ends, asked, serving, hosts, wire: None }
     }
 
     /// The poll says so of a socket.
@@ -314,7 +337,8 @@ impl Links {
             if !self.called {
                 return false;
             }
-            let (socket, address) = match self.listener.accept() {
+            let Some(listener) = &self.listener else { return false };
+            let (socket, address) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
                     continue;

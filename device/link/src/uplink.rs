@@ -36,7 +36,7 @@ impl Uplink {
     pub fn start(settings: Settings, paths: Paths) -> anyhow::Result<Uplink> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let number = settings.fabric.number;
+        let number = settings.fabric.as_ref().map_or(0, |fabric| fabric.number);
         let links = Links::new(settings, poll.registry().try_clone()?)?;
         // It fails for a descriptor that is none, and then the thread has ended.
         let devices = Devices::new(number, paths, move || drop(waker.wake()));

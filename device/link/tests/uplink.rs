@@ -56,7 +56,8 @@ impl Hosts {
                 Identity::from_pem(&authority.certificate, &pair).expect("an identity")
             });
             let fabric = folder::Settings::new(number, hosts, identity).expect("settings");
-            Uplink::start(Settings { fabric, listen: Some(listen), folder: None }, Paths::default()).expect("an uplink")
+            Uplink::start(Settings { fabric: Some(fabric), listen: Some(listen), folder: None }, Paths::default())
+                .expect("an uplink")
         };
         Hosts { uplinks: [start(1, list(cable.address()), one), start(2, list(two), two)], cable }
     }

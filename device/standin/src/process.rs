@@ -4,6 +4,7 @@
 
 use crate::kernel::events::Events;
 use crate::kernel::uverbs::Driver;
+use crate::kernel::uverbs::device::ifindex;
 use crate::kernel::{fd, trap, uar, ucma};
 use crate::support::fresh::{self, OWN};
 use crate::support::{capture, hooks, raw, thread, trace};
@@ -12,7 +13,7 @@ use pvrdma_capture::writer::Settings;
 use pvrdma_device::command::Command;
 use pvrdma_device::device::{Config, Device};
 use pvrdma_device::doorbell::Doorbell;
-use pvrdma_device::guest::{Guest, Roce};
+use pvrdma_device::guest::{Guest, Roce, WIRE_GID, Wire};
 use pvrdma_device::handle::{CtxHandle, Gid};
 use pvrdma_device::transport::fault::Faults;
 use pvrdma_device::transport::path::Paths;
@@ -46,6 +47,8 @@ pub struct Process {
 /// Doorbell pages of a context table; the kernel's page 0 is not used here.
 const MAX_UAR: u32 = 1024;
 
+/// Path MTU of a port whose guest only reaches guests.
+const MTU: u32 = 4096;
 /// How long an empty poll looks for work. Not at all would be slower: the next POLL is a trap away, and a message that
 /// comes meanwhile waits for it.
 const SPIN: Duration = Duration::from_micros(10);
@@ -138,6 +141,13 @@ fn paths() -> Result<Paths, i32> {
     list.to_str().and_then(|list| list.parse().ok()).ok_or(libc::EINVAL)
 }
 
+/// What `pvrdma run` says that the gateway has for those who speak RoCE.
+fn wire() -> Result<Option<(Wire, u32)>, i32> {
+    let Some(text) = std::env::var_os("PVRDMA_WIRE") else { return Ok(None) };
+    let (wire, interface) = text.to_str().and_then(|text| text.rsplit_once(' ')).ok_or(libc::EINVAL)?;
+    Ok(Some((wire.parse().map_err(|()| libc::EINVAL)?, ifindex(interface))))
+}
+
 impl Process {
     fn join() -> Result<Process, i32> {
         let dir = PathBuf::from(std::env::var_os("PVRDMA_HOST_DIR").ok_or(libc::ENODEV)?);
@@ -145,8 +155,12 @@ impl Process {
         let numbers = number("PVRDMA_HOST_NUMBER").zip(number("PVRDMA_GUEST_INDEX"));
         let roce = std::env::var("PVRDMA_ROCE").ok().and_then(|roce| roce.parse().ok()).unwrap_or_default();
         let guest = numbers.and_then(|(host, index)| Guest::new(host, index, roce)).ok_or(libc::ENODEV)?;
+        let wire = wire()?;
+        // Without an address for it nobody there could answer.
+        let paths = paths().map(|paths| if wire.is_some() { paths } else { paths.without_roce() })?;
+        let wire = wire.filter(|_| paths.roce());
         hold(&dir, guest).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
-        let segment = Segment::join(&dir, guest.host(), guest.index().into(), paths()?, fd::hide).map_err(|error| {
+        let segment = Segment::join(&dir, guest.host(), guest.index().into(), paths, fd::hide).map_err(|error| {
             say(format_args!("{}: {error}", dir.join("fabric").display()));
             error.raw_os_error().unwrap_or(libc::EIO)
         })?;
@@ -161,6 +175,7 @@ impl Process {
             qpn_base: transport.qpn_base(),
             max_uar: MAX_UAR,
             memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
+            mtu: wire.map_or(MTU, |(wire, _)| wire.mtu),
         };
         let capture = capture::open(fd::hide).map(|sink| {
             let v1 = roce == Roce::V1;
@@ -170,14 +185,20 @@ impl Process {
             Device::new(config, Arc::new(ProcessMemory), events.clone(), network)
         });
         transport.attach(station);
-        for (index, gid) in guest.gids() {
+        let outside = wire.map(|(wire, _)| (WIRE_GID, wire.gid));
+        for (index, gid) in guest.gids().chain(outside) {
             let bind = Command::CreateBind { index, gid, gid_type: roce.gid_type(), vlan: 0xfff, mtu: 1024 };
             device.command(&bind).map_err(|error| error.errno())?;
         }
         leave_at_exit();
-        let driver = Driver { device, events, guest };
+        let driver = Driver { device, events, guest, wire };
         let (begun, placed) = (AtomicBool::new(false), AtomicU32::new(0));
         Ok(Process { pid: raw::getpid(), driver, transport, directory: dir, begun, placed })
+    }
+
+    /// What the guest has for those who speak RoCE.
+    pub fn wire(&self) -> Option<Wire> {
+        self.driver.wire.map(|(wire, _)| wire)
     }
 
     /// The guests that have a process on this host, with repeats.
@@ -241,6 +262,10 @@ impl ucma::Machine for Process {
 
     fn guest(&self) -> Guest {
         self.driver.guest
+    }
+
+    fn wire(&self) -> Option<Wire> {
+        Process::wire(self)
     }
 
     fn number(&self) -> u32 {

@@ -214,5 +214,6 @@ pub fn config(node_guid: [u8; 8], index: u32, roce: Roce) -> Config {
         qpn_base: (index % 0xff + 1) << 16,
         max_uar: UAR_PAGES,
         memory_limit: pvrdma_device::budget::DEFAULT_MEMORY_LIMIT,
+        mtu: 4096,
     }
 }

@@ -52,6 +52,8 @@ Options:
   --loopback         init: a fabric of this machine alone, for trials, without certificates
   --update           join: take the hosts anew from a fabric.toml
   --listen IP:PORT   run: wait here for other hosts [default: this host's address in fabric.toml]
+  --roce-wire IP     run: speak RoCE v2 at that address of this host with whoever is no guest: adapters of other
+                     machines, Linux's rdma_rxe. Guests that start later have it as GID 2. Needs no settings
   --pcap FILE        run: append what this host's guests send to other hosts to FILE; as for pvrdma run
   --json             list, status: one JSON object
   --folder FOLDER    the host's settings [default: $PVRDMA_LINK, else pvrdma/link in $XDG_CONFIG_HOME or ~/.config]
@@ -118,7 +120,7 @@ pub fn main(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Command::Renew(name) => renew::renew(&folder, &name),
         Command::Remove(name) => hosts::remove(&folder, &name),
         Command::List { json } => list::list(&folder, json),
-        Command::Run { listen, capture } => run::run(&folder, listen, capture.as_deref()),
+        Command::Run(run) => run::run(&folder, &run),
         Command::Status { json } => run::status(json),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
+use pvrdma_device::guest::Guest;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
@@ -25,8 +26,16 @@ pub enum Command {
     Renew(String),
     Remove(String),
     List { json: bool },
-    Run { listen: Option<SocketAddr>, capture: Option<PathBuf> },
+    Run(Run),
     Status { json: bool },
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    pub listen: Option<SocketAddr>,
+    /// Address of this host for RoCE.
+    pub wire: Option<IpAddr>,
+    pub capture: Option<PathBuf>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -52,6 +61,7 @@ struct Given {
     words: Vec<OsString>,
     address: Option<SocketAddr>,
     listen: Option<SocketAddr>,
+    wire: Option<IpAddr>,
     capture: Option<PathBuf>,
     name: Option<String>,
     number: Option<u16>,
@@ -69,6 +79,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
+            Long("roce-wire") => given.wire = Some(wire(&args.value()?.string()?)?),
             Long("pcap") => given.capture = Some(options::file(&mut args, "--pcap")?),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
@@ -110,7 +121,9 @@ impl Given {
             "renew" => Command::Renew(name(self.word("renew", "a host's name")?)?),
             "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
             "list" => Command::List { json: std::mem::take(&mut self.json) },
-            "run" => Command::Run { listen: self.listen.take(), capture: self.capture.take() },
+            "run" => {
+                Command::Run(Run { listen: self.listen.take(), wire: self.wire.take(), capture: self.capture.take() })
+            }
             "status" => Command::Status { json: std::mem::take(&mut self.json) },
             _ => return Err(Usage(format!("unknown command link {first}; try pvrdma link --help"))),
         };
@@ -134,6 +147,7 @@ impl Given {
         let more = [
             ("--address", self.address.is_some()),
             ("--listen", self.listen.is_some()),
+            ("--roce-wire", self.wire.is_some()),
             ("--pcap", self.capture.is_some()),
             ("--name", self.name.is_some()),
             ("--number", self.number.is_some()),
@@ -183,6 +197,23 @@ pub fn listen(text: &str) -> Result<SocketAddr, Usage> {
     address.map_err(|_| Usage(format!("--listen is IP:PORT, as 0.0.0.0:{PORT}, not {text:?}")))
 }
 
+/// An address of this host that others can reach, and that is no guest's.
+fn wire(text: &str) -> Result<IpAddr, Usage> {
+    let address: IpAddr = text.parse().map_err(|_| Usage(format!("--roce-wire is an IP address, not {text:?}")))?;
+    let address = address.to_canonical();
+    let gid = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    if Guest::of(&gid).is_some() {
+        return Err(Usage(format!("--roce-wire {text}: that is a guest's address, and has to be this machine's")));
+    }
+    match fabric::unreachable(SocketAddr::new(address, PORT)) {
+        Some(why) => Err(Usage(format!("--roce-wire {text}: {why}"))),
+        None => Ok(address),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +247,8 @@ mod tests {
         assert_eq!(command("remove blue"), Command::Remove("blue".into()));
         assert_eq!(command("list --json"), Command::List { json: true });
         assert_eq!(parsed("list --folder x").unwrap().unwrap(), (Command::List { json: false }, Some("x".into())));
+        let wire = Run { wire: Some("192.0.2.1".parse().unwrap()), ..Run::default() };
+        assert_eq!(command("run --roce-wire ::ffff:192.0.2.1"), Command::Run(wire));
         assert!(parsed("add --help").unwrap().is_none());
     }
 
@@ -265,6 +298,12 @@ mod tests {
             "list --folder",
             "list --pcap f",
             "run --pcap -",
+            "run --roce-wire red",
+            "run --roce-wire 0.0.0.0",
+            "run --roce-wire 224.0.0.1",
+            "run --roce-wire 127.0.82.1",
+            "run --roce-wire fe80::1",
+            "status --roce-wire 192.0.2.1",
         ] {
             assert!(parsed(words).is_err(), "{words}");
         }

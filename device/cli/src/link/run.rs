@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,11 +11,14 @@ use anyhow::{Context, bail};
 use pvrdma_capture::file::CaptureFile;
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_capture::writer;
+use pvrdma_link::gateway::WireReport;
 use pvrdma_link::links;
+use pvrdma_link::udp::Stats;
 use pvrdma_link::{Report, gateway};
 use pvrdma_net::folder::Settings;
 use pvrdma_net::identity::{SOON, date};
 
+use super::options::Run;
 use super::say;
 use super::term::notices;
 use crate::json;
@@ -41,15 +44,24 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
     let at = listen.unwrap_or(this.address);
     let of = if others == 1 { "host" } else { "hosts" };
     let line = format!("host {} ({}) on {at}, {others} other {of}{plain}", this.number, this.name);
-    Ok((links::Settings { fabric, listen, folder: Some(folder.into()) }, line))
+    Ok((links::Settings { fabric: Some(fabric), listen, folder: Some(folder.into()) }, line))
 }
 
-pub fn run(folder: &Path, listen: Option<SocketAddr>, capture: Option<&Path>) -> anyhow::Result<()> {
-    let (settings, line) = settings(folder, listen)?;
+pub fn run(folder: &Path, options: &Run) -> anyhow::Result<()> {
+    // For RoCE nobody has to be in a fabric.
+    let alone = options.wire.is_some() && options.listen.is_none() && !folder.try_exists()?;
+    let (settings, mut line) = match alone {
+        true => (links::Settings { fabric: None, listen: None, folder: None }, "no other hosts".to_owned()),
+        false => settings(folder, options.listen)?,
+    };
+    if let Some(address) = options.wire {
+        let _ = write!(line, ", RoCE v2 at {address}");
+    }
     options::outlive_limits();
-    let recorder = capture.map(recorder).transpose()?;
+    let recorder = options.capture.as_deref().map(recorder).transpose()?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let ran = carry(&run_dir, settings, recorder, &format!("pvrdma link: {line}"));
+    let how = How { settings, wire: options.wire, recorder };
+    let ran = carry(&run_dir, how, &format!("pvrdma link: {line}"));
     run_dir.leave().context("cannot clean up the run directory")?;
     ran
 }
@@ -60,13 +72,21 @@ fn recorder(path: &Path) -> anyhow::Result<Recorder> {
     Ok(Recorder::new(writer::Settings { sink: Box::new(file), v1: false }))
 }
 
-fn carry(run_dir: &RunDir, settings: links::Settings, recorder: Option<Recorder>, line: &str) -> anyhow::Result<()> {
+/// What a gateway carries.
+struct How {
+    settings: links::Settings,
+    wire: Option<IpAddr>,
+    recorder: Option<Recorder>,
+}
+
+fn carry(run_dir: &RunDir, how: How, line: &str) -> anyhow::Result<()> {
     let path = run_dir.path().join(LOCK);
     let lock = lock::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     if !lock::try_exclusive(&lock)? {
         bail!("pvrdma link runs already for the guests of this user ({})", run_dir.path().display());
     }
-    gateway::run(run_dir.path(), &run_dir.path().join(SOCKET), settings, recorder, object, || say(line))
+    let (dir, socket) = (run_dir.path(), run_dir.path().join(SOCKET));
+    gateway::run(dir, &socket, how.settings, how.wire, how.recorder, object, || say(line))
 }
 
 pub fn status(json: bool) -> anyhow::Result<()> {
@@ -106,14 +126,23 @@ fn object_at(report: &Report, json: bool, now: SystemTime) -> String {
         .collect();
     format!(
         "{{\n  \"number\": {},\n  \"encrypted\": {},\n  \"certificate_ends\": {},\n  \
-         \"problem\": {},\n  \"asked\": {},\n  \"serving\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
+         \"problem\": {},\n  \"asked\": {},\n  \"serving\": {},\n  \"roce\": {},\n  \"hosts\": [\n{}\n  ]\n}}",
         report.number,
         report.encrypted,
         or_null(report.certificate_ends.map(date)),
         or_null(problem(report, now).filter(|(has_ended, _)| *has_ended).map(|(_, what)| what)),
         report.asked,
         report.serving,
+        report.wire.as_ref().map_or("null".to_owned(), wire_object),
         hosts.join(",\n")
+    )
+}
+
+fn wire_object(wire: &WireReport) -> String {
+    let WireReport { address, mtu, packets: Stats { sent, unsent, received, damaged } } = wire;
+    format!(
+        "{{\"address\": \"{address}\", \"mtu\": {mtu}, \"packets_out\": {sent}, \"packets_unsent\": {unsent}, \
+         \"packets_in\": {received}, \"packets_damaged\": {damaged}}}"
     )
 }
 
@@ -129,11 +158,24 @@ fn problem(report: &Report, now: SystemTime) -> Option<(bool, String)> {
 
 fn text(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
-    let tls = if report.encrypted { "TLS 1.3" } else { "without certificates" };
+    let tls = match () {
+        () if report.encrypted => "TLS 1.3",
+        () if report.hosts.is_empty() => "no other hosts",
+        () => "without certificates",
+    };
     let (number, asked, serving) = (report.number, report.asked, report.serving);
     let _ = writeln!(text, "host {number}, {tls}; {asked} requests of this host on their way, {serving} of others");
     if let Some((has_ended, what)) = problem(report, now) {
         let _ = writeln!(text, "{}: {what}", if has_ended { "error" } else { "warning" });
+    }
+    if let Some(WireReport { address, mtu, packets }) = &report.wire {
+        let Stats { sent, unsent, received, damaged } = packets;
+        let _ = write!(text, "RoCE v2 at {address}, path MTU {mtu}: {sent} packets out, {received} in");
+        let rest = [(unsent, "found no room"), (damaged, "were damaged")];
+        for (count, what) in rest.into_iter().filter(|(count, _)| **count > 0) {
+            let _ = write!(text, ", {count} {what}");
+        }
+        text.push('\n');
     }
     let width = report.hosts.iter().map(|host| host.name.len()).max().unwrap_or_default();
     for host in &report.hosts {
@@ -155,14 +197,14 @@ fn text(report: &Report, now: SystemTime) -> String {
 mod tests {
     use super::*;
     use pvrdma_link::links::HostReport;
-    use pvrdma_net::connection::Stats;
+    use pvrdma_net::connection;
     use std::time::Duration;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     #[test]
     fn a_report_is_text_or_json() {
-        let link = Stats { bytes_out: 1 << 20, requests: 3, ..Stats::default() };
+        let link = connection::Stats { bytes_out: 1 << 20, requests: 3, ..Default::default() };
         let host = |number, link| HostReport {
             number,
             name: format!("h{number}"),
@@ -176,6 +218,7 @@ mod tests {
             asked: 0,
             serving: 2,
             hosts: vec![host(2, Some(link)), host(3, None)],
+            wire: None,
         };
         let at = |days: u32, json| object_at(&report, json, SystemTime::UNIX_EPOCH + days * DAY);
         let shown = at(0, false);
@@ -192,5 +235,14 @@ mod tests {
         let shown = at(101, false);
         assert!(shown.contains("\nerror: the certificate of this host ended on 1970-04-11, and no new"), "{shown}");
         assert!(at(101, true).contains("\"problem\": \"the certificate"));
+        let packets = Stats { sent: 7, damaged: 1, ..Stats::default() };
+        let wire = Some(WireReport { address: "192.0.2.1".parse().unwrap(), mtu: 1024, packets });
+        let report = Report { wire, hosts: Vec::new(), encrypted: false, ..report };
+        let shown = object_at(&report, false, SystemTime::UNIX_EPOCH);
+        assert!(
+            shown.contains("RoCE v2 at 192.0.2.1, path MTU 1024: 7 packets out, 0 in, 1 were damaged\n"),
+            "{shown}"
+        );
+        assert!(object_at(&report, true, SystemTime::UNIX_EPOCH).contains("\"packets_out\": 7"));
     }
 }

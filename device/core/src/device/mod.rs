@@ -40,6 +40,13 @@ pub struct Config {
     pub max_uar: u32,
     /// Bytes that the guest may make the device hold (`budget.rs` has a default); past it creates fail with ENOMEM.
     pub memory_limit: u64,
+    /// Bytes of a full packet's payload that the port carries: 256 to 4096, a power of two.
+    pub mtu: u32,
+}
+
+/// `PVRDMA_MTU_*` of so many bytes.
+fn mtu_code(bytes: u32) -> u32 {
+    bytes.checked_ilog2().unwrap_or_default().saturating_sub(7).clamp(PVRDMA_MTU_256, PVRDMA_MTU_4096)
 }
 
 const MAX_CQ: u32 = 65536;
@@ -100,7 +107,7 @@ impl Device {
         let budget = &Budget::new(config.memory_limit);
         Arc::new(Device {
             config,
-            engine: Engine::new(memory, interrupts, transport, config.gid_type, budget, clock),
+            engine: Engine::new(memory, interrupts, transport, (config.gid_type, config.mtu), budget, clock),
             budget: budget.clone(),
             contexts: Table::new(1, config.max_uar, budget),
             pds: Table::new(1, MAX_PD, budget),
@@ -155,7 +162,7 @@ impl Device {
         pvrdma_port_attr {
             state: if up { PVRDMA_PORT_ACTIVE } else { PVRDMA_PORT_DOWN },
             max_mtu: PVRDMA_MTU_4096,
-            active_mtu: PVRDMA_MTU_4096,
+            active_mtu: mtu_code(self.config.mtu),
             gid_tbl_len: GID_TBL_LEN,
             max_msg_sz: MAX_MSG_SZ,
             pkey_tbl_len: 1,

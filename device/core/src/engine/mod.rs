@@ -23,7 +23,7 @@ use crate::objects::qp::Qp;
 use crate::objects::send_queue::SendQueue;
 use crate::objects::table::Table;
 use crate::rings::wqe::SgList;
-use crate::transport::{Transport, Use};
+use crate::transport::{DATAGRAM_MAX, Transport, Use};
 use pvrdma_ffi::dev_api::{PVRDMA_QPS_ERR, PVRDMA_QPS_RESET};
 use schedule::Schedule;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -51,6 +51,8 @@ pub struct Engine {
     pub(crate) gids: RwLock<[Option<Gid>; GID_TBL_LEN as usize]>,
     /// `PVRDMA_GID_TYPE_FLAG_ROCE_V1` or `_V2`.
     pub(crate) gid_type: u8,
+    /// Longest payload of a datagram that leaves: one packet.
+    datagram_max: u64,
     /// The link of port 1.
     pub(crate) up: AtomicBool,
     pub(crate) qkey_violations: AtomicU32,
@@ -68,7 +70,7 @@ impl Engine {
         memory: Arc<dyn Memory>,
         interrupts: Arc<dyn Interrupts>,
         transport: Arc<dyn Transport>,
-        gid_type: u8,
+        (gid_type, mtu): (u8, u32),
         budget: &Arc<Budget>,
         clock: Clock,
     ) -> Engine {
@@ -81,6 +83,7 @@ impl Engine {
             qps: Table::new(FIRST_QP, MAX_QP, budget),
             gids: RwLock::default(),
             gid_type,
+            datagram_max: DATAGRAM_MAX.min(mtu.into()),
             up: AtomicBool::new(true),
             qkey_violations: AtomicU32::new(0),
             schedule: Schedule::default(),

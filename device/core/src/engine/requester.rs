@@ -12,7 +12,7 @@ use crate::objects::send_queue::{Owed, SendQueue, Stage};
 use crate::rings::cqe::Completion;
 use crate::rings::ring::BrokenRing;
 use crate::rings::wqe::{Operation, QpKind, WorkRequest};
-use crate::transport::{Answer, DATAGRAM_MAX, Endpoint, Nak, Op, Path, Request, Submitted, Token, Use};
+use crate::transport::{Answer, Endpoint, Nak, Op, Path, Request, Submitted, Token, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::MutexGuard;
@@ -139,7 +139,7 @@ impl Engine {
             _ if operation.reads() && attrs.raw.max_rd_atomic == 0 => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
             Operation::Atomic { .. } if len != 8 => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
             // A datagram is one packet.
-            Operation::Datagram { .. } if len > DATAGRAM_MAX => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
+            Operation::Datagram { .. } if len > self.datagram_max => Err(abi::PVRDMA_WC_LOC_LEN_ERR),
             Operation::Datagram { av, .. } if av.pd != qp.pd || av.port_num != 1 => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),
             // The page list is given by DMA addresses: a user who could name them could name any page of the guest.
             Operation::FastReg(_) if qp.ctx != KERNEL => Err(abi::PVRDMA_WC_LOC_QP_OP_ERR),

@@ -280,6 +280,7 @@ impl Qp {
             peer: attrs.peer(),
             grh: attrs.grh(),
             qpn: self.qpn,
+            mtu: attrs.mtu() as u32,
         }
     }
 }

@@ -202,6 +202,7 @@ impl Driver {
             qpn_base: u32::from(index) << 15,
             max_uar: 16,
             memory_limit,
+            mtu: 4096,
         };
         let device = Device::with_clock(config, ram.clone(), bell.clone(), transport, clock);
         let mut gid = [0; 16];

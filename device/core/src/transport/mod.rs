@@ -256,6 +256,8 @@ pub struct QpView {
     pub grh: Grh,
     /// Its own number.
     pub qpn: Qpn,
+    /// Bytes of a full packet's payload: its path MTU.
+    pub mtu: u32,
 }
 
 /// What a key is used for.

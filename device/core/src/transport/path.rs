@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
-/// A way to a peer. An adapter and RoCE on the wire will be others: their numbers are 3 and 4.
+/// A way to a peer. The host's own adapter will be another: its number is 3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Path {
     /// There is none, or none that may be used.
@@ -16,6 +16,8 @@ pub enum Path {
         /// The host's number.
         host: u16,
     },
+    /// It is no device of ours, or not known to be one: RoCE packets go to its address.
+    Roce,
 }
 
 impl Path {
@@ -25,6 +27,7 @@ impl Path {
             Path::None => 0,
             Path::Memory => 1,
             Path::Tcp { .. } => 2,
+            Path::Roce => 4,
         }
     }
 
@@ -34,6 +37,7 @@ impl Path {
             Path::None => "none",
             Path::Memory => "memory",
             Path::Tcp { .. } => "tcp",
+            Path::Roce => "roce",
         }
     }
 }
@@ -44,7 +48,7 @@ impl Display for Path {
         f.write_str(self.name())?;
         match self {
             Path::Tcp { host } => write!(f, " host={host}"),
-            Path::None | Path::Memory => Ok(()),
+            Path::None | Path::Memory | Path::Roce => Ok(()),
         }
     }
 }
@@ -55,18 +59,19 @@ pub struct Paths(u32);
 
 /// A list that names no paths.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("path {0:?}: there are memory and tcp")]
+#[error("path {0:?}: there are memory, tcp and roce")]
 pub struct BadPaths(String);
 
 impl Default for Paths {
     fn default() -> Paths {
-        Paths(Paths::MEMORY | Paths::TCP)
+        Paths(Paths::MEMORY | Paths::TCP | Paths::ROCE)
     }
 }
 
 impl Paths {
     const MEMORY: u32 = 1 << 1;
     const TCP: u32 = 1 << 2;
+    const ROCE: u32 = 1 << 4;
 
     /// Whether guests of the same host may be reached.
     pub fn memory(self) -> bool {
@@ -76,6 +81,16 @@ impl Paths {
     /// Whether those of other hosts may.
     pub fn tcp(self) -> bool {
         self.0 & Paths::TCP != 0
+    }
+
+    /// Whether adapters may, and whoever else speaks RoCE.
+    pub fn roce(self) -> bool {
+        self.0 & Paths::ROCE != 0
+    }
+
+    /// The same without that.
+    pub fn without_roce(self) -> Paths {
+        Paths(self.0 & !Paths::ROCE)
     }
 
     /// As a word, for others to see: bit n is path number n.
@@ -102,6 +117,7 @@ impl FromStr for Paths {
         list.split(',').try_fold(Paths(0), |paths, name| match name {
             "memory" => Ok(Paths(paths.0 | Paths::MEMORY)),
             "tcp" => Ok(Paths(paths.0 | Paths::TCP)),
+            "roce" => Ok(Paths(paths.0 | Paths::ROCE)),
             _ => Err(BadPaths(name.to_owned())),
         })
     }
@@ -113,21 +129,23 @@ mod tests {
 
     #[test]
     fn a_list_is_understood_or_refused() {
-        let parsed = |list: &str| list.parse::<Paths>().map(|paths| (paths.memory(), paths.tcp()));
-        assert_eq!(parsed("memory,tcp"), Ok((true, true)));
-        assert_eq!(parsed("tcp"), Ok((false, true)));
-        assert_eq!(parsed("memory,memory"), Ok((true, false)));
+        let parsed = |list: &str| list.parse::<Paths>().map(|paths| (paths.memory(), paths.tcp(), paths.roce()));
+        assert_eq!(parsed("memory,tcp"), Ok((true, true, false)));
+        assert_eq!(parsed("roce,tcp"), Ok((false, true, true)));
+        assert_eq!(parsed("memory,memory"), Ok((true, false, false)));
         for list in ["", "memory,", "hca", "Memory", "memory tcp"] {
-            assert!(parsed(list).unwrap_err().to_string().contains("memory and tcp"), "{list}");
+            assert!(parsed(list).unwrap_err().to_string().contains("memory, tcp and roce"), "{list}");
         }
         let paths: Paths = "tcp".parse().unwrap();
-        assert_eq!(Paths::from_bits(paths.bits() | !7), paths);
+        assert_eq!(Paths::default().without_roce(), "memory,tcp".parse().unwrap());
+        assert_eq!(Paths::from_bits(paths.bits() | !0x17), paths);
         assert_eq!(paths.and("memory".parse().unwrap()), Paths::from_bits(0));
     }
 
     #[test]
     fn names_and_numbers() {
-        let texts = [Path::None, Path::Memory, Path::Tcp { host: 2 }].map(|path| format!("{} {path}", path.code()));
-        assert_eq!(texts, ["0 none", "1 memory", "2 tcp host=2"]);
+        let texts =
+            [Path::None, Path::Memory, Path::Tcp { host: 2 }, Path::Roce].map(|path| format!("{} {path}", path.code()));
+        assert_eq!(texts, ["0 none", "1 memory", "2 tcp host=2", "4 roce"]);
     }
 }

@@ -103,7 +103,7 @@ pub struct PublishedQp {
     pub access: AtomicU32,
     /// QP number of its peer.
     pub peer_qpn: AtomicU32,
-    /// For who watches: service type (bits 8..) and state.
+    /// For who watches, and for who cuts its messages: path MTU (bits 16..), service type (bits 8..) and state.
     pub what: AtomicU32,
     /// GID of its peer.
     pub peer_gid: [AtomicU64; 2],
@@ -166,7 +166,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000c;
+pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000d;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -185,6 +185,9 @@ pub struct Fabric {
     pub(super) rounds: std::sync::atomic::AtomicU64,
     /// Bit n: it has a link to host n. Nothing is ordered by it.
     pub(super) linked: [std::sync::atomic::AtomicU64; 4],
+    /// Its address for those who speak RoCE, and the path MTU there; 0: it has none. Written last, and cleared first.
+    pub(super) wire_gid: [std::sync::atomic::AtomicU64; 2],
+    pub(super) wire_mtu: std::sync::atomic::AtomicU32,
     pub(super) seats: [Seat; MAX_PROCESSES],
 }
 

@@ -1,16 +1,16 @@
-//! What there is to be seen of the fabric: the way from one process to another, and for who only watches, all of it.
+//! What there is to be seen of the fabric, for who only watches: all of it.
 //!
 //! Who watches owns no region, and nothing is asked of anybody: what a process counts lies in the file, so one that is
 //! stopped is seen like all others. The front of the file is mapped, to read. Of a region only those pages are read
 //! that have memory, by read(2): to touch another one would give it some, or kill where there is none left.
 
 use super::{
-    FILE_LEN, Fabric, GATEWAY, GSI, LAYOUT, PAGE, PAGE_WORDS, PUBLISHED_QPS, Process, PublishedQp, Region, Segment,
-    offset_of_region, other_namespace, pid_namespace, region_of,
+    FILE_LEN, Fabric, GATEWAY, LAYOUT, PAGE, PAGE_WORDS, PUBLISHED_QPS, PublishedQp, Region, offset_of_region,
+    other_namespace, pid_namespace,
 };
 use crate::sync::Ordering;
 use crate::words::{to_gid, what_is};
-use pvrdma_device::guest::Guest;
+use pvrdma_device::guest::{Guest, Wire};
 use pvrdma_device::handle::Qpn;
 use pvrdma_device::rings::wqe::QpKind;
 use pvrdma_device::transport::figures::{Counted, QpReport, Sent};
@@ -31,6 +31,8 @@ pub struct View {
     pub host: Option<u8>,
     /// The process that carries requests to other hosts.
     pub gateway: Option<libc::pid_t>,
+    /// What it has for those who speak RoCE.
+    pub wire: Option<Wire>,
     /// The processes of guests.
     pub processes: Vec<Seen>,
 }
@@ -70,7 +72,7 @@ pub fn look(dir: &Path) -> io::Result<Option<View>> {
     if namespace != 0 && namespace != pid_namespace() {
         return Err(other_namespace());
     }
-    let mut view = View { host: None, gateway: None, processes: Vec::new() };
+    let mut view = View { host: None, gateway: None, wire: None, processes: Vec::new() };
     for index in fabric.used() {
         let Some(process) = fabric.process(index).filter(|process| fabric.alive(*process)) else { continue };
         let seat = &fabric.seats[index];
@@ -78,8 +80,9 @@ pub fn look(dir: &Path) -> io::Result<Option<View>> {
         view.host = Some(host);
         if seat.guest.load(Ordering::Relaxed) == GATEWAY {
             view.gateway = Some(process.pid);
+            view.wire = fabric.wire();
         } else if let Some(guest) = fabric.guest(index, host) {
-            let paths = Paths::from_bits(seat.paths.load(Ordering::Relaxed).into());
+            let paths = fabric.paths_of(index);
             let qps = qps(fabric, &file, index);
             // What was read is of no use if somebody else has the region since.
             if fabric.process(index) == Some(process) {
@@ -153,7 +156,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 fn report(qp: &[u8], sent: &[u8], path: impl Fn(&Endpoint) -> Way) -> Option<QpReport> {
     let short = |at: usize| word(qp, at) as u32;
     let qpn = Qpn(short(offset_of!(PublishedQp, qpn)));
-    let (kind, state) = what_is(short(offset_of!(PublishedQp, what))).filter(|_| qpn.0 != 0)?;
+    let (kind, state, _) = what_is(short(offset_of!(PublishedQp, what))).filter(|_| qpn.0 != 0)?;
     let gid = offset_of!(PublishedQp, peer_gid);
     let peer = Endpoint {
         gid: to_gid([word(qp, gid), word(qp, gid + 8)]),
@@ -172,36 +175,4 @@ fn report(qp: &[u8], sent: &[u8], path: impl Fn(&Endpoint) -> Way) -> Option<QpR
         resent: word(sent, offset_of!(Sent, resent)),
         rnr: word(sent, offset_of!(Sent, rnr)),
     })
-}
-
-impl Segment {
-    /// The way to a peer as things are now. A dear question.
-    pub fn path(&self, peer: &Endpoint) -> Way {
-        self.fabric.path(self.own, peer)
-    }
-}
-
-impl Fabric {
-    /// The way from the process in seat `from` to a peer.
-    fn path(&self, from: usize, peer: &Endpoint) -> Way {
-        let Some((seat, guest)) = self.seats.get(from).zip(Guest::of(&peer.gid)) else { return Way::None };
-        let own = Paths::from_bits(seat.paths.load(Ordering::Relaxed).into());
-        let (host, here) = (guest.host(), seat.host.load(Ordering::Relaxed) as u8);
-        if host != here {
-            let linked = || self.linked[usize::from(host / 64)].load(Ordering::Relaxed) & 1 << (host % 64) != 0;
-            let gateway = self.gateway().filter(|gateway| own.tcp() && linked() && self.alive(*gateway));
-            return gateway.map_or(Way::None, |_| Way::Tcp { host: host.into() });
-        }
-        let has_it = |process: &Process| {
-            let theirs = Paths::from_bits(self.seats[process.index].paths.load(Ordering::Relaxed).into());
-            let guest = self.guest(process.index, here);
-            guest.is_some_and(|of| of.has(&peer.gid)) && own.and(theirs).memory() && self.alive(*process)
-        };
-        let is_there = match peer.qpn.0 {
-            // The manager of a guest is whichever of its processes it is for.
-            GSI => self.used().filter_map(|index| self.process(index)).any(|process| has_it(&process)),
-            _ => region_of(peer).and_then(|index| self.process(index)).is_some_and(|process| has_it(&process)),
-        };
-        if is_there { Way::Memory } else { Way::None }
-    }
 }

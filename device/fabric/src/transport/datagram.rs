@@ -1,7 +1,7 @@
 //! Datagrams: their payload travels in the slot, so that nobody waits for anybody, and one that finds no room is lost.
 
 use super::{Body, Flying, HostTransport, Outbox};
-use crate::segment::{GSI, Process, slot_state};
+use crate::segment::{GSI, Process, Route, slot_state};
 use crate::sync::Ordering;
 use crate::words::encode;
 use pvrdma_device::handle::Gid;
@@ -23,11 +23,14 @@ impl HostTransport {
 
     /// Sends a datagram with this payload.
     pub(crate) fn deliver_datagram(&self, request: &Request, payload: &[u8]) -> Submitted {
-        let elsewhere = self.segment.is_elsewhere(&request.dest.gid);
-        if request.dest.qpn.0 == GSI && !elsewhere {
+        let route = self.segment.route(&request.dest.gid);
+        if request.dest.qpn.0 == GSI && route == Route::Here {
             return self.send_to_managers(request, payload);
         }
-        let target = if elsewhere { self.segment.way_out() } else { self.target(&request.dest) };
+        let target = match route {
+            Route::Here => self.target(&request.dest),
+            route => self.segment.carrier(route),
+        };
         let Some(target) = target else {
             return Submitted::Answered(Answer::Silence);
         };
@@ -102,8 +105,7 @@ impl HostTransport {
     /// own programs, so each gets every management datagram, and knows which are for it.
     fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {
         self.segment.used().filter_map(move |index| {
-            let process = self.segment.process(index).filter(|process| self.segment.may_reach(*process))?;
-            self.segment.guest(process).filter(|guest| guest.has(gid))?;
+            let process = self.segment.process(index).filter(|process| self.segment.reaches(*process, gid))?;
             let qp = self.segment.region(index)?.qps.get(GSI as usize)?;
             let has_one = qp.qpn.load(Ordering::Relaxed) == GSI && self.segment.has_its_pid(process);
             has_one.then_some(process)

@@ -360,7 +360,7 @@ impl Inbound {
 }
 
 /// Hands a piece to its target: by itself if nothing else of the pair is on its way, so that the target need not wake.
-fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
+pub fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
     let short = match carried {
         _ if !alone => None,
         Carried::Whole(request) => transport.place_alone(request, local, true),

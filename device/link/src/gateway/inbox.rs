@@ -72,11 +72,14 @@ impl Requested for FromGuest {
     }
 
     fn payload(&self, offset: u64, into: &mut [u8]) -> bool {
-        let fetched = self.transport.fetch(&self.taken, offset, into).is_ok();
-        if let Some(recorder) = self.recorder.as_ref().filter(|_| fetched) {
+        let fetched = self.transport.fetch(&self.taken, offset, into);
+        if fetched == Err(NotCopied::Fault) {
+            self.answer(Answer::RequesterFault);
+        }
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| fetched.is_ok()) {
             recorder.payload(self.request(), offset, into);
         }
-        fetched
+        fetched.is_ok()
     }
 
     fn arrived(&self, offset: u64, bytes: &[u8]) -> bool {

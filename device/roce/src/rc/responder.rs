@@ -325,7 +325,34 @@ impl Responder {
         waiting.chain(out).sum()
     }
 
+    /// Whether its device may be where it says that it expects this packet.
+    pub fn is_at(&self, expected: Psn) -> bool {
+        expected.since(self.done) <= self.handed.since(self.done)
+    }
+
     // ---- the device's side ---------------------------------------------------------------------
+
+    /// Whether there is a piece for the device now.
+    pub fn has_piece(&self) -> bool {
+        match self.waiting.front() {
+            None => false,
+            Some(Work::Read(_)) => self.ready() < READY,
+            Some(_) => true,
+        }
+    }
+
+    /// Data of READs that waits to go out, or is being fetched.
+    fn ready(&self) -> usize {
+        let coming = self.out.iter().map(|handed| match handed.kind {
+            Kind::Read { .. } => handed.len,
+            _ => 0,
+        });
+        let ready = self.replies.iter().map(|reply| match reply {
+            Reply::Data { bytes, .. } => bytes.len(),
+            _ => 0,
+        });
+        coming.chain(ready).sum()
+    }
 
     /// The next piece for the device. Ask when all packets that were there are taken in: consecutive ones make one
     /// piece.
@@ -348,15 +375,7 @@ impl Responder {
                 (handed, Carried::Whole(request), Vec::new())
             }
             Work::Read(mut read) => {
-                let coming = self.out.iter().map(|handed| match handed.kind {
-                    Kind::Read { .. } => handed.len,
-                    _ => 0,
-                });
-                let ready = self.replies.iter().map(|reply| match reply {
-                    Reply::Data { bytes, .. } => bytes.len(),
-                    _ => 0,
-                });
-                if coming.chain(ready).sum::<usize>() >= READY {
+                if self.ready() >= READY {
                     self.waiting.push_front(Work::Read(read));
                     return None;
                 }

@@ -8,7 +8,8 @@
 use crate::interpose::next::{call_next, next};
 use crate::process;
 use crate::support::fresh::{self, Chain, OWN};
-use pvrdma_device::guest::Guest;
+use pvrdma_device::guest::MAX_GUESTS;
+use pvrdma_device::handle::Gid;
 use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
 
@@ -35,11 +36,11 @@ fn ipv4(octets: [u8; 4]) -> libc::sockaddr_in {
 }
 
 impl Chain {
-    fn add(&mut self, guest: Guest) {
-        if std::mem::replace(&mut self.made[usize::from(guest.index())], true) {
+    /// Adds the address that a GID maps, unless it is there: as number `n`.
+    fn add(&mut self, n: usize, gid: Gid) {
+        if std::mem::replace(&mut self.made[n], true) {
             return;
         }
-        let Some(gid) = guest.gid(1) else { return };
         let node = Box::leak(Box::new(Node {
             entry: libc::ifaddrs {
                 ifa_next: null_mut(),
@@ -80,7 +81,13 @@ pub unsafe extern "C" fn getifaddrs(list: *mut *mut libc::ifaddrs) -> c_int {
     // SAFETY: the gate is held.
     let chain = unsafe { &mut *OWN.addresses.chain.get() };
     for guest in process.guests_on_host() {
-        chain.add(guest);
+        if let Some(gid) = guest.gid(1) {
+            chain.add(guest.index().into(), gid);
+        }
+    }
+    // The kernel lists the address for RoCE, unless it is such a one itself.
+    if let Some(wire) = process.wire().filter(|wire| wire.address().is_loopback()) {
+        chain.add(MAX_GUESTS.into(), wire.gid);
     }
     // SAFETY: the C library has just put a list there; it is the caller's alone, and its last node's to write.
     unsafe {

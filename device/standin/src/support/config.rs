@@ -13,7 +13,8 @@
 //! | `PVRDMA_UVERBS` | tests | `ioctl` (default), `invoke` or `write`: how new a kernel to be |
 //!
 //! `process.rs` reads the rest when the device is opened: `PVRDMA_HOST_NUMBER`, `PVRDMA_GUEST_INDEX`,
-//! `PVRDMA_ROCE` and, set by `pvrdma run --fault` and `--paths`, `PVRDMA_FAULT` and `PVRDMA_PATHS`.
+//! `PVRDMA_ROCE`, `PVRDMA_WIRE` (address, MTU and interface for RoCE, if the gateway has one) and, set by
+//! `pvrdma run --fault` and `--paths`, `PVRDMA_FAULT` and `PVRDMA_PATHS`.
 
 use crate::support::raw;
 use std::ffi::CStr;

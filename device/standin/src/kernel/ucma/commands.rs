@@ -2,7 +2,8 @@
 
 use super::address::Address;
 use super::id::{Phase, QPT_RC, QPT_UD, connected_attributes};
-use super::state::{IP_HEADER, Param, State, event, ip_header, parameters, port_space, qp_type_of};
+use super::lookup::{IP_HEADER, ip_header, port_space};
+use super::state::{Param, State, event, parameters, qp_type_of};
 use super::{Call, Result};
 use crate::kernel::fd;
 use crate::support::raw;

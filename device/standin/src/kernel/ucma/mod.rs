@@ -8,6 +8,7 @@
 //! | `state.rs` | all ids of this process, and what becomes of them when messages come and time passes |
 //! | `id.rs` | an id: states, addresses, what programs ask of it |
 //! | `address.rs`, `port.rs` | whose an address is, and who has which port |
+//! | `lookup.rs` | who is meant by a message, and who listens |
 //!
 //! The protocol is the crate `pvrdma-cm`'s, the way out the management QP's (`gsi.rs`). Nothing here knows of `uverbs`:
 //! what a program asks for its QPs it tells them itself, as with a kernel.
@@ -18,6 +19,7 @@ mod address;
 mod call;
 mod commands;
 mod id;
+mod lookup;
 mod port;
 mod state;
 #[cfg(test)]
@@ -29,7 +31,7 @@ use crate::support::raw::{self, syscall};
 use crate::support::trace::{self, Note};
 use call::{Call, Result};
 use pvrdma_device::device::Device;
-use pvrdma_device::guest::Guest;
+use pvrdma_device::guest::{Guest, Wire};
 use pvrdma_device::handle::Gid;
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use state::State;
@@ -48,6 +50,8 @@ pub trait Machine: Sync {
     fn device(&self) -> &Arc<Device>;
     /// Whose process it is.
     fn guest(&self) -> Guest;
+    /// What it has for those who speak RoCE and are no guests.
+    fn wire(&self) -> Option<Wire>;
     /// Its number on the host, below 511.
     fn number(&self) -> u32;
     /// A number that no other process of the host has, nor had of late.

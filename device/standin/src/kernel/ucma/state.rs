@@ -2,14 +2,18 @@
 
 use super::address::{Address, Place};
 use super::id::{Id, Phase, QPT_UD, address_handle};
+use super::lookup::{
+    ID_BITS, IP_HEADER, Listeners, Lookup, directory_of, is_alike, is_here, is_one, is_same, is_stranger, links,
+    parse_ip_header, spaces_of, whose,
+};
 use super::port::{self, Ports};
 use super::{Machine, Queue, Queued, Result};
 use crate::kernel::gsi::{self, Gsi};
 use crate::support::trace;
-use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path, Services, Verdict, Whose};
+use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path};
 use pvrdma_cm::manager::Manager;
 use pvrdma_cm::message::{Message, Rep, Req, SidrRep, SidrReq, private_len, sidr_status};
-use pvrdma_device::guest::{Guest, MAX_GUESTS};
+use pvrdma_device::guest::{Guest, MAX_GUESTS, WIRE_GID};
 use pvrdma_device::handle::Gid;
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -43,18 +47,11 @@ const TICK: Duration = Duration::from_millis(100);
 const RENEWAL: Duration = Duration::from_millis(2500);
 /// Datagrams that are taken in before others have their turn.
 const BURST: u32 = 64;
-/// Bits of a communication id below the process's number.
-const ID_BITS: u32 = 23;
 
-/// What RoCE paths are like here: MTU 4096, 100 Gb/s, ACKs within 4.096 us * 2^17.
-const PATH_MTU: u8 = 5;
+/// What RoCE paths are like here: 100 Gb/s, ACKs within 4.096 us * 2^17.
 const PATH_RATE: u8 = 16;
 const HOP_LIMIT: u8 = 64;
 const ACK_TIMEOUT: u8 = 17;
-
-/// Bytes in front of the private data of requests by IP address (IBA vol. 1, annex A11.2: version, IP version, port,
-/// source, destination).
-pub const IP_HEADER: usize = 36;
 
 /// What an event says of its connection.
 pub enum Param {
@@ -64,8 +61,6 @@ pub enum Param {
     /// A number of the program's own.
     Own([u8; 8]),
 }
-
-type Listeners = HashMap<u64, BTreeSet<u32>>;
 
 /// See the module text.
 pub struct State {
@@ -89,118 +84,6 @@ pub struct State {
     /// When the side thread believes that it is wanted next.
     told: Option<Instant>,
     random: u64,
-}
-
-/// The addresses in front of the private data.
-pub fn ip_header(src: &Address, dst: &Address) -> [u8; IP_HEADER] {
-    let mut header = [0; IP_HEADER];
-    header[1] = if src.is_v4() { 4 << 4 } else { 6 << 4 };
-    header[2..4].copy_from_slice(&src.port().to_be_bytes());
-    for (at, address) in [(4, src), (20, dst)] {
-        match *address {
-            Address::V4 { addr, .. } => header[at + 12..at + 16].copy_from_slice(&addr),
-            _ => header[at..at + 16].copy_from_slice(&address.to_gid()),
-        }
-    }
-    header
-}
-
-/// Source, and destination with the port of the service; `None`: there is no such header.
-fn parse_ip_header(bytes: &[u8], service_id: u64) -> Option<(Address, Address)> {
-    let header: &[u8; IP_HEADER] = bytes.first_chunk()?;
-    let sixteen = |at: usize| -> [u8; 16] { std::array::from_fn(|n| header[at + n]) };
-    let four = |at: usize| -> [u8; 4] { std::array::from_fn(|n| header[at + 12 + n]) };
-    let port = u16::from_be_bytes([header[2], header[3]]);
-    let service = service_id as u16;
-    match (header[0], header[1] >> 4) {
-        (0, 4) => Some((Address::V4 { addr: four(4), port }, Address::V4 { addr: four(20), port: service })),
-        (0, 6) => Some((
-            Address::V6 { addr: sixteen(4), port, scope: 0 },
-            Address::V6 { addr: sixteen(20), port: service, scope: 0 },
-        )),
-        _ => None,
-    }
-}
-
-/// The port space of a service id; `None`: of no port.
-pub fn port_space(service_id: u64) -> Option<u16> {
-    u16::try_from(service_id >> 16)
-        .ok()
-        .filter(|ps| matches!(*ps, RDMA_PS_IPOIB | RDMA_PS_IB | RDMA_PS_TCP | RDMA_PS_UDP))
-}
-
-/// Whether both are one, whatever their encapsulation.
-fn is_same(a: Guest, b: Guest) -> bool {
-    a.mac() == b.mac()
-}
-
-/// Whether an address is one of a guest of our own host. Of others nothing is known here: not which of them are there,
-/// and not whether a process of theirs still runs. Messages go to them, and time tells.
-fn is_here(own: Guest, gid: &Gid) -> bool {
-    Guest::of(gid).is_some_and(|guest| guest.host() == own.host())
-}
-
-/// Who is at the other end of a connection, by the address and the number that it has there.
-fn whose(machine: &dyn Machine, gid: &Gid, remote_id: u32) -> Whose {
-    match (remote_id >> ID_BITS).checked_sub(1) {
-        // Nobody with that number at that address: then it is gone, for it was there.
-        Some(number) if is_here(machine.guest(), gid) => {
-            machine.process(gid, number).map_or(Whose::Gone, Whose::Process)
-        }
-        _ => Whose::Stranger,
-    }
-}
-
-/// Whether there may be a way from our host to another guest's: hosts without a number have none.
-fn links(own: Guest, to: Guest) -> bool {
-    own.host() != 0 && to.host() != 0
-}
-
-/// The port spaces in which a service id may have its port: all of them if it is of none.
-fn spaces_of(service_id: u64) -> Vec<u16> {
-    port_space(service_id).map_or_else(|| vec![RDMA_PS_TCP, RDMA_PS_UDP, RDMA_PS_IB, RDMA_PS_IPOIB], |ps| vec![ps])
-}
-
-/// Finds who listens.
-struct Lookup<'a> {
-    /// Who is asked, and who asks.
-    own: Guest,
-    from: Gid,
-    ids: &'a BTreeMap<u32, Id>,
-    listeners: &'a Listeners,
-    ports: &'a Ports,
-}
-
-impl Services for Lookup<'_> {
-    fn find(&mut self, service_id: u64, private_data: &[u8], datagrams: bool) -> Verdict {
-        let by_ip = parse_ip_header(private_data, service_id);
-        let dst = by_ip.map(|(_, dst)| dst);
-        // The closer an address is met the better: its own, anybody's of its family, anybody's at all.
-        let rank = |id: &Id| {
-            let bound = id.src?;
-            match (bound.place(), dst) {
-                (_, None) if bound.is_ib() => Some(0),
-                (_, None) => None,
-                (_, Some(_)) if bound.is_ib() => Some(3),
-                (Place::Any, Some(dst)) if bound.is_v4() == dst.is_v4() => Some(1),
-                (Place::Any, Some(_)) => (!bound.is_v4() && !id.v6_only).then_some(2),
-                (_, Some(dst)) => (bound.to_gid() == dst.to_gid()).then_some(0),
-            }
-        };
-        let listening = self.listeners.get(&service_id).into_iter().flatten();
-        let listening = listening.filter_map(|number| Some((number, self.ids.get(number)?)));
-        let listening = listening.filter(|(_, id)| id.is_datagram() == datagrams);
-        let best = listening.filter_map(|(number, id)| Some((rank(id)?, number, id))).min_by_key(|(rank, ..)| *rank);
-        if let Some((_, number, id)) = best {
-            return if id.backlog == 0 { Verdict::NotNow } else { Verdict::Listener(u64::from(*number)) };
-        }
-        let spaces = spaces_of(service_id);
-        let dst = dst.unwrap_or(Address::Ib { gid: [0; 16], sid: service_id, mask: 0 });
-        // Who has the port answers. If nobody has, whoever asks has seen that; only a stranger has to be told.
-        let kept = |ps: &u16| self.ports.is_expected(*ps, &dst) || self.ports.is_held_elsewhere(*ps, &dst);
-        let speaks = spaces.iter().any(|ps| self.ports.has(*ps, dst.port())) || !is_here(self.own, &self.from);
-        if !speaks || spaces.iter().any(kept) { Verdict::NotNow } else { Verdict::Nobody }
-    }
 }
 
 impl State {
@@ -408,11 +291,12 @@ impl State {
 
     /// Index of one of our own addresses.
     pub fn gid_index(&self, gid: &Gid) -> u8 {
-        self.guest().gids().find(|(_, own)| own == gid).map_or(0, |(index, _)| index as u8)
+        let wire = self.machine.wire().map(|wire| (WIRE_GID, wire.gid));
+        self.guest().gids().chain(wire).find(|(_, own)| own == gid).map_or(0, |(index, _)| index as u8)
     }
 
     fn directory_of(&self, guest: u8) -> PathBuf {
-        self.machine.directory().join(format!("guests/{guest}"))
+        directory_of(self.machine.directory(), guest)
     }
 
     /// The path from here to a guest, between addresses like `address`.
@@ -423,10 +307,29 @@ impl State {
         Some(Path { remote_gid: remote, ..self.local_path(index)? })
     }
 
+    /// The path from here to somebody who is no guest.
+    fn path_to_stranger(&self, id: &Id, to: &Address) -> Option<Path> {
+        let (wire, remote) = (self.machine.wire()?, to.to_gid());
+        // From another address of ours he would not know the way back.
+        let bound = id.src.is_none_or(|src| src.place() == Place::Any || src.to_gid() == wire.gid);
+        let is_way = bound && is_one(&remote) && is_alike(&remote, &wire.gid);
+        let local = self.local_path(WIRE_GID).filter(|_| is_way)?;
+        Some(Path { remote_gid: remote, ..local })
+    }
+
+    /// Where an id wants to go. `None`: there is no way, for now or for ever.
+    fn find_path(&self, id: &Id, dst: &Address) -> Option<Path> {
+        match dst.place() {
+            Place::Elsewhere => self.path_to_stranger(id, dst),
+            _ => self.path(self.find_guest(id, dst)?, dst),
+        }
+    }
+
     fn local_path(&self, index: u32) -> Option<Path> {
+        let wire = self.machine.wire().filter(|_| index == WIRE_GID).map(|wire| wire.gid);
         Some(Path {
-            local_gid: self.guest().gid(index)?,
-            mtu: PATH_MTU,
+            local_gid: wire.or_else(|| self.guest().gid(index))?,
+            mtu: self.machine.device().port().active_mtu as u8,
             rate: PATH_RATE,
             hop_limit: HOP_LIMIT,
             ack_timeout: ACK_TIMEOUT,
@@ -442,14 +345,18 @@ impl State {
                 let index = u32::from(self.gid_index(&address.to_gid()));
                 self.local_path(index).map(Some).ok_or(libc::ENODEV)
             }
-            Place::Machine => self.local_path(1).map(Some).ok_or(libc::ENODEV),
+            Place::Machine => {
+                let is_wire = self.machine.wire().is_some_and(|wire| wire.gid == address.to_gid());
+                self.local_path(if is_wire { WIRE_GID } else { 1 }).map(Some).ok_or(libc::ENODEV)
+            }
             Place::Guest(_) | Place::Elsewhere => Err(libc::EADDRNOTAVAIL),
         }
     }
 
-    /// Our own address in the family of `like`.
+    /// Our own address in the family of `like`, for a way to that.
     pub fn own_address(&self, like: &Address, port: u16) -> Address {
-        let gid = |index| self.guest().gid(index).unwrap_or_default();
+        let wire = self.machine.wire().filter(|_| like.place() == Place::Elsewhere);
+        let gid = |index| wire.map_or_else(|| self.guest().gid(index).unwrap_or_default(), |wire| wire.gid);
         match like {
             Address::V4 { .. } => {
                 let gid = gid(1);
@@ -500,7 +407,7 @@ impl State {
     fn resolve(&mut self, now: Instant, number: u32) {
         let Some(id) = self.ids.get(&number).filter(|id| id.phase == Phase::AddrQuery) else { return };
         let Some(dst) = id.dst else { return };
-        let path = self.find_guest(id, &dst).and_then(|guest| self.path(guest, &dst));
+        let path = self.find_path(id, &dst);
         let late = id.resolving.is_none_or(|until| until <= now);
         let never = dst.place() == Place::Elsewhere;
         let own = self.own_address(&dst, id.src.map_or(0, |src| src.port()));
@@ -552,7 +459,8 @@ impl State {
             }
             let from = datagram.from;
             let own = self.guest();
-            let mut lookup = Lookup { own, from, ids: &self.ids, listeners: &self.listeners, ports: &self.ports };
+            let (directory, ids, listeners) = (self.machine.directory(), &self.ids, &self.listeners);
+            let mut lookup = Lookup { own, from, ids, listeners, ports: &self.ports, directory };
             self.cm.receive(now, from, datagram.to, &datagram.bytes, &mut lookup);
             self.carry_out();
         }
@@ -739,7 +647,8 @@ impl State {
     fn on_sidr_req(&mut self, listener: u32, comm: CommId, req: &SidrReq, from: Gid) {
         let addresses = parse_ip_header(&req.private_data, req.service_id);
         let offset = if addresses.is_some() { IP_HEADER } else { 0 };
-        let path = self.local_path(u32::from(from[0] != 0xfe)).map(|path| Path { remote_gid: from, ..path });
+        let index = if is_stranger(&from) { WIRE_GID } else { u32::from(from[0] != 0xfe) };
+        let path = self.local_path(index).map(|path| Path { remote_gid: from, ..path });
         let Some(number) = self.new_connection(listener, comm, path.unwrap_or_default(), addresses) else { return };
         let mut param = ud_param(&req.private_data[offset..]);
         param.qkey = 0;
@@ -820,77 +729,5 @@ pub fn qp_type_of(ps: u16, asked: u8) -> Option<u8> {
         RDMA_PS_UDP | RDMA_PS_IPOIB => Some(QPT_UD),
         RDMA_PS_IB => Some(asked),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pvrdma_device::device::Device;
-    use pvrdma_device::guest::Roce;
-    use std::sync::Arc;
-
-    fn guest(host: u8, index: u8) -> Guest {
-        Guest::new(host, index, Roce::default()).unwrap()
-    }
-
-    /// Host 7, with process 3, of its second guest.
-    struct Seven;
-
-    impl Machine for Seven {
-        fn device(&self) -> &Arc<Device> {
-            unreachable!("nobody asks for it")
-        }
-
-        fn guest(&self) -> Guest {
-            guest(7, 0)
-        }
-
-        fn number(&self) -> u32 {
-            2
-        }
-
-        fn seed(&self) -> u64 {
-            1
-        }
-
-        fn directory(&self) -> &std::path::Path {
-            std::path::Path::new("/nowhere")
-        }
-
-        fn take_in(&self) {}
-
-        fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
-            (number == 3 && guest(7, 1).has(gid)).then_some(33)
-        }
-
-        fn runs(&self, process: u64) -> bool {
-            process == 33
-        }
-
-        fn wake(&self) {}
-    }
-
-    #[test]
-    fn nobody_watches_a_process_of_another_host() {
-        let of = |guest: Guest, number: u32| {
-            let gids = guest.gids().map(|(_, gid)| whose(&Seven, &gid, (number + 1) << ID_BITS | 5));
-            gids.collect::<Vec<_>>()
-        };
-        assert_eq!(of(guest(7, 1), 3), [Whose::Process(33); 2]);
-        assert_eq!(of(guest(7, 1), 4), [Whose::Gone; 2]);
-        assert_eq!(of(guest(7, 2), 3), [Whose::Gone; 2]);
-        assert_eq!(of(guest(8, 1), 3), [Whose::Stranger; 2]);
-        assert_eq!(of(guest(0, 1), 3), [Whose::Stranger; 2]);
-        // A kernel's numbers are not ours.
-        assert_eq!(whose(&Seven, &guest(7, 1).gid(1).unwrap(), 5), Whose::Stranger);
-    }
-
-    #[test]
-    fn only_hosts_with_numbers_have_a_way_to_each_other() {
-        assert!(links(guest(7, 0), guest(8, 0)));
-        assert!(!links(guest(0, 0), guest(8, 0)) && !links(guest(7, 0), guest(0, 0)));
-        assert!(is_here(guest(7, 0), &guest(7, 200).gid(0).unwrap()));
-        assert!(!is_here(guest(7, 0), &guest(0, 0).gid(1).unwrap()) && !is_here(guest(7, 0), &[0; 16]));
     }
 }

@@ -7,7 +7,7 @@ use super::{Context, Driver, EINVAL, Errno, File, NUM_COMP_VECTORS, Result, even
 use crate::support::hooks::{self, Field};
 use crate::support::trace::Note;
 use pvrdma_device::command::{Command, Response};
-use pvrdma_device::guest::NETDEV;
+use pvrdma_device::guest::{NETDEV, WIRE_GID};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::ib_user_ioctl::*;
 use pvrdma_ffi::uapi::ib_user_verbs::*;
@@ -204,12 +204,16 @@ fn gid_entry(context: &Context, index: u32) -> Option<ib_uverbs_gid_entry> {
         gid_index: index,
         port_num: 1,
         gid_type: context.driver.guest.roce().gid_type().into(),
-        netdev_ifindex: netdev_ifindex(),
+        netdev_ifindex: match context.driver.wire {
+            Some((_, wire)) if index == WIRE_GID => wire,
+            _ => ifindex(NETDEV),
+        },
     })
 }
 
-fn netdev_ifindex() -> u32 {
-    let name = std::ffi::CString::new(NETDEV).unwrap_or_default();
+/// The index of a network interface; 0: there is none.
+pub fn ifindex(name: &str) -> u32 {
+    let name = std::ffi::CString::new(name).unwrap_or_default();
     // SAFETY: a terminated string.
     unsafe { libc::if_nametoindex(name.as_ptr()) }
 }

@@ -8,7 +8,7 @@
 mod attrs;
 mod call;
 mod cq;
-mod device;
+pub mod device;
 mod doorbell_page;
 mod errno;
 mod event;
@@ -33,7 +33,7 @@ use errno::*;
 use objects::{Object, Objects};
 use pvrdma_device::command::{Command, CommandError, Response};
 use pvrdma_device::device::Device;
-use pvrdma_device::guest::Guest;
+use pvrdma_device::guest::{Guest, Wire};
 use pvrdma_device::handle::CtxHandle;
 use pvrdma_device::memory::{Buffer, DmaAddr, Span};
 use pvrdma_ffi::dev_api::pvrdma_device_caps;
@@ -64,6 +64,8 @@ pub struct Driver {
     pub events: Arc<Events>,
     /// Whose it is.
     pub guest: Guest,
+    /// What it has for those who speak RoCE, and the index of the network interface for it.
+    pub wire: Option<(Wire, u32)>,
 }
 
 /// Finds the driver at the first GET_CONTEXT of a process. The error is an errno.
