@@ -6,7 +6,8 @@
  *   apart CASE... -p PORT [ADDRESS]   runs them; the other program is started with the same cases, and one has ADDRESS
  *   apart load [OPTIONS] -p PORT [ADDRESS]
  *
- * The one with ADDRESS asks, the other one answers. `all` stands for all cases. `load` has both of them write, read,
+ * The one with ADDRESS asks, the other one answers. `all` stands for all cases. -g INDEX takes another GID than the
+ * first one. `load` has both of them write, read,
  * send and add without end, and check what has come:
  *
  *   -u FILE      until FILE is there
@@ -505,7 +506,7 @@ int main(int argc, char **argv)
 {
     const char *port = NULL, *address = NULL;
     int option;
-    while ((option = getopt(argc, argv, "u:t:p:")) != -1)
+    while ((option = getopt(argc, argv, "u:t:p:g:")) != -1)
         switch (option) {
         case 'u':
             until = optarg;
@@ -515,6 +516,9 @@ int main(int argc, char **argv)
             break;
         case 'p':
             port = optarg;
+            break;
+        case 'g':
+            gid_index = atoi(optarg);
             break;
         default:
             return 2;

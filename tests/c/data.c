@@ -20,8 +20,8 @@
 #include "meet.h"
 
 #define MAX_SGES 16
-/* The index of the GID that the kernel can resolve to an address. */
-#define GID 1
+/* The index of the GID: one that the kernel can resolve to an address. */
+static int gid_index = 1;
 /* Bytes in front of every datagram, for its GRH. */
 #define GRH 40
 #define QKEY 0x11223344
@@ -151,6 +151,7 @@ struct side {
 
 static struct device device;
 static struct ibv_device_attr limits;
+static struct ibv_port_attr port;
 static struct side sides[2];
 static struct plan plans[2];
 static struct session session;
@@ -773,7 +774,7 @@ static void open_side(int number)
     memcpy(side->buffer, side->model, length);
     side->address.qp_num = side->qp->qp_num;
     side->address.buffer = (uintptr_t)side->buffer;
-    CHECK(!ibv_query_gid(device.context, 1, GID, &side->address.gid));
+    CHECK(!ibv_query_gid(device.context, 1, gid_index, &side->address.gid));
 }
 
 static void connect_datagrams(int number)
@@ -788,7 +789,7 @@ static void connect_datagrams(int number)
     struct ibv_ah_attr address = {
         .is_global = 1,
         .port_num = 1,
-        .grh = {.dgid = sides[!number].address.gid, .sgid_index = GID, .hop_limit = 1}};
+        .grh = {.dgid = sides[!number].address.gid, .sgid_index = (uint8_t)gid_index, .hop_limit = 1}};
     side->ah = ibv_create_ah(device.pd, &address);
     CHECK(side->ah);
 }
@@ -816,7 +817,7 @@ static void connect_side(int number)
         .min_rnr_timer = 1,
         .ah_attr = {.is_global = 1,
                     .port_num = 1,
-                    .grh = {.dgid = there->gid, .sgid_index = GID, .hop_limit = 1}},
+                    .grh = {.dgid = there->gid, .sgid_index = (uint8_t)gid_index, .hop_limit = 1}},
     };
     CHECK(!ibv_modify_qp(side->qp, &attr,
                          IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
@@ -922,7 +923,7 @@ static struct session any(void)
         .srq = limits.max_srq > 0 && one_in(3),
         .one_cq = (int)below(2),
         .events = one_in(3),
-        .mtu = IBV_MTU_256 + (enum ibv_mtu)below(5),
+        .mtu = IBV_MTU_256 + (enum ibv_mtu)below(port.active_mtu),
     };
     s.sges = s.sges > MAX_SGES ? MAX_SGES : s.sges;
     s.most = s.depth;
@@ -1074,10 +1075,10 @@ static void run_on(void)
 
 int main(int argc, char **argv)
 {
-    const char *port = NULL, *what = "short";
+    const char *service = NULL, *what = "short";
     int option;
     seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 20;
-    while ((option = getopt(argc, argv, "s:k:u:p:m")) != -1)
+    while ((option = getopt(argc, argv, "s:k:u:p:g:m")) != -1)
         switch (option) {
         case 's':
             seed = strtoull(optarg, NULL, 0);
@@ -1089,7 +1090,10 @@ int main(int argc, char **argv)
             until = optarg;
             break;
         case 'p':
-            port = optarg;
+            service = optarg;
+            break;
+        case 'g':
+            gid_index = atoi(optarg);
             break;
         case 'm':
             mortal = 1;
@@ -1097,8 +1101,8 @@ int main(int argc, char **argv)
         default:
             return 2;
         }
-    if (port) {
-        peer = meet(port, argv[optind], mortal ? 5 : PATIENCE_MS / 1000);
+    if (service) {
+        peer = meet(service, argv[optind], mortal ? 5 : PATIENCE_MS / 1000);
         /* The one that was there first says with which seed. */
         if (peer < 0 || !(argv[optind] ? hear(peer, &seed, sizeof(seed)) : tell(peer, &seed, sizeof(seed)))) {
             CHECK(mortal, "nobody is there");
@@ -1108,10 +1112,11 @@ int main(int argc, char **argv)
     chance_state = seed;
     printf("seed %llu\n", (unsigned long long)seed);
     fflush(stdout);
-    sides[0].here = !port || !argv[optind];
-    sides[1].here = !port || argv[optind];
+    sides[0].here = !service || !argv[optind];
+    sides[1].here = !service || argv[optind];
     device = open_device();
     CHECK(!ibv_query_device(device.context, &limits));
+    CHECK(!ibv_query_port(device.context, 1, &port));
     if (!strcmp(what, "short"))
         run_short();
     else if (!strcmp(what, "few"))

@@ -240,7 +240,7 @@ static void open_known_and_move(void)
     CHECK(pair.device.context);
     pair.device.pd = ibv_alloc_pd(pair.device.context);
     CHECK(pair.device.pd);
-    CHECK(!ibv_query_gid(pair.device.context, 1, GID_INDEX, &pair.device.gid));
+    CHECK(!ibv_query_gid(pair.device.context, 1, gid_index, &pair.device.gid));
     pair.a = open_end(&pair.device, (struct shape){.length = 65536});
     pair.b = open_end(&pair.device, (struct shape){.length = 65536});
     connect_ends(&pair.device, &pair.a, &pair.b, USUAL);

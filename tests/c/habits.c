@@ -419,7 +419,7 @@ static void all_optional(void)
             .max_rd_atomic = 2,
             .max_dest_rd_atomic = 2,
             .min_rnr_timer = 5,
-            .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = device.gid, .sgid_index = GID_INDEX, .hop_limit = 9}},
+            .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = device.gid, .sgid_index = (uint8_t)gid_index, .hop_limit = 9}},
         };
         CHECK(!ibv_modify_qp(end->qp, &attr,
                              IBV_QP_AV | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC |

@@ -28,7 +28,8 @@
         }                                                                                                              \
     } while (0)
 
-#define GID_INDEX 0
+/* Whose address packets have: the link-local one, unless the program says otherwise. */
+static int gid_index;
 #define ALL_ACCESS (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE)
 
 struct device {
@@ -83,7 +84,7 @@ static inline struct device open_device(void)
     ibv_free_device_list(list);
     device.pd = ibv_alloc_pd(device.context);
     CHECK(device.pd);
-    CHECK(!ibv_query_gid(device.context, 1, GID_INDEX, &device.gid));
+    CHECK(!ibv_query_gid(device.context, 1, gid_index, &device.gid));
     CHECK(!ibv_query_port(device.context, 1, &device.port));
     return device;
 }
@@ -150,7 +151,7 @@ static inline void to_rtr(struct end *end, uint32_t dest_qp_num, union ibv_gid d
         .rq_psn = 7,
         .max_dest_rd_atomic = 4,
         .min_rnr_timer = 1,
-        .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = dgid, .sgid_index = GID_INDEX, .hop_limit = 1}},
+        .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = dgid, .sgid_index = (uint8_t)gid_index, .hop_limit = 1}},
     };
     CHECK(!ibv_modify_qp(end->qp, &attr,
                          IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ pub struct Host {
     stand: Stand,
     /// Where it waits for others.
     address: SocketAddr,
+    /// Where it speaks RoCE, if it is to.
+    wire: IpAddr,
     gateway: Option<Running>,
 }
 
@@ -62,6 +64,11 @@ impl Host {
         format!("127.{}.82.1", self.number)
     }
 
+    /// Where it speaks RoCE when it was started so.
+    pub fn wire(&self) -> IpAddr {
+        self.wire
+    }
+
     /// The process that carries requests.
     pub fn gateway(&self) -> &Running {
         self.gateway.as_ref().expect("it runs")
@@ -75,9 +82,19 @@ impl Host {
     /// The same with more options.
     pub fn start_with(&mut self, options: &[&str]) {
         let address = self.address.to_string();
-        let job = self.stand.pvrdma(&[&["link", "run", "--listen", &address], options].concat());
+        self.start_as(&[&["--listen", &address], options].concat());
+    }
+
+    /// Starts it with what it has for those who speak RoCE, and more options. It needs no settings.
+    pub fn start_on_wire(&mut self, options: &[&str]) {
+        let address = self.wire.to_string();
+        self.start_as(&[&["--roce-wire", &address], options].concat());
+    }
+
+    fn start_as(&mut self, options: &[&str]) {
+        let job = self.stand.pvrdma(&[&["link", "run"], options].concat());
         let mut gateway = job.time_out(FOR_EVER).spawn();
-        gateway.wait_for_text("pvrdma link: host");
+        gateway.wait_for_text("pvrdma link: ");
         self.gateway = Some(gateway);
     }
 
@@ -145,7 +162,8 @@ impl Hosts {
                 Some(spaces) => (Stand::new(User::Me).within(spaces.of(number)), spaces.address(number)),
             };
             let (at, name) = (address.to_string(), format!("host{number}"));
-            let host = Host { number, stand, address, gateway: None };
+            let wire = spaces.as_ref().map_or_else(|| Place::new().0.into(), |_| address.ip());
+            let host = Host { number, stand, address, wire, gateway: None };
             match hosts.first() {
                 None => {
                     let init = ["init", "--name", &name, "--address", &at, "--loopback"];
@@ -164,6 +182,21 @@ impl Hosts {
         let list = hosts[0].stand.path("link/fabric.toml");
         for host in &hosts[1..] {
             host.link(&["join", "--update", list.to_str().expect("a name")]);
+        }
+        Hosts { hosts, spaces }
+    }
+
+    /// So many hosts that know nothing of each other, and speak RoCE.
+    pub fn on_wire(count: usize, spaces: Option<Spaces>) -> Hosts {
+        let mut hosts = Vec::new();
+        for number in 1..=count {
+            let (stand, wire) = match &spaces {
+                None => (Stand::new(User::Me), Place::new().0.into()),
+                Some(spaces) => (Stand::new(User::Me).within(spaces.of(number)), spaces.address(number).ip()),
+            };
+            let mut host = Host { number, stand, address: SocketAddr::new(wire, 0), wire, gateway: None };
+            host.start_on_wire(&[]);
+            hosts.push(host);
         }
         Hosts { hosts, spaces }
     }

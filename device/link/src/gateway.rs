@@ -224,8 +224,8 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 pub type Show = fn(&Report, json: bool) -> String;
 
 /// Carries requests between the guests below `dir` and other hosts, and, by an address of this host, whoever speaks
-/// RoCE, until SIGTERM, SIGINT or SIGHUP. `ready` is called when guests and hosts can reach it. Who connects to `socket`
-/// is told how it fares, in the words of `show`.
+/// RoCE, until SIGTERM, SIGINT or SIGHUP. `ready` is called when guests and hosts can reach it. Whoever connects to
+/// `socket` is told how it fares, in the words of `show`.
 pub fn run(
     dir: &Path,
     socket: &Path,

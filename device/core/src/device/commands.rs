@@ -265,6 +265,9 @@ impl Device {
         let rq = qp.lock_rq();
         let from = qp.state();
         let to = check_modify(qp.kind, from, mask, new)?;
+        if mask & PVRDMA_QP_PATH_MTU != 0 && new.path_mtu > self.port().active_mtu {
+            return Err(CommandError::Invalid("path_mtu is more than the port's"));
+        }
         let mut attrs = qp.lock_attrs();
         let mut next = *attrs;
         if to != PVRDMA_QPS_RESET && to != PVRDMA_QPS_ERR {

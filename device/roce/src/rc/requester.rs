@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_millis(8);
 /// So often it is sent again before the device hears that nobody answers. All of it takes less time than the timer of a
 /// QP with `timeout` 14, which programs have, so that such a QP has as many tries of its own as it asks for.
 const TRIES: u32 = 2;
+/// So many packets that are done are known as such, at most: no QP has more on their way (IBA vol. 1, 9.7.2).
+const KNOWN: u32 = 1 << 22;
 /// Bytes of a READ that are asked for at a time, at most.
 const READ: u64 = 64 << 10;
 /// Bytes that go out in one turn.
@@ -82,7 +84,9 @@ pub struct Requester {
     connection: Connection,
     /// Without an answer. PSNs go on from one to the next.
     asked: VecDeque<Asked>,
-    /// Everything before it is acknowledged.
+    /// Everything from here on has gone through this half: what was before it is not known.
+    begin: Psn,
+    /// Everything before it, from `begin` on, is acknowledged.
     done: Psn,
     /// Nothing from here on has ever been sent.
     fresh: Psn,
@@ -107,6 +111,7 @@ impl Requester {
         Requester {
             connection: connection.sound(),
             asked: VecDeque::new(),
+            begin: Psn::default(),
             done: Psn::default(),
             fresh: Psn::default(),
             begun: false,
@@ -135,7 +140,7 @@ impl Requester {
         }
         if !self.begun {
             self.begun = true;
-            (self.done, self.fresh) = (request.psn, request.psn);
+            (self.begin, self.done, self.fresh) = (request.psn, request.psn, request.psn);
         }
         if let Some(last) = self.asked.back() {
             if last.end() != request.psn {
@@ -147,10 +152,12 @@ impl Requester {
             return;
         }
         let mut done = 0;
-        if self.done.ahead_of(request.psn) {
+        if request.psn.since(self.begin) <= self.done.since(self.begin) {
             done = self.done.since(request.psn).min(request.packets);
         } else {
-            self.done = request.psn;
+            // Another half has had it before this one was made, or will have what is missing before it: this one knows
+            // nothing of either, so it begins anew.
+            (self.begin, self.done) = (request.psn, request.psn);
         }
         if done == request.packets {
             self.answers.push_back((request.token, Answer::Ack));
@@ -334,8 +341,12 @@ impl Requester {
     /// Takes in a response. What was read goes to `local`.
     pub fn receive(&mut self, now: Duration, packet: &Packet<'_>, local: &mut dyn Local) {
         let psn = Psn::new(packet.bth.psn);
-        // Of nothing that is on its way: late, or nonsense.
-        if psn.since(self.done) >= self.fresh.since(self.done) || self.asked.is_empty() {
+        // Of nothing that is on its way: late, or nonsense. But what this half has not sent yet, another one may have
+        // sent before it, and the responder says how far it has come.
+        let Some(last) = self.asked.back() else { return };
+        let asks = self.fresh.ahead_of(self.done) && packet.bth.opcode == Opcode::Acknowledge;
+        let until = if asks { last.end() } else { self.fresh };
+        if psn.since(self.done) >= until.since(self.done) {
             return;
         }
         match (packet.bth.opcode, packet.aeth.map(|aeth| aeth.syndrome)) {
@@ -386,6 +397,12 @@ impl Requester {
     fn progress(&mut self, now: Duration, packets: u32) {
         let Some(oldest) = self.asked.front() else { return };
         self.done = oldest.next();
+        if self.done.ahead_of(self.fresh) {
+            self.fresh = self.done;
+        }
+        if self.done.since(self.begin) > KNOWN {
+            self.begin = Psn::new(self.done.get().wrapping_sub(KNOWN));
+        }
         self.window.acknowledged(oldest.bytes(packets, self.connection.mtu));
         if oldest.done == oldest.request.packets {
             self.answers.push_back((oldest.request.token, Answer::Ack));

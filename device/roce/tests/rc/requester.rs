@@ -529,3 +529,47 @@ fn a_request_of_another_number_of_packets_than_it_has_is_refused() {
     asking.half.submit(&request);
     assert_eq!(asking.answers(), [(0, Answer::Nak(Nak::InvalidRequest))]);
 }
+
+/// Half of a QP's requests went with a half that is gone, and come again.
+#[test]
+fn what_another_half_had_is_not_taken_for_done() {
+    let mut asking = asking();
+    let late = asking.submit(4, send(), LEN);
+    assert_eq!(shape(&asking.sent()), [(Opcode::SendOnly, 4)]);
+    asking.half.cancel(late);
+    let early = [asking.submit(2, send(), LEN), asking.submit(3, send(), LEN), asking.submit(4, send(), LEN)];
+    assert_eq!(asking.half.answer(), None, "nobody has acknowledged them");
+    assert_eq!(shape(&asking.sent()), [2, 3, 4].map(|n| (Opcode::SendOnly, n)));
+    // The same before and behind a hole.
+    early.iter().rev().for_each(|token| asking.half.cancel(*token));
+    while asking.half.answer().is_some() {}
+    asking.submit(9, send(), LEN);
+    asking.half.cancel(token(9));
+    asking.submit(3, send(), LEN);
+    assert_eq!(asking.half.answer(), None);
+}
+
+/// The responder tells the latest that it has done, and that may be more than this half has sent.
+#[test]
+fn what_another_half_has_sent_is_acknowledged_to_this_one() {
+    let mut asking = asking();
+    asking.submit(0, write(), 400 * LEN);
+    asking.submit(400, send(), LEN);
+    let sent = asking.sent().len() as u32;
+    assert!(sent < 300);
+    asking.ack(300);
+    assert_eq!(asking.sent().first().map(|sent| sent.n), Some(301));
+    asking.ack(400);
+    assert_eq!(asking.answers(), [(0, Answer::Ack), (400, Answer::Ack)]);
+    // Of nothing that this QP has on its way.
+    let mut asking = self::asking();
+    asking.submit(0, write(), 400 * LEN);
+    asking.sent();
+    for n in [400, 5000, 0x00ff_ffff] {
+        asking.ack(n);
+    }
+    assert_eq!(asking.answers(), []);
+    // No data comes that was not asked for.
+    asking.data(300, Opcode::ReadOnly, 1);
+    assert!(asking.device.arrived.is_empty());
+}
