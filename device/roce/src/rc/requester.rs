@@ -23,6 +23,9 @@ const TRIES: u32 = 2;
 const KNOWN: u32 = 1 << 22;
 /// Bytes of a READ that are asked for at a time, at most.
 const READ: u64 = 64 << 10;
+/// Bytes that a packet counts for at least, in the window and in a turn: without payload it is not nothing, and a peer
+/// that misses one packet after the other would have as many sent again as there are.
+const LEAST: u64 = 64;
 /// Bytes that go out in one turn.
 const TURN: usize = 64 << 10;
 
@@ -74,7 +77,8 @@ impl Asked {
 
     /// Bytes of `packets` of its packets that the window counts.
     fn bytes(&self, packets: u32, mtu: u32) -> u64 {
-        if self.request.packets == 1 { u64::from(packets) * self.request.len } else { u64::from(packets * mtu) }
+        let each = if self.request.packets == 1 { self.request.len.max(LEAST) } else { u64::from(mtu) };
+        u64::from(packets) * each
     }
 }
 
@@ -233,7 +237,7 @@ impl Requester {
                 self.fresh = end;
             }
             let bytes = asked.bytes(packets, self.connection.mtu) as usize;
-            turn = turn.saturating_sub(bytes.max(64));
+            turn = turn.saturating_sub(bytes.max(LEAST as usize));
             let request = asked.request;
             match request.op {
                 Op::Read { remote_addr, rkey } => {
@@ -268,7 +272,11 @@ impl Requester {
             return None;
         }
         let free = size.saturating_sub(flying);
-        let packets = if asked.request.packets == 1 && asked.request.len <= free { 1 } else { fits(free).min(left) };
+        let packets = if asked.request.packets == 1 && asked.bytes(1, self.connection.mtu) <= free {
+            1
+        } else {
+            fits(free).min(left)
+        };
         if is_read {
             // What was asked for before, and may have been heard, is asked for again to the same end: Linux answers
             // only what lies within one READ that it knows.

@@ -336,6 +336,23 @@ fn no_more_is_on_its_way_than_the_window_lets() {
     assert_eq!(asking.sent().len(), 2);
 }
 
+/// Without payload they are packets all the same. A peer that misses each of them in turn has no window sent each time.
+#[test]
+fn messages_without_payload_count_for_the_window() {
+    let mut asking = asking();
+    for n in 0..1000 {
+        asking.submit(n, send(), 0);
+    }
+    assert_eq!(asking.sent().len(), (32 << 10) / 64);
+    let mut again = 0;
+    for n in 0..200 {
+        asking.ack(n);
+        asking.nak(n + 1, nak::SEQUENCE_ERROR);
+        again += asking.sent().len();
+    }
+    assert!(again <= 512 + 200 * 8, "{again} packets for 200 that were missed");
+}
+
 #[test]
 fn what_is_not_answered_is_sent_again_and_then_given_up() {
     let mut asking = asking();
