@@ -29,7 +29,7 @@ use std::ops::RangeInclusive;
 const PIECE: usize = 64 << 10;
 /// Payload that waits for the device or is with it. What comes beyond that is lost, as at a switch.
 const HELD: usize = 256 << 10;
-/// Pieces, the same.
+/// Pieces, the same, and answers that have not been sent.
 const PIECES: usize = 256;
 /// Data of READs that waits to go out, or is being fetched.
 const READY: usize = 128 << 10;
@@ -213,7 +213,7 @@ impl Responder {
     }
 
     fn has_room(&self, len: usize) -> bool {
-        self.held + len <= HELD && self.waiting.len() + self.out.len() < PIECES
+        self.held + len <= HELD && self.waiting.len() + self.out.len() + self.replies.len() < PIECES
     }
 
     /// The packet that comes next.
@@ -311,6 +311,17 @@ impl Responder {
             }
             _ => self.acknowledge(),
         }
+    }
+
+    /// What it keeps: pieces and what is to be said, how many of them and how many bytes.
+    pub fn kept(&self) -> (usize, usize) {
+        let said = self.replies.iter().map(|reply| match reply {
+            Reply::Data { bytes, .. } => bytes.len(),
+            _ => 0,
+        });
+        let back = self.out.iter().filter_map(|handed| handed.answer.as_ref()).map(|(_, back)| back.len());
+        let entries = self.waiting.len() + self.out.len() + self.replies.len();
+        (entries, self.held + said.chain(back).sum::<usize>())
     }
 
     fn held_now(&self) -> usize {

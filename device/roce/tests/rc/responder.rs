@@ -381,6 +381,30 @@ fn a_device_that_takes_nothing_holds_up_a_bounded_amount() {
     assert_eq!(answering.cuts().len(), 256);
 }
 
+/// Whoever does not let us speak, or asks faster than we may, is not listened to meanwhile.
+#[test]
+fn a_peer_that_is_not_answered_yet_holds_up_a_bounded_amount() {
+    for opcode in [Opcode::FetchAdd, Opcode::ReadRequest] {
+        let mut answering = answering();
+        for n in 0..1000 {
+            answering.packet(n, opcode, 0, 0);
+            // And what was done comes again.
+            answering.packet(n / 2, opcode, 0, 0);
+            answering.packet(0, Opcode::WriteOnly, 0, 0);
+            answering.answer_all(Answer::Ack);
+        }
+        assert!(answering.half.kept().0 <= 512, "{:?}", answering.half.kept());
+        // It goes on as soon as it is heard.
+        let before = answering.sent().len() as u32;
+        assert!((100..=512).contains(&before), "{before}");
+        let next = (0..1000).find(|n| {
+            answering.packet(*n, Opcode::WriteOnly, 0, 0);
+            !answering.cuts().is_empty()
+        });
+        assert!(next.is_some_and(|next| next <= 256), "{next:?}");
+    }
+}
+
 #[test]
 fn responses_and_datagrams_are_no_requests() {
     let mut answering = answering();
