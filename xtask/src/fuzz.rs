@@ -30,6 +30,7 @@ const TARGETS: &[(&str, &str)] = &[
     ("frames", "device/net/fuzz"),
     ("settings", "device/net/fuzz"),
     ("packets", "device/roce/fuzz"),
+    ("peer", "device/roce/fuzz"),
 ];
 
 /// What makes a build tell libFuzzer where it has been: libFuzzer reads counters at each edge, a table of places, and

@@ -1,10 +1,17 @@
 //! For tests: packets and envelopes at random, and what a fuzzer's bytes are put through.
 
+pub mod hostile;
+
 use crate::frame::Frame;
 use crate::headers::{Envelope, Network, internet_checksum};
 use crate::icrc;
 use crate::packet::{Aeth, AtomicEth, BITS_24, Bth, Deth, Opcode, Packet, Reth, Syndrome};
 pub use pvrdma_ffi::rng::{Rng, replay};
+
+/// Bytes that tell where they are from.
+pub fn pattern(from: u64, len: usize) -> Vec<u8> {
+    (from..from + len as u64).map(|at| (at % 251) as u8).collect()
+}
 
 /// Any packet of `opcode`, with a part of `data`.
 pub fn random_packet<'a>(rng: &mut Rng, opcode: Opcode, data: &'a [u8]) -> Packet<'a> {
