@@ -15,7 +15,10 @@
 //! | `uplink/from_device.rs`, `uplink/inbound.rs` | a request of theirs, and what other hosts have for them |
 //! | `outbound.rs` | requests of those near, until they are answered |
 //! | `convert.rs` | the device's words for requests, and the links' |
+//! | `socket.rs` | packets of RoCE, of either version |
 //! | `udp.rs` | RoCE v2: packets of an address of this host |
+//! | `ethernet.rs` | RoCE v1: frames of a network device |
+//! | `neighbours.rs` | the kernel's neighbour table |
 //! | `log.rs` | lines on standard error |
 //! | `tell.rs` | whoever asks how links and devices fare |
 //!
@@ -24,11 +27,14 @@
 
 pub mod bearer;
 pub mod convert;
+pub mod ethernet;
 pub mod gateway;
 pub mod links;
 mod log;
 pub mod near;
+mod neighbours;
 mod outbound;
+pub mod socket;
 pub mod tell;
 pub mod udp;
 pub mod uplink;

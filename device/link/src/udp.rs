@@ -61,7 +61,7 @@ pub fn address(gid: Gid) -> IpAddr {
     Ipv6Addr::from(gid).to_canonical()
 }
 
-fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(crate) fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel reads `size` bytes of `value`, which outlives the call.
     match unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) } {

@@ -2,31 +2,14 @@
 
 mod wire;
 
-use pvrdma_device::testing::end::{End, Path, connect};
-use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::testing::rng::Rng;
-use pvrdma_ffi::dev_api::PVRDMA_MTU_1024;
-use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_SUCCESS;
+use pvrdma_link::socket::Socket;
 use pvrdma_link::udp::Udp;
 use pvrdma_roce::packet::{Bth, Opcode, Packet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
-use wire::{Host, run};
-
-const LIMIT: Duration = Duration::from_secs(60);
-const LEN: u64 = 1 << 20;
-
-const PATH: Path = Path {
-    access: pvrdma_device::testing::driver::ALL_ACCESS,
-    mtu: PVRDMA_MTU_1024,
-    psn: 0x00ff_ff00,
-    timeout: 14,
-    retry_cnt: 7,
-    rnr_retry: 7,
-    min_rnr_timer: 1,
-    max_rd_atomic: 4,
-};
+use wire::{LIMIT, everything};
 
 /// Addresses of this machine that no other test has, for this process: the port is one for all.
 fn addresses(n: u8) -> [IpAddr; 2] {
@@ -34,54 +17,18 @@ fn addresses(n: u8) -> [IpAddr; 2] {
     [0, 1].map(|end| IpAddr::V4(Ipv4Addr::new(127, 64 + 2 * n + end, high, low.clamp(1, 254))))
 }
 
-/// SEND, WRITE, READ and an atomic operation, of 1 MiB where that may be.
-fn everything(n: u8, lose: u64) {
-    let [mut a, mut b] = [0, 1].map(|end| Host::new(end as u8, addresses(n)[end]).expect("a socket"));
-    for host in [&mut a, &mut b] {
-        (host.lose, host.rq_psn) = (lose, PATH.psn);
-    }
-    let ends = [&a, &b].map(|host| End::new(&host.driver, QpSize::default()));
-    let [one, two] = &ends;
-    connect(one, two, &PATH);
-    let (local, remote, inbox) = (one.region(LEN), two.region(LEN), two.region(LEN));
-    let bytes = Rng::new(1).bytes(LEN as usize);
-    local.set(0, &bytes);
-    let all = || sge(&local, 0, LEN as u32);
-    two.recv(&RecvWr::new(9, &[sge(&inbox, 0, LEN as u32)]));
-    one.send(&SendWr::write(1, &[all()], &remote, 0));
-    one.send(&SendWr::send(2, &[all()]));
-    let mut ends = Vec::new();
-    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
-        ends.extend(one.send_cq.ends());
-        ends.len() == 2
-    }));
-    assert!(remote.get(0, LEN as usize) == bytes && inbox.get(0, LEN as usize) == bytes);
-    local.set(0, &vec![0; LEN as usize]);
-    one.send(&SendWr::read(3, &[all()], &remote, 0));
-    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
-        ends.extend(one.send_cq.ends());
-        ends.len() == 3
-    }));
-    assert!(local.get(0, LEN as usize) == bytes);
-    one.send(&SendWr::fetch_add(4, sge(&local, 0, 8), &remote, 0, 1));
-    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
-        ends.extend(one.send_cq.ends());
-        ends.len() == 4
-    }));
-    assert_eq!(ends, [1, 2, 3, 4].map(|id| (id, PVRDMA_WC_SUCCESS)));
-    assert_eq!(two.recv_cq.ends(), [(9, PVRDMA_WC_SUCCESS)]);
-    println!("{:?} {:?}", a.udp.stats(), b.udp.stats());
-    assert_eq!((a.udp.stats().damaged, b.udp.stats().damaged), (0, 0));
+fn sockets(n: u8) -> [Socket; 2] {
+    addresses(n).map(|address| Socket::V2(Udp::bind(address).expect("a socket")))
 }
 
 #[test]
 fn devices_reach_each_other_over_udp() {
-    everything(0, 0);
+    everything(sockets(0), 0);
 }
 
 #[test]
 fn what_is_lost_on_the_way_is_sent_again() {
-    everything(1, 200);
+    everything(sockets(1), 200);
 }
 
 fn received(socket: &mut Udp, count: usize) -> Vec<(IpAddr, Opcode, Vec<u8>)> {

@@ -1,17 +1,20 @@
-//! A host on a wire of RoCE: a device, the halves of its QPs, and a UDP socket.
+//! A host on a wire of RoCE: a device, the halves of its QPs, and a socket.
 
 use pvrdma_device::handle::{Psn, QpHandle, Qpn};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::testing::cut::ByValue;
-use pvrdma_device::testing::driver::{Driver, Layout};
-use pvrdma_device::testing::end::pump;
+use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, Layout};
+use pvrdma_device::testing::end::{End, Path, connect, pump};
+use pvrdma_device::testing::queue::{QpSize, RecvWr, SendWr, sge};
 use pvrdma_device::testing::rng::Rng;
 use pvrdma_device::transport::segment::Carried;
 use pvrdma_device::transport::{
     Endpoint, QpView, Request, Requester as _, Responder as _, Submitted, Token, Transport,
 };
 use pvrdma_ffi::dev_api::*;
-use pvrdma_link::udp::{self, Udp};
+use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_SUCCESS;
+use pvrdma_link::socket::Socket;
+use pvrdma_link::udp;
 use pvrdma_roce::rc::Connection;
 use pvrdma_roce::rc::requester::Requester;
 use pvrdma_roce::rc::responder::Responder;
@@ -19,6 +22,21 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Nothing takes so long.
+pub const LIMIT: Duration = Duration::from_secs(60);
+const LEN: u64 = 1 << 20;
+
+const PATH: Path = Path {
+    access: ALL_ACCESS,
+    mtu: PVRDMA_MTU_1024,
+    psn: 0x00ff_ff00,
+    timeout: 14,
+    retry_cnt: 7,
+    rnr_retry: 7,
+    min_rnr_timer: 1,
+    max_rd_atomic: 4,
+};
 
 /// What a device says to its transport.
 enum Said {
@@ -63,7 +81,7 @@ impl Transport for Port {
 /// See the module text.
 pub struct Host {
     pub driver: Arc<Driver>,
-    pub udp: Udp,
+    pub socket: Socket,
     /// Payload of a full packet.
     pub mtu: u32,
     /// The first PSN that its QPs expect.
@@ -79,16 +97,15 @@ pub struct Host {
 }
 
 impl Host {
-    /// The device at an address of this host.
-    pub fn new(index: u8, address: IpAddr) -> std::io::Result<Host> {
-        let udp = Udp::bind(address)?;
+    /// The device at the address of a socket.
+    pub fn new(index: u8, socket: Socket) -> Host {
         let port = Arc::new(Port::default());
         let mut driver = Driver::on(index, Layout::Ranges, 32 << 20, port.clone());
-        driver.gid = udp::gid(address);
+        driver.gid = udp::gid(socket.local());
         driver.bind();
-        Ok(Host {
+        Host {
             driver: Arc::new(driver),
-            udp,
+            socket,
             mtu: 1024,
             rq_psn: 0,
             lose: 0,
@@ -98,7 +115,7 @@ impl Host {
             responders: BTreeMap::new(),
             rng: Rng::new(index.into()),
             begin: Instant::now(),
-        })
+        }
     }
 
     fn listen(&mut self) -> bool {
@@ -135,11 +152,11 @@ impl Host {
         let now = self.begin.elapsed();
         pump(&[&self.driver]);
         let mut any = self.listen();
-        let Host { udp, driver, views, requesters, responders, rng, lose, .. } = self;
+        let Host { socket, driver, views, requesters, responders, rng, lose, .. } = self;
         let lost = |rng: &mut Rng| *lose > 0 && rng.one_in(*lose);
         let mut peers: Vec<(Qpn, IpAddr)> = Vec::new();
         peers.extend(views.values().map(|view| (view.peer.qpn, udp::address(view.peer.gid))));
-        while udp
+        while socket
             .receive(|from, packet| {
                 let qpn = Qpn(packet.bth.dest_qpn);
                 let Some(view) = views.values().find(|view| view.qpn == qpn) else { return };
@@ -170,7 +187,7 @@ impl Host {
             any = true;
             let peer = peers.iter().find(|(qpn, _)| qpn.0 == packet.bth.dest_qpn);
             if !lost(rng) {
-                udp.send(peer.expect("a peer").1, packet);
+                socket.send(peer.expect("a peer").1, packet);
             }
         };
         for half in responders.values_mut() {
@@ -182,7 +199,7 @@ impl Host {
             half.transmit(now, &mut &*driver.device, &mut send);
             answers.extend(std::iter::from_fn(|| half.answer()));
         }
-        udp.flush();
+        socket.flush();
         for (token, answer) in answers {
             any = true;
             self.driver.device.answered(token, answer);
@@ -191,8 +208,48 @@ impl Host {
     }
 }
 
+/// SEND, WRITE, READ and an atomic operation, of 1 MiB where that may be. One packet in `lose` is lost.
+pub fn everything([a, b]: [Socket; 2], lose: u64) {
+    let (mut a, mut b) = (Host::new(0, a), Host::new(1, b));
+    for host in [&mut a, &mut b] {
+        (host.lose, host.rq_psn) = (lose, PATH.psn);
+    }
+    let ends = [&a, &b].map(|host| End::new(&host.driver, QpSize::default()));
+    let [one, two] = &ends;
+    connect(one, two, &PATH);
+    let (local, remote, inbox) = (one.region(LEN), two.region(LEN), two.region(LEN));
+    let bytes = Rng::new(1).bytes(LEN as usize);
+    local.set(0, &bytes);
+    let all = || sge(&local, 0, LEN as u32);
+    two.recv(&RecvWr::new(9, &[sge(&inbox, 0, LEN as u32)]));
+    one.send(&SendWr::write(1, &[all()], &remote, 0));
+    one.send(&SendWr::send(2, &[all()]));
+    let mut ends = Vec::new();
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 2
+    }));
+    assert!(remote.get(0, LEN as usize) == bytes && inbox.get(0, LEN as usize) == bytes);
+    local.set(0, &vec![0; LEN as usize]);
+    one.send(&SendWr::read(3, &[all()], &remote, 0));
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 3
+    }));
+    assert!(local.get(0, LEN as usize) == bytes);
+    one.send(&SendWr::fetch_add(4, sge(&local, 0, 8), &remote, 0, 1));
+    assert!(run(&mut [&mut a, &mut b], LIMIT, || {
+        ends.extend(one.send_cq.ends());
+        ends.len() == 4
+    }));
+    assert_eq!(ends, [1, 2, 3, 4].map(|id| (id, PVRDMA_WC_SUCCESS)));
+    assert_eq!(two.recv_cq.ends(), [(9, PVRDMA_WC_SUCCESS)]);
+    println!("{:?} {:?}", a.socket.stats(), b.socket.stats());
+    assert_eq!((a.socket.stats().damaged, b.socket.stats().damaged), (0, 0));
+}
+
 /// Has these hosts work until `done` or for `limit`. True: it is done.
-pub fn run(hosts: &mut [&mut Host], limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+fn run(hosts: &mut [&mut Host], limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     while !done() {
         let any = hosts.iter_mut().fold(false, |any, host| host.turn() | any);
