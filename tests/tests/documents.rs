@@ -1,5 +1,5 @@
-//! What documents and comments say about the tree is there: files that they name, links, headings. And a line of a
-//! document is at most 120 columns long.
+//! What documents and comments say about the tree is there: files that they name, links, headings, tests that hold
+//! rules. And a line of a document is at most 120 columns long.
 //!
 //! A file is named by its path from the top of the tree, or by the end of its path; a comment means a file of its own
 //! crate, a document one at its side or below. So a file that moves takes its mentions with it, or this fails.
@@ -222,6 +222,50 @@ fn lines_of_documents_and_comments_have_at_most_120_columns() {
         }
     }
     assert!(long.is_empty(), "too long:\n{long}");
+}
+
+/// The tests that a line of a table names: `FILE: NAME, NAME`.
+fn named_tests(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    let quoted = line.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains(".rs: "));
+    let files = quoted.filter_map(|quoted| quoted.split_once(": "));
+    files.flat_map(|(file, names)| names.split(", ").map(move |name| (file, name)))
+}
+
+fn has_test(text: &str, name: &str) -> bool {
+    let begin = format!("fn {name}(");
+    text.match_indices(&begin).any(|(at, _)| text[..at].trim_end().ends_with("#[test]"))
+}
+
+/// Each rule in the table of what is kept of those for RoCE has a test, or says where it is told of.
+#[test]
+fn the_tests_that_hold_the_rules_for_roce_are_there() {
+    let text = read("device/roce/CONFORMANCE.md");
+    let (kept, _) = text.split_once("## What is not done").expect("a table of what is not done");
+    let mut bad = String::new();
+    let mut count = 0;
+    for (number, line) in lines(kept).filter(|(_, line)| line.starts_with("| ")) {
+        let tests: Vec<_> = named_tests(line).collect();
+        let is_head = line.ends_with("| test |");
+        if tests.is_empty() && !is_head && !line.contains("| see [") {
+            writeln!(bad, "line {number} names no test").expect("a string grows");
+        }
+        for (file, name) in &tests {
+            if !fs::read_to_string(workspace().join(file)).is_ok_and(|text| has_test(&text, name)) {
+                writeln!(bad, "line {number}: {file} has no test {name}").expect("a string grows");
+            }
+        }
+        count += tests.len();
+    }
+    assert!(bad.is_empty(), "{bad}");
+    assert!(count > 100, "{count} tests are named");
+}
+
+#[test]
+fn a_test_that_is_gone_is_noticed() {
+    let text = "    #[test]\n    fn one() {}\nfn two() {}\n#[test]\nfn three_four() {}";
+    assert_eq!(["one", "two", "three_four", "three"].map(|name| has_test(text, name)), [true, false, true, false]);
+    let named = named_tests("| a `word`, b.rs: c | kept | `a/b.rs: one, two`; `c.rs: three` |");
+    assert_eq!(named.collect::<Vec<_>>(), [("a/b.rs", "one"), ("a/b.rs", "two"), ("c.rs", "three")]);
 }
 
 #[test]

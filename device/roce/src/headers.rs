@@ -323,6 +323,21 @@ mod tests {
         }
     }
 
+    /// A17.4.4: a sender may have left UDP's out. The ICRC is over more, and is there always.
+    #[test]
+    fn a_checksum_of_udp_is_sent_as_zero_and_not_looked_at() {
+        for source in [[1; 16], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3]] {
+            let envelope = Envelope::v2(&source, &source);
+            let mut bytes = Vec::new();
+            envelope.write(4, &mut bytes);
+            bytes.extend([0; 4]);
+            let at = envelope.size() - 2;
+            assert_eq!(bytes[at..at + 2], [0, 0]);
+            bytes[at..at + 2].fill(0x77);
+            assert_eq!(Envelope::parse(envelope.ethertype(), &bytes), Ok((envelope, &[0; 4][..])));
+        }
+    }
+
     #[test]
     fn headers_that_no_adapter_sends_are_refused() {
         let gid = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3];

@@ -639,6 +639,21 @@ mod tests {
     }
 
     #[test]
+    fn reserved_fields_are_written_as_zeros_and_not_looked_at() {
+        let mut packet = Packet::new(Bth::new(Opcode::DatagramImm, 0x11, 7), b"four");
+        packet.deth = Some(Deth { qkey: 1, source_qpn: 2 });
+        packet.imm = Some(3);
+        let bytes = bytes_of(&packet);
+        // Six bits behind FECN and BECN, seven behind AckReq, a byte before the source QP.
+        for (at, reserved) in [(4, 0x3f), (8, 0x7f), (16, 0xff)] {
+            assert_eq!(bytes[at] & reserved, 0);
+            let mut other = bytes.clone();
+            other[at] |= reserved;
+            assert_eq!(Packet::parse(&other), Ok(packet));
+        }
+    }
+
+    #[test]
     fn a_written_request_is_byte_for_byte_what_the_tables_say() {
         let bth = Bth { solicited: true, ack_req: true, ..Bth::new(Opcode::WriteOnlyImm, 0x11, 0x00ab_cdef) };
         let mut packet = Packet::new(bth, b"abcde");

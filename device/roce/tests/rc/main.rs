@@ -6,7 +6,7 @@ mod responder;
 
 use pvrdma_device::handle::{Psn, Qpn, Rkey};
 use pvrdma_device::transport::{Endpoint, Op};
-use pvrdma_roce::packet::{Aeth, AtomicEth, Bth, Opcode, Packet, Reth};
+use pvrdma_roce::packet::{Aeth, AtomicEth, Bth, DEFAULT_PKEY, Opcode, Packet, Reth};
 use pvrdma_roce::rc::Connection;
 
 const MTU: u32 = 256;
@@ -54,7 +54,8 @@ impl Sent {
         packet.write(&mut bytes);
         let packet = Packet::parse(&bytes).expect("one of ours");
         assert_eq!(packet.bth.dest_qpn, 0x22);
-        let Bth { opcode, ack_req, solicited, .. } = packet.bth;
+        let Bth { opcode, ack_req, solicited, migrated, pkey, fecn, becn, .. } = packet.bth;
+        assert_eq!((migrated, pkey, fecn, becn), (true, DEFAULT_PKEY, false, false), "the same in every packet");
         Sent {
             opcode,
             n: number(packet.bth.psn),
@@ -77,7 +78,7 @@ fn shape(sent: &[Sent]) -> Vec<(Opcode, u32)> {
 
 /// Bytes that tell where in a message they are from.
 fn pattern(from: u64, len: u64) -> Vec<u8> {
-    (from..from + len).map(|at| (at % 251) as u8).collect()
+    pvrdma_roce::testing::pattern(from, len as usize)
 }
 
 fn write() -> Op {

@@ -170,6 +170,24 @@ fn one_ack_acknowledges_all_before_it() {
     assert_eq!(asking.half.deadline(), None);
 }
 
+/// 9.7.7.2: credits are a hint that a requester may do without. What it counts are packets, not messages.
+#[test]
+fn credits_and_numbers_of_messages_are_not_heeded() {
+    let mut asking = asking();
+    for n in 0..8 {
+        asking.submit(n, send(), 1);
+    }
+    assert_eq!(asking.sent().len(), 8);
+    for (n, credits, next) in [(2, 0, 8), (7, 30, 9)] {
+        let mut packet = Packet::new(Bth::new(Opcode::Acknowledge, 0x11, psn(n).get()), &[]);
+        packet.aeth = Some(Aeth { syndrome: Syndrome::Ack(credits), msn: 0x00ff_0000 });
+        asking.half.receive(asking.now, &packet, &mut asking.device);
+        assert_eq!(asking.answers().last(), Some(&(n, Answer::Ack)));
+        asking.submit(next, send(), 1);
+        assert_eq!(asking.shape(), [(Opcode::SendOnly, next)]);
+    }
+}
+
 /// 9.7.5.1.1: so does the response to a READ or an atomic operation.
 #[test]
 fn data_acknowledges_all_before_it() {

@@ -151,6 +151,54 @@ fn a_message_that_is_there_as_a_whole_is_handed_in_as_a_whole() {
     assert_eq!(ops, [Op::Send { ext: Ext::Invalidate(Rkey(9)) }, write(), add, read()]);
 }
 
+/// 9.11: a solicited event is asked for by the last packet of a message; in others the bit says nothing.
+#[test]
+fn the_last_packet_asks_for_a_solicited_event() {
+    let solicited = |bits: [bool; 2]| {
+        let mut answering = answering();
+        for (n, opcode) in [Opcode::SendFirst, Opcode::SendLast].into_iter().enumerate() {
+            let bth = Bth { solicited: bits[n], ..Bth::new(opcode, 0x11, psn(n as u32).get()) };
+            answering.half.receive(&Packet::new(bth, &pattern(0, LEN)));
+        }
+        let together = whole(&answering.pieces()[0]).solicited;
+        let mut answering = self::answering();
+        answering.send(0, Opcode::SendFirst, LEN);
+        answering.pieces();
+        let bth = Bth { solicited: bits[1], ..Bth::new(Opcode::SendLast, 0x11, psn(1).get()) };
+        answering.half.receive(&Packet::new(bth, &[1]));
+        assert_eq!(part(&answering.pieces()[0]), Part::SendLast { ext: Ext::None, solicited: together });
+        together
+    };
+    assert_eq!([[false, false], [true, false], [false, true]].map(solicited), [false, false, true]);
+}
+
+/// Whoever owns the socket looks at the partition; of congestion and of migration nothing follows here.
+#[test]
+fn marks_of_congestion_and_migration_change_nothing() {
+    let mut answering = answering();
+    for (n, bits) in (0..8u8).enumerate() {
+        let [fecn, becn, migrated] = [1, 2, 4].map(|bit| bits & bit != 0);
+        let bth = Bth { fecn, becn, migrated, ..Bth::new(Opcode::SendOnly, 0x11, psn(n as u32).get()) };
+        answering.half.receive(&Packet::new(bth, &[1]));
+    }
+    assert_eq!(answering.answer_all(Answer::Ack).len(), 8);
+    assert_eq!(answering.said(), [says(7, ACK, 8)]);
+}
+
+/// 9.7.2: of the numbers that are not the next one, half are to come and half have been.
+#[test]
+fn half_of_all_numbers_have_been_and_half_are_to_come() {
+    const HALF: u32 = 1 << 23;
+    for (n, expected) in [(HALF - 1, says(1, SEQUENCE, 1)), (HALF + 2, says(0, ACK, 1)), (0, says(0, ACK, 1))] {
+        let mut answering = answering();
+        answering.send(0, Opcode::SendOnly, 1);
+        answering.answer_all(Answer::Ack);
+        assert_eq!(answering.said(), [says(0, ACK, 1)]);
+        answering.send(n, Opcode::SendOnly, 1);
+        assert_eq!((answering.cuts(), answering.said()), (vec![], vec![expected]), "{n:#x}");
+    }
+}
+
 /// 9.7.5.1.1 and 9.7.7.1: ACKs may be coalesced, and say how many messages are done.
 #[test]
 fn an_ack_says_what_is_done_and_how_many_messages_that_are() {
