@@ -265,6 +265,35 @@ fn what_leaves_a_host_is_seen_at_its_gateway() {
     assert_eq!(counts(&seen(&file)).into_iter().collect::<Vec<_>>(), expected);
 }
 
+/// Packets are written as they were sent and came, answers and all.
+#[test]
+fn what_goes_over_a_wire_is_seen_at_its_gateway() {
+    let _machine = machine();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("capture");
+    let mut hosts = Hosts::on_wire(2, None);
+    hosts.host_mut(1).stop();
+    hosts.host_mut(1).start_on_wire(&["--pcap", file.to_str().expect("a name")]);
+    for line in [
+        &["ibv_rc_pingpong", "-g", "2", "-m", "1024", "-n", "10", "-s", "3000"][..],
+        &["ib_atomic_bw", "-F", "-x", "2", "-n", "10"],
+        &["ibv_ud_pingpong", "-g", "2", "-n", "10", "-s", "100"],
+    ] {
+        let [server, client] = hosts.both(&Provider::Ours, line);
+        let (server, client) = pair(server, client);
+        server.ok();
+        client.ok();
+    }
+    hosts.end();
+    let counts = counts(&seen(&file));
+    // A busy machine may have some of them sent again, and one ACK may tell of several packets.
+    for (opcode, least) in
+        [(0x00, 20), (0x01, 20), (0x02, 20), (ACKNOWLEDGE, 2), (0x12, 10), (0x14, 10), (DATAGRAM, 20)]
+    {
+        assert!(counts.get(&opcode).is_some_and(|count| *count >= least), "{opcode:#x} of {counts:?}");
+    }
+}
+
 #[test]
 fn another_file_is_not_written_to() {
     let _machine = machine();
