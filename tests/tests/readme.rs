@@ -46,6 +46,12 @@ const BLOCKS: &[(&str, Way)] = &[
         "red$ pvrdma link init",
         NotHere("it takes two machines; `tests/tests/hosts.rs` has two hosts with certificates on one"),
     ),
+    (
+        "pvrdma link run --roce-wire",
+        NotHere(
+            "it takes two machines; `tests/tests/wire.rs` has two on one, `cargo xtask vm --wire` Linux's rdma_rxe",
+        ),
+    ),
     ("pvrdma serve --socket", Here),
     ("-netdev stream", NotHere("no command; `cargo xtask vm --full` joins its guests so")),
     ("cargo xtask package", NotHere("a check of its own")),

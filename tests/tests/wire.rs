@@ -178,8 +178,8 @@ fn the_way_is_seen_and_can_be_forbidden() {
     hosts.end();
 }
 
-/// The gateway is killed under traffic: who has a long timer goes on when the next one runs, who has a short one ends in
-/// RETRY_EXC.
+/// The gateway is killed under traffic: who has a long timer goes on when the next one runs, who has a short one ends
+/// in RETRY_EXC.
 #[test]
 fn a_gateway_that_is_killed() {
     let _machine = machine();
