@@ -5,8 +5,12 @@
  *   data [OPTIONS] -p PORT [ADDRESS]   one side of two processes; the other is started with the same options
  *
  *   -s SEED      what all choices come from; printed, and taken from the clock if not given
- *   -k KIND      what to do: short (a sample of everything), few (less), rings, sizes, powers, on (sessions until
- *                told to stop), or wrong (spoil a byte and find it)
+ *   -k KIND      what to do: short (a sample of everything), few (less), connected (few without datagrams, which a
+ *                wire may lose), rings, sizes, powers, on (sessions until told to stop), or wrong (spoil a byte and
+ *                find it)
+ *   -o NAMES     only these operations, as SEND,READ
+ *   -a           only the side that goes to the other one asks
+ *   -g INDEX     the GID to use, if not 1
  *   -u FILE      with -k on: stop when FILE is there; either side may have it
  *   -m           the other side may die at any moment: then the exit status is 3, and no data were wrong until then
  *
@@ -150,14 +154,18 @@ struct side {
 };
 
 static struct device device;
-static struct ibv_device_attr limits;
-static struct ibv_port_attr port;
+static unsigned chosen_kinds = (1u << KINDS) - 1;
+/* What both sides can do: they need not be devices of one kind. */
+static struct limits {
+    int max_sge, max_srq, max_qp_wr, atomics;
+    enum ibv_mtu mtu;
+} limits;
 static struct side sides[2];
 static struct plan plans[2];
 static struct session session;
 static size_t length, arena_length, arenas[2], used[2][2];
 static int peer = -1; /* the socket; -1: both sides are here */
-static int mortal, spoil;
+static int mortal, spoil, alone;
 static const char *until;
 static uint64_t done[KINDS], datagrams, bytes_done;
 
@@ -242,8 +250,10 @@ static void make_plan(int direction)
 {
     struct plan *plan = &plans[direction];
     used[0][direction] = used[1][direction] = 0;
+    plan->count = plan->messages = 0;
+    if (alone && direction == 0)
+        return;
     plan->count = one_in(2) ? session.most : 1 + below(session.most);
-    plan->messages = 0;
     for (uint32_t i = 0; i < plan->count; i++) {
         plan_one(direction, i, &plan->ops[i], i ? &plan->ops[i - 1] : NULL);
         plan->messages += is_message(plan->ops[i].kind);
@@ -907,9 +917,23 @@ static void run_session(struct session wanted)
 static unsigned kinds(void)
 {
     unsigned all = 1u << KINDS;
-    if (limits.atomic_cap == IBV_ATOMIC_NONE)
+    if (!limits.atomics)
         all = 1u << CAS;
-    return all - 1;
+    return (all - 1) & chosen_kinds;
+}
+
+/* The kinds of a list of names. */
+static unsigned kinds_in(char *names)
+{
+    unsigned set = 0;
+    for (char *name = strtok(names, ","); name; name = strtok(NULL, ",")) {
+        int kind = 0;
+        while (kind < KINDS && strcmp(name, NAMES[kind]))
+            kind++;
+        CHECK(kind < KINDS, "what is %s?", name);
+        set |= 1u << kind;
+    }
+    return set;
 }
 
 /* A session as chance wants it, for the caller to change. */
@@ -923,7 +947,7 @@ static struct session any(void)
         .srq = limits.max_srq > 0 && one_in(3),
         .one_cq = (int)below(2),
         .events = one_in(3),
-        .mtu = IBV_MTU_256 + (enum ibv_mtu)below(port.active_mtu),
+        .mtu = IBV_MTU_256 + (enum ibv_mtu)below(limits.mtu),
     };
     s.sges = s.sges > MAX_SGES ? MAX_SGES : s.sges;
     s.most = s.depth;
@@ -1020,7 +1044,7 @@ static void sample_datagrams(uint32_t sessions)
         s.ud = 1;
         s.kinds = 1u << SEND | 1u << SEND_IMM;
         s.most = s.depth > 32 ? 32 : s.depth;
-        s.longest = one_in(2) ? 4096 : 1 + below(300);
+        s.longest = one_in(2) ? 128u << limits.mtu : 1 + below(300);
         s.length = small_length;
         s.batches = 8;
         run_session(s);
@@ -1035,7 +1059,7 @@ static void sample(uint32_t sessions)
         s.longest = one_in(2) ? 9000 : 1 + below(300);
         s.length = small_length;
         s.batches = 8;
-        s.stream = one_in(2) ? 100 : 0;
+        s.stream = one_in(2) && chosen_kinds & 1u << SEND && !alone ? 100 : 0;
         run_session(s);
     }
 }
@@ -1073,12 +1097,31 @@ static void run_on(void)
     } while (together(!until || access(until, F_OK)));
 }
 
+/* The smaller of what this device and that of the other side can do. */
+static void find_limits(void)
+{
+    struct ibv_device_attr attr;
+    struct limits theirs;
+    CHECK(!ibv_query_device(device.context, &attr));
+    limits = (struct limits){attr.max_sge, attr.max_srq, attr.max_qp_wr, attr.atomic_cap != IBV_ATOMIC_NONE,
+                             device.port.active_mtu};
+    if (peer < 0)
+        return;
+    if (!tell(peer, &limits, sizeof(limits)) || !hear(peer, &theirs, sizeof(theirs)))
+        gone();
+    limits.max_sge = limits.max_sge < theirs.max_sge ? limits.max_sge : theirs.max_sge;
+    limits.max_srq = limits.max_srq < theirs.max_srq ? limits.max_srq : theirs.max_srq;
+    limits.max_qp_wr = limits.max_qp_wr < theirs.max_qp_wr ? limits.max_qp_wr : theirs.max_qp_wr;
+    limits.atomics &= theirs.atomics;
+    limits.mtu = limits.mtu < theirs.mtu ? limits.mtu : theirs.mtu;
+}
+
 int main(int argc, char **argv)
 {
     const char *service = NULL, *what = "short";
     int option;
     seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 20;
-    while ((option = getopt(argc, argv, "s:k:u:p:g:m")) != -1)
+    while ((option = getopt(argc, argv, "s:k:u:p:g:o:am")) != -1)
         switch (option) {
         case 's':
             seed = strtoull(optarg, NULL, 0);
@@ -1094,6 +1137,12 @@ int main(int argc, char **argv)
             break;
         case 'g':
             gid_index = atoi(optarg);
+            break;
+        case 'o':
+            chosen_kinds = kinds_in(optarg);
+            break;
+        case 'a':
+            alone = 1;
             break;
         case 'm':
             mortal = 1;
@@ -1115,12 +1164,13 @@ int main(int argc, char **argv)
     sides[0].here = !service || !argv[optind];
     sides[1].here = !service || argv[optind];
     device = open_device();
-    CHECK(!ibv_query_device(device.context, &limits));
-    CHECK(!ibv_query_port(device.context, 1, &port));
+    find_limits();
     if (!strcmp(what, "short"))
         run_short();
     else if (!strcmp(what, "few"))
         sample(10), sample_datagrams(3);
+    else if (!strcmp(what, "connected"))
+        sample(5);
     else if (!strcmp(what, "rings"))
         rings((uint32_t)limits.max_qp_wr);
     else if (!strcmp(what, "sizes"))

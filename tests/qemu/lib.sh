@@ -3,8 +3,10 @@
 device=vmw_pvrdma0
 number=$(sed -n 's/.*pvrdma.guest=\([0-9]*\).*/\1/p' /proc/cmdline)
 port_dir=/sys/class/infiniband/$device/ports/1
-# The address of this guest and of the first one, and the folder with the programs of tests/c.
+# The address of this guest, the number and the address of the one with the servers, and the folder with the programs
+# of tests/c.
 address=192.168.77.$number
+serving=1
 first=192.168.77.1
 own=/run/job/bin
 
@@ -88,10 +90,10 @@ served() {
     [ $code = 0 ] || fail "exit code $code of the server"
 }
 
-# client PROGRAM ARGS...: the program, when the server of this step listens in the first guest, which may be this one.
+# client PROGRAM ARGS...: the program, when the server of this step listens in its guest, which may be this one.
 client() {
     for _ in $(seq 400); do
-        [ -e /run/jobs/guest1/listens.$STEP ] && break
+        [ -e /run/jobs/guest$serving/listens.$STEP ] && break
         sleep 0.05
     done
     "$@" || fail "exit code $?: $*"

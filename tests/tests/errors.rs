@@ -3,7 +3,7 @@
 mod cases;
 
 use cases::Program;
-use pvrdma_tests::{Provider, User, Uverbs};
+use pvrdma_tests::{Provider, Stand, User, Uverbs, c_program, machine, pair};
 use std::fs;
 use std::path::Path;
 
@@ -24,6 +24,19 @@ fn systems_provider() {
 #[test]
 fn under_address_sanitizer() {
     ERRORS.run_sanitized();
+}
+
+/// What software RoCE of Linux is asked on a wire (`cargo xtask vm --wire`), here with the stand-in on both sides.
+#[test]
+fn between_two_guests() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let program = stand.copy(&c_program("tests/c/wire.c", &[]));
+    for provider in Provider::BOTH {
+        let job = |guest| stand.job(&program).guest(guest).provider(&provider).args(["-g", "1"]);
+        let (server, client) = pair(job("red"), job("blue"));
+        assert_eq!(server.ok(), client.ok(), "both sides do the same cases");
+    }
 }
 
 /// The names in the last column of the tables: what stands between backquotes.

@@ -56,6 +56,8 @@ pub enum Servers {
     One,
     /// A server for each, linked as hosts of a fabric.
     Linked,
+    /// None: what the guests have for RDMA they bring themselves.
+    None,
 }
 
 /// Boots a guest for each list of steps, with `provider` installed, and runs the steps in them. What they leave goes to
@@ -78,6 +80,7 @@ pub fn run(
     let mut running = match servers {
         Servers::One => vec![Server::start(house, &sockets, &[], &results.join("server.log"), &run)?],
         Servers::Linked => linked(house, &sockets, results, &run)?,
+        Servers::None => Vec::new(),
     };
     let started = Instant::now();
     let mut machines = Vec::new();
@@ -89,7 +92,7 @@ pub fn run(
             qemu: &house.dir.join("qemu"),
             kernel: &house.dir.join("kernel/vmlinuz"),
             initrd: &house.dir.join("initramfs"),
-            socket: &socket(index),
+            socket: (servers != Servers::None).then_some(&sockets[index]),
             number: index as u8 + 1,
             wire: (guests.len() > 1).then_some(WIRE),
             job: &job,
@@ -140,6 +143,7 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
     let scripts = house.root.join("tests/qemu");
     fs::copy(scripts.join("run.sh"), job.join("run.sh"))?;
     fs::copy(scripts.join("lib.sh"), job.join("lib.sh"))?;
+    fs::copy(scripts.join("wire.sh"), job.join("wire.sh"))?;
     fs::copy(house.root.join("tests/pyverbs/run.py"), job.join("run.py"))?;
     if let Provider::Ours(file) = provider {
         fs::copy(file, job.join("provider.so"))
@@ -151,7 +155,7 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
     for name in ["pvrdma", "libpvrdma_standin.so", "libvmw_pvrdma.so"] {
         fs::copy(built.join(name), job.join("bin").join(name)).with_context(|| format!("cannot read {name}"))?;
     }
-    for program in ["data", "rc_loop", "srq_loop"] {
+    for program in ["data", "rc_loop", "srq_loop", "wire"] {
         let file = pvrdma_tests::c_program(&format!("tests/c/{program}.c"), &[]);
         fs::copy(file, job.join("bin").join(program)).with_context(|| format!("cannot read {program}"))?;
     }

@@ -19,9 +19,12 @@ use super::run;
 const MODULES: [&str; 6] = ["vmxnet3", "rdma_ucm", "virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Modules that a step loads if it needs them, by the name of the group, with what they depend on: software RoCE and
-/// the checksum that it asks for by name; disks over RDMA, both ends.
-pub const ON_DEMAND: [(&str, &[&str]); 2] =
-    [("software_roce", &["crc32_generic", "rdma_rxe"]), ("nvme_of", &["nvmet_rdma", "nvme_rdma"])];
+/// the checksum that it asks for by name; disks over RDMA, both ends; an Ethernet that loses, doubles and delays.
+pub const ON_DEMAND: [(&str, &[&str]); 3] = [
+    ("software_roce", &["crc32_generic", "rdma_rxe"]),
+    ("nvme_of", &["nvmet_rdma", "nvme_rdma"]),
+    ("bad_wire", &["sch_netem"]),
+];
 
 /// The driver's folder in the kernel source.
 const DRIVER: &str = "drivers/infiniband/hw/vmw_pvrdma";

@@ -13,6 +13,7 @@ mod kernel;
 mod qemu;
 mod steps;
 mod suite;
+mod wire;
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -26,14 +27,18 @@ use crate::shell;
 use case::{Outcome, Servers};
 
 const USAGE: &str = "\
-usage: cargo xtask vm [--provider system|ours]... [--full | --hosts | --pyverbs | --run SCRIPT [--two]] [--fetch-only]
-                      [--refresh]
+usage: cargo xtask vm [--provider system|ours]... [--full | --hosts | --wire [--short | --rows TEXT] | --pyverbs | --run SCRIPT [--two]]
+                      [--fetch-only] [--refresh]
 
 Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
 
   --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
   --full            also the longer steps (perftest, driver unbind and bind), two guests on one server, and --hosts
   --hosts           only two guests on two servers, which are two hosts of a fabric
+  --wire            only RoCE between two guests on one Ethernet: Linux's software RoCE on both sides, as base line,
+                    and then guests of `pvrdma run` on one of them; the stand-in's provider is ours if none is named
+  --short           a few rows of it, without the base line
+  --rows TEXT       only rows of it with this in their names
   --pyverbs         only rdma-core's own test suite, as one table of both providers
   --run SCRIPT      run this shell text in the guest instead and print what it prints
   --two             run the script in two guests of one server at once; $number says which is which
@@ -74,6 +79,9 @@ struct Options {
     ours: bool,
     full: bool,
     hosts: bool,
+    wire: bool,
+    short: bool,
+    rows: Option<String>,
     pyverbs: bool,
     run: Option<String>,
     two: bool,
@@ -134,6 +142,10 @@ pub fn main(args: Vec<String>) -> Result<()> {
             failed += print_table("your script", &provider, &outcomes);
             continue;
         }
+        if options.wire {
+            failed += wire::run(&house, &provider, &wire::Choice { short: options.short, rows: options.rows.clone() })?;
+            continue;
+        }
         if options.pyverbs {
             let outcomes = case::run(&house, &provider, &results, Servers::One, &[steps::pyverbs()])?;
             failed += print_table("rdma-core's own tests", &provider, &outcomes);
@@ -170,6 +182,9 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
         match arg.as_str() {
             "--full" => options.full = true,
             "--hosts" => options.hosts = true,
+            "--wire" => options.wire = true,
+            "--short" => options.short = true,
+            "--rows" => options.rows = Some(args.next().context("--rows needs a part of a name")?),
             "--pyverbs" => options.pyverbs = true,
             "--two" => options.two = true,
             "--run" => options.run = Some(args.next().context("--run needs shell text")?),
@@ -184,12 +199,15 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             other => bail!("unknown option {other}\n{USAGE}"),
         }
     }
-    let kinds = [options.full, options.hosts, options.pyverbs, options.run.is_some()];
-    if kinds.iter().filter(|kind| **kind).count() > 1 || options.two && options.run.is_none() {
-        bail!("one of --full, --hosts, --pyverbs and --run, and --two goes with --run\n{USAGE}");
+    let kinds = [options.full, options.hosts, options.wire, options.pyverbs, options.run.is_some()];
+    if kinds.iter().filter(|kind| **kind).count() > 1 {
+        bail!("one of --full, --hosts, --wire, --pyverbs and --run\n{USAGE}");
+    }
+    if options.two && options.run.is_none() || (options.short || options.rows.is_some()) && !options.wire {
+        bail!("--two goes with --run, --short and --rows with --wire\n{USAGE}");
     }
     if !options.system && !options.ours {
-        (options.system, options.ours) = (true, true);
+        (options.system, options.ours) = (!options.wire, true);
     }
     Ok(Some(options))
 }
@@ -295,6 +313,12 @@ mod tests {
     }
 
     #[test]
+    fn wire_is_for_our_provider_unless_told() {
+        let options = options(&["--wire"]).unwrap().unwrap();
+        assert!(!options.system && options.ours && options.wire);
+    }
+
+    #[test]
     fn unknown_options_are_refused() {
         assert!(options(&["--provider", "theirs"]).is_err());
         assert!(options(&["--fast"]).is_err());
@@ -302,6 +326,8 @@ mod tests {
         assert!(options(&["--full", "--run", "true"]).is_err());
         assert!(options(&["--full", "--pyverbs"]).is_err());
         assert!(options(&["--full", "--hosts"]).is_err());
+        assert!(options(&["--full", "--wire"]).is_err());
+        assert!(options(&["--short"]).is_err());
         assert!(options(&["--run"]).is_err());
     }
 }

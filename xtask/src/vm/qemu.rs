@@ -36,8 +36,8 @@ pub struct Guest<'a> {
     pub kernel: &'a Path,
     /// The initramfs.
     pub initrd: &'a Path,
-    /// Socket of the vfio-user server, relative to `run`.
-    pub socket: &'a str,
+    /// Socket of the vfio-user server, relative to `run`; without it the guest has no PVRDMA.
+    pub socket: Option<&'a str>,
     /// The guest's number, from 1: its MAC and, by its script, its address.
     pub number: u8,
     /// Socket of the Ethernet between two guests, relative to `run`; the guest with number 1 listens.
@@ -90,19 +90,17 @@ impl Guest<'_> {
                     self.number
                 ),
             ])
-            // The driver reads capabilities right after the write that asks for them, so writes must not be posted.
-            .args([
-                "-device",
-                &format!(
-                    "{{\"driver\":\"vfio-user-pci\",\"addr\":\"10.1\",\"x-no-posted-writes\":true,\
-                 \"socket\":{{\"type\":\"unix\",\"path\":\"{}\"}}}}",
-                    self.socket
-                ),
-            ])
             .stdin(Stdio::null())
             .stdout(console.try_clone()?)
             .stderr(console)
             .current_dir(self.run);
+        if let Some(socket) = self.socket {
+            // The driver reads capabilities right after the write that asks for them, so writes must not be posted.
+            command.arg("-device").arg(format!(
+                "{{\"driver\":\"vfio-user-pci\",\"addr\":\"10.1\",\"x-no-posted-writes\":true,\
+                 \"socket\":{{\"type\":\"unix\",\"path\":\"{socket}\"}}}}"
+            ));
+        }
         Child::start(command, self.limit).context("cannot start QEMU")
     }
 

@@ -1,0 +1,109 @@
+# Shell functions for guests that meet on a wire, beside those of lib.sh. A step says before it which this guest is:
+#
+#   side=rxe        a machine with an adapter: Linux's software RoCE, on eth0
+#   side=stand_in   a machine without one: guests of `pvrdma run`, and a gateway that owns the wire
+#   serving=N       the number of the guest with the servers of this step
+#   provider=WHICH  what `pvrdma run` takes
+
+first=192.168.77.$serving
+other=192.168.77.$((3 - number))
+case $side in
+rxe)
+    device=rxe0 gid=1 run= kind=-l
+    ;;
+stand_in)
+    device=vmw_pvrdma0 gid=2 kind= run="/run/job/bin/pvrdma run --provider $provider --"
+    ;;
+esac
+gateway_log=/run/job/gateway.log
+
+# A step that ended in the middle leaves this.
+tc qdisc delete dev eth0 root 2>/dev/null
+
+# The wire of this side is there, before anything else.
+begin_wire() {
+    case $side in
+    rxe)
+        load software_roce
+        rdma link add rxe0 type rxe netdev eth0 || fail 'no software RoCE'
+        ;;
+    stand_in)
+        setsid /run/job/bin/pvrdma link run --roce-wire "$address" >$gateway_log 2>&1 </dev/null &
+        echo $! >/tmp/gateway
+        for _ in $(seq 100); do
+            grep -q ':12B7 ' /proc/net/udp /proc/net/udp6 && break
+            sleep 0.1
+        done
+        grep -q ':12B7 ' /proc/net/udp /proc/net/udp6 || { cat $gateway_log; fail 'nobody has UDP port 4791'; }
+        ;;
+    esac
+    $run ibv_devinfo -v -d $device | tee /tmp/info
+    grep -q PORT_ACTIVE /tmp/info || fail 'no active port'
+    grep -q 'active_mtu:[[:space:]]*1024' /tmp/info || fail 'another MTU'
+    grep -q "GID\[ *$gid\]:[[:space:]]*::ffff:$address, RoCE v2" /tmp/info || fail "no GID $gid"
+}
+
+# Nothing of it is left, and nobody complained.
+end_wire() {
+    case $side in
+    rxe)
+        rdma link delete rxe0 || fail 'it does not go'
+        # It is not our driver; but whoever reads the table should know.
+        dmesg | grep -E 'WARNING:|BUG:|Oops:' >/tmp/warnings
+        cat /tmp/warnings
+        [ ! -s /tmp/warnings ] || echo "note: $(wc -l </tmp/warnings) warnings of this kernel, see its dmesg.log"
+        ;;
+    stand_in)
+        kill "$(cat /tmp/gateway)" || fail 'the gateway is gone'
+        for _ in $(seq 100); do
+            [ -e "/proc/$(cat /tmp/gateway)" ] || break
+            sleep 0.1
+        done
+        cat $gateway_log
+        [ ! -e "/proc/$(cat /tmp/gateway)" ] || fail 'the gateway stays'
+        ;;
+    esac
+    true
+}
+
+# perftest_at SIZE COUNT PROGRAM ARGS...: one side of a perftest program.
+perftest_at() {
+    size=$1 count=$2
+    shift 2
+    set -- $run "$@" -d $device -x $gid -F -s $size -n $count
+    if [ $number = $serving ]; then
+        "$@" || fail "exit code $?: $*"
+    else
+        connect "$@"
+    fi
+}
+
+# As in lib.sh. No netlink tells which guests of `pvrdma run` listen, but a trace does.
+serve() {
+    rm -f /tmp/trace
+    case $side in
+    rxe) "$@" >/tmp/first.log 2>&1 & ;;
+    stand_in) /run/job/bin/pvrdma run --provider $provider --trace /tmp/trace -- "$@" >/tmp/first.log 2>&1 & ;;
+    esac
+    server=$!
+    for _ in $(seq 200); do
+        if rdma resource show cm_id | grep -q LISTEN || grep -q 'cm listen' /tmp/trace 2>/dev/null; then
+            : >/run/job/listens.$STEP
+            return 0
+        fi
+        sleep 0.05
+    done
+    cat /tmp/first.log
+    fail "it does not listen: $*"
+}
+
+# bad_wire NETEM...: what leaves eth0 is treated so. good_wire: no longer.
+bad_wire() {
+    load bad_wire
+    tc qdisc replace dev eth0 root netem "$@" || fail "netem $*"
+}
+
+good_wire() {
+    tc -s qdisc show dev eth0 | tail -n 2
+    tc qdisc delete dev eth0 root
+}

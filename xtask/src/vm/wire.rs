@@ -1,0 +1,290 @@
+//! Linux's software RoCE as the judge of ours: two guests on one Ethernet, neither with a PVRDMA of the kernel.
+//!
+//! Called by `mod.rs`. One guest plays a machine with an adapter (`rdma_rxe`), the other one runs its programs in guests
+//! of `pvrdma run`, whose gateway owns the wire. First both have software RoCE: what fails there is not for us to mend.
+//! The shell functions are in `tests/qemu/wire.sh`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::case::{self, Outcome, Servers, Step};
+use super::{House, Provider};
+
+/// Time limit of a step. A connection that nobody answers is given up before that.
+const STEP: Duration = Duration::from_secs(30);
+
+/// What a guest has for RDMA.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    SoftwareRoce,
+    StandIn,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Side::SoftwareRoce => "rxe",
+            Side::StandIn => "stand_in",
+        }
+    }
+}
+
+/// Who is the server of a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ways {
+    /// Nobody: each side does this by itself.
+    Alone,
+    /// Each side once.
+    Each,
+    /// Software RoCE only. As requester of READs and atomics it does not get over a packet that was lost: it sends
+    /// nothing any more, and its QP does not fail. So it does with itself.
+    SoftwareRoce,
+}
+
+/// A row of the table: the same name on both sides.
+struct Row {
+    name: String,
+    server: String,
+    client: String,
+    ways: Ways,
+    /// Whether the short list has it.
+    short: bool,
+}
+
+/// How the names of rows end in which software RoCE is only asked.
+const ASKED: &str = "READ, atomics";
+
+/// What of it is run.
+#[derive(Default)]
+pub struct Choice {
+    /// A few rows, and no base line.
+    pub short: bool,
+    /// Only rows with this in their names.
+    pub rows: Option<String>,
+}
+
+impl Choice {
+    fn has(&self, row: &Row) -> bool {
+        let named = self.rows.as_ref().is_none_or(|part| row.name.contains(part));
+        row.ways == Ways::Alone || named && (row.short || !self.short)
+    }
+}
+
+/// A row of a stand-in that differs, by the beginning of its name, and why. With software RoCE on both sides nothing
+/// may fail.
+const KNOWN: &[(&str, &str)] = &[];
+
+/// Runs it, prints the tables and gives the number of rows that failed.
+pub fn run(house: &House, provider: &Provider, choice: &Choice) -> Result<usize> {
+    let mut failed = 0;
+    let mut table = |folder: &str, sides: [Side; 2]| -> Result<()> {
+        let results = house.dir.join("results").join(folder);
+        let outcomes = case::run(house, provider, &results, Servers::None, &steps(sides, provider, choice))?;
+        failed += print_table(sides, &outcomes);
+        Ok(())
+    };
+    if !choice.short {
+        table("wire-base", [Side::SoftwareRoce; 2])?;
+    }
+    table(&format!("wire-{}", provider.name()), [Side::StandIn, Side::SoftwareRoce])?;
+    Ok(failed)
+}
+
+/// The steps of both guests. Two of one kind serve each other in one direction only.
+fn steps(sides: [Side; 2], provider: &Provider, choice: &Choice) -> [Vec<Step>; 2] {
+    let mut guests = [Vec::new(), Vec::new()];
+    for row in rows().into_iter().filter(|row| choice.has(row)) {
+        let servers = match row.ways {
+            Ways::Each if sides[0] != sides[1] => 0..2,
+            Ways::Each | Ways::Alone => 0..1,
+            Ways::SoftwareRoce if sides[0] != sides[1] => 1..2,
+            Ways::SoftwareRoce => 0..0,
+        };
+        for server in servers {
+            for (guest, steps) in guests.iter_mut().enumerate() {
+                let side = sides[guest].name();
+                let name = match row.ways {
+                    Ways::Alone => row.name.clone(),
+                    _ => format!("{}: {} serves", row.name, sides[server].name().replace('_', "-")),
+                };
+                let what = if guest == server { &row.server } else { &row.client };
+                let script = format!(
+                    "side={side} serving={} provider={}\n. /run/job/wire.sh\n{what}",
+                    server + 1,
+                    provider.name()
+                );
+                steps.push(Step { name, script, limit: STEP, judge: None });
+            }
+        }
+    }
+    guests
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = vec![alone("the wire is there", "begin_wire")];
+    let short = ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
+    let mut both = |name: &str, server: &str, client: &str| {
+        rows.push(Row {
+            name: name.to_owned(),
+            server: server.to_owned(),
+            client: client.to_owned(),
+            ways: if name.ends_with(ASKED) { Ways::SoftwareRoce } else { Ways::Each },
+            short: short.contains(&name),
+        });
+    };
+    let by_address = [
+        ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
+        ("ibv_rc_pingpong -c -e, 64 KiB", "ibv_rc_pingpong -d $device -g $gid -c -e -s 65536 -n 50"),
+        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g $gid -c -s 1000 -n 100"),
+        ("every operation, byte for byte", "$own/data -k few -a -s 1 -g $gid -p 18515"),
+    ];
+    for (name, command) in by_address {
+        both(name, &format!("$run {command}"), &format!("connect $run {command}"));
+    }
+    for program in ["ib_send", "ib_write", "ib_read"] {
+        let lat = format!("perftest_at 8 100 {program}_lat");
+        both(&format!("{program}_lat 8 B"), &lat, &lat);
+        for (size, bytes, count) in [("8 B", 8, 200), ("64 KiB", 65536, 50), ("1 MiB", 1 << 20, 10)] {
+            let bw = format!("perftest_at {bytes} {count} {program}_bw");
+            both(&format!("{program}_bw {size}"), &bw, &bw);
+        }
+    }
+    for line in ["ib_atomic_lat -A FETCH_AND_ADD", "ib_atomic_bw -A CMP_AND_SWAP", "ib_send_lat -c UD"] {
+        let script = match line.contains("UD") {
+            true => format!("perftest_at 1000 100 {line}"),
+            // These know no size but their own.
+            false => format!("perftest_at 8 100 {line}"),
+        };
+        both(line, &script, &script);
+    }
+    let by_rdma_cm = [
+        ("rping", "rping -s -a $address -C 5", "rping -c -a $first -C 5"),
+        ("ucmatose, 3 connections", "ucmatose -b $address -c 3", "ucmatose -s $first -c 3"),
+        ("udaddy", "udaddy -b $address", "udaddy -s $first"),
+        ("ib_send_bw -R", "ib_send_bw -R -F -s 65536 -n 50", "ib_send_bw -R -F -s 65536 -n 50 $first"),
+    ];
+    for (name, server, client) in by_rdma_cm {
+        both(&format!("rdma_cm: {name}"), &format!("serve {server}; served"), &format!("client $run {client}"));
+    }
+    let refused = [
+        ("wrong_key", "a wrong key"),
+        ("no_right", "a key without the right"),
+        ("beyond_region", "beyond the end of a region"),
+        ("unaligned_atomic", "an atomic that is not aligned"),
+        ("long_message", "longer than the receive"),
+        ("late_receive", "a receive that comes late (RNR)"),
+        ("no_receive", "a receive that never comes"),
+        ("no_peer", "a peer in RESET"),
+        ("killed", "a peer that is killed"),
+        ("datagram", "datagrams: Q_Key, network header"),
+    ];
+    for (case, name) in refused {
+        let command = format!("$run $own/wire $kind -g $gid -p 18515 -c {case}");
+        both(name, &command, &format!("connect {command}"));
+    }
+    let bad = [("1 % loss", "loss 1%"), ("doubled and overtaken", "delay 1ms duplicate 2% reorder 10%")];
+    for (name, netem) in bad {
+        let programs = [
+            ("SEND, WRITE", "$own/data -k connected -o SEND,SEND_IMM,WRITE,WRITE_IMM -s 2 -g $gid -p 18515"),
+            ("READ, atomics", "$own/data -k connected -a -o READ,CAS,FADD -s 2 -g $gid -p 18515"),
+            ("ibv_rc_pingpong -c, 20 KiB", "ibv_rc_pingpong -d $device -g $gid -c -s 20000 -n 100"),
+        ];
+        for (what, command) in programs {
+            both(
+                &format!("{name}: {what}"),
+                &format!("bad_wire {netem}; $run {command} || fail \"exit code $?\"; good_wire"),
+                &format!("bad_wire {netem}; connect $run {command}; good_wire"),
+            );
+        }
+    }
+    rows.push(alone("the wire goes away", "end_wire"));
+    rows
+}
+
+/// A row that both sides do by themselves.
+fn alone(name: &str, script: &str) -> Row {
+    Row { name: name.to_owned(), server: script.to_owned(), client: script.to_owned(), ways: Ways::Alone, short: true }
+}
+
+/// Prints a line for each row, with the verdict of both guests.
+fn print_table(sides: [Side; 2], outcomes: &[Outcome]) -> usize {
+    let names = sides.map(|side| side.name().replace('_', "-"));
+    let (first, second) = outcomes.split_at(outcomes.len() / 2);
+    let width = first.iter().map(|outcome| outcome.name.chars().count()).max().unwrap_or(0);
+    println!("\n{} and {} on one wire", names[0], names[1]);
+    println!("  {:<8}  {:<8}", names[0], names[1]);
+    let (mut failed, mut differ) = (0, Vec::new());
+    for rows in first.iter().zip(second) {
+        let rows = [rows.0, rows.1];
+        let passed = rows.iter().all(|row| row.passed);
+        let known = KNOWN.iter().find(|(name, _)| sides[0] != sides[1] && rows[0].name.starts_with(name));
+        if let Some((_, reason)) = known {
+            differ.push(format!("{}: {reason}", rows[0].name));
+        }
+        let verdict = |row: &Outcome| match (row.passed, known) {
+            (true, _) => "ok",
+            (false, Some(_)) => "xfail",
+            (false, None) => "FAIL",
+        };
+        let unexpected = passed && known.is_some();
+        failed += usize::from(passed == known.is_some());
+        println!(
+            "  {:<8}  {:<8}  {:width$}  {:>5.1} s  {}",
+            verdict(rows[0]),
+            verdict(rows[1]),
+            rows[0].name,
+            rows[0].time.max(rows[1].time).as_secs_f64(),
+            if unexpected { "XPASS: it is listed as different" } else { note(rows) }
+        );
+        for row in rows.iter().filter(|row| !row.passed) {
+            println!("{:>24}{}", "", row.note);
+        }
+    }
+    for line in differ {
+        println!("  known: {line}");
+    }
+    failed
+}
+
+/// The client tells of figures, the server rarely.
+fn note(rows: [&Outcome; 2]) -> &str {
+    rows.into_iter().filter(|row| row.passed).map(|row| row.note.as_str()).find(|note| !note.is_empty()).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(sides: [Side; 2], short: bool) -> [Vec<String>; 2] {
+        steps(sides, &Provider::System, &Choice { short, rows: None })
+            .map(|steps| steps.into_iter().map(|step| step.name).collect())
+    }
+
+    #[test]
+    fn both_guests_have_the_same_rows() {
+        for short in [false, true] {
+            let [first, second] = names([Side::StandIn, Side::SoftwareRoce], short);
+            assert_eq!(first, second);
+            assert!(first.len() > 8);
+        }
+    }
+
+    #[test]
+    fn each_side_serves_once() {
+        let [mixed, _] = names([Side::StandIn, Side::SoftwareRoce], false);
+        let [base, _] = names([Side::SoftwareRoce; 2], false);
+        let asked = mixed.iter().filter(|name| name.contains(ASKED)).count();
+        assert_eq!(mixed.len() - 2 - asked, 2 * (base.len() - 2));
+        let served = |who: &str| mixed.iter().filter(|name| name.ends_with(&format!("{who} serves"))).count();
+        assert_eq!(served("rxe"), served("stand-in") + asked);
+    }
+
+    #[test]
+    fn what_is_listed_as_different_exists() {
+        let [mixed, _] = names([Side::StandIn, Side::SoftwareRoce], false);
+        for (name, _) in KNOWN {
+            assert!(mixed.iter().any(|row| row.starts_with(name)), "{name}");
+        }
+    }
+}
