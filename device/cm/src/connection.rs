@@ -48,6 +48,7 @@ pub struct Path {
 #[expect(missing_docs, reason = "fields carry the names of rdma_conn_param")]
 pub struct Parameters {
     pub qpn: u32,
+    /// What this end expects first.
     pub psn: u32,
     pub qkey: u32,
     pub responder_resources: u8,

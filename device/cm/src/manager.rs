@@ -383,8 +383,9 @@ impl Manager {
         Ok(Attributes {
             path: connection.path,
             dest_qp_num: connection.remote.qpn,
-            rq_psn: connection.remote.psn,
-            sq_psn: connection.local.psn,
+            // Each end says which packet it expects first, so the other one begins with that.
+            rq_psn: connection.local.psn,
+            sq_psn: connection.remote.psn,
             responder_resources: connection.responder_resources,
             initiator_depth: connection.initiator_depth,
             retry_count: connection.remote.retry_count,

@@ -179,6 +179,27 @@ impl Bench {
     }
 }
 
+/// Ours takes the number of whoever asks; others, Linux among them, have one of their own.
+#[test]
+fn each_end_sends_from_where_the_other_one_expects_it() {
+    let mut bench = Bench::new(1);
+    let here = bench.ask();
+    bench.carry();
+    let (there, _) = bench.request();
+    let answers = bench.ends[1].attributes(there, true).unwrap();
+    assert_eq!(answers.sq_psn, 0x1234, "what the request says");
+    bench.accept(there);
+    bench.collect();
+    let rep = bench.wire.front_mut().expect("REP");
+    let Some(Message::Rep(mut said)) = Message::parse(&rep.mad) else { panic!("REP") };
+    assert_eq!(said.starting_psn, answers.rq_psn);
+    said.starting_psn = 0x7654;
+    rep.mad = Message::Rep(said).to_mad(tid_of(&rep.mad));
+    bench.carry();
+    let asks = bench.ends[0].attributes(here, true).unwrap();
+    assert_eq!((asks.rq_psn, asks.sq_psn), (0x1234, 0x7654));
+}
+
 #[test]
 fn a_connection_is_made_and_ended() {
     let (mut bench, here, there) = Bench::connected();

@@ -72,8 +72,8 @@ impl Manager {
             rnr_retry_count: req.rnr_retry_count,
             srq: req.srq,
         };
-        // A program moves its QP to RTS before it accepts, so what the QP begins with is settled here: Linux has both
-        // ends begin with the same number.
+        // A program moves its QP to RTR before it accepts, so what that expects first is settled here. Any number will
+        // do; this one has both ends begin with the same.
         connection.local.psn = req.starting_psn;
         connection.responder_resources = req.initiator_depth;
         connection.initiator_depth = req.responder_resources;
