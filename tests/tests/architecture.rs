@@ -20,7 +20,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("pvrdma-roce", &["pvrdma-device", "pvrdma-ffi"]),
     ("pvrdma-capture", &["pvrdma-device", "pvrdma-ffi", "pvrdma-roce"]),
     ("pvrdma-fabric", &["pvrdma-device", "pvrdma-ffi"]),
-    ("pvrdma-link", &["pvrdma-capture", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-net", "pvrdma-roce"]),
+    ("pvrdma-hca", &["pvrdma-ffi"]),
+    (
+        "pvrdma-link",
+        &["pvrdma-capture", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi", "pvrdma-hca", "pvrdma-net", "pvrdma-roce"],
+    ),
     ("pvrdma-standin", &["pvrdma-capture", "pvrdma-cm", "pvrdma-device", "pvrdma-fabric", "pvrdma-ffi"]),
     ("pvrdma-vfio-user", &["pvrdma-capture", "pvrdma-device", "pvrdma-ffi"]),
     (
@@ -30,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "pvrdma-device",
             "pvrdma-fabric",
             "pvrdma-ffi",
+            "pvrdma-hca",
             "pvrdma-link",
             "pvrdma-net",
             "pvrdma-vfio-user",

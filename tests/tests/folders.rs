@@ -144,6 +144,18 @@ const HOUSES: &[House] = &[
         circles: &[],
     },
     House {
+        src: "device/hca/src",
+        tests: &[],
+        rooms: &[
+            ("adapter", &["card", "flow", "port", "verbs"]),
+            ("port", &["card"]),
+            ("card", &[]),
+            ("flow", &[]),
+            ("verbs", &[]),
+        ],
+        circles: &[],
+    },
+    House {
         src: "device/link/src",
         tests: &[],
         rooms: &[

@@ -16,7 +16,6 @@ mod report;
 mod selftest;
 mod settings;
 mod standin;
-mod verbs;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -15,7 +15,7 @@ use pvrdma_ffi::verbs::*;
 use super::machine::Machine;
 use super::port;
 use super::report::{Finding, Level};
-use super::verbs::{self, Verbs};
+use pvrdma_hca::verbs::{self, Verbs};
 
 const CHECK: &str = "self-test";
 const LEN: usize = 1 << 20;
