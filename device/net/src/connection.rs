@@ -14,13 +14,15 @@
 //! lane of its stream, and both are bounded ([`Limits`]). Control frames are not queued as bytes, but as what there is
 //! to say; so a peer that reads nothing does not make this end grow.
 
+mod adapter;
 mod incoming;
 mod outgoing;
 
 use crate::event::{Arrival, Event, Hold, Receipt, ReplyKey, Source, Submitted, Token};
-use crate::frame::{self, Answer, Bad, Datagram, Ends, FRAME, Frame, Gid, HEAD, Hello, Message, Reason, VERSION};
+use crate::frame::{self, Answer, Bad, Datagram, Ends, FRAME, Frame, Gid, HEAD, Hello, Message, Reason, VERSION, Way};
 use crate::lanes::{Intake, Lane, Ring, Turn};
 use crate::limits::{Limits, Patience};
+use adapter::Adapter;
 use incoming::Incoming;
 use outgoing::Outgoing;
 use std::collections::{HashSet, VecDeque};
@@ -60,6 +62,8 @@ pub struct Stats {
     pub silences: u64,
     /// Of the last ping.
     pub round_trip: Option<Duration>,
+    /// What this end sends goes over its adapter.
+    pub adapter: bool,
 }
 
 /// See the module text.
@@ -94,6 +98,7 @@ pub struct Connection {
     last_ping: Duration,
     pong: Option<u64>,
     bye: Option<Reason>,
+    adapter: Adapter,
     events: VecDeque<Event>,
     stats: Stats,
 }
@@ -101,7 +106,7 @@ pub struct Connection {
 impl Connection {
     /// A connection that this end has dialed.
     pub fn dialed(me: &Me, epoch: u64, now: Duration, host: u16) -> Connection {
-        Connection { greet: true, ..Connection::new(me, epoch, now, Some(host)) }
+        Connection { greet: true, adapter: Adapter::new(true), ..Connection::new(me, epoch, now, Some(host)) }
     }
 
     /// A connection that somebody else has dialed.
@@ -139,6 +144,7 @@ impl Connection {
             last_ping: now,
             pong: None,
             bye: None,
+            adapter: Adapter::new(false),
             events: VecDeque::new(),
             stats: Stats::default(),
         }
@@ -274,6 +280,23 @@ impl Connection {
         }
     }
 
+    /// Whether this end may offer its adapter, or say why it does not.
+    pub fn may_offer(&self) -> bool {
+        self.peer.is_some_and(|peer| peer.adapters) && self.adapter.may_begin()
+    }
+
+    /// Offers this host's adapter, refuses, or has all that is made from now on go over it. `false`: it is not this
+    /// end's turn, and nothing is said.
+    pub fn say_of_adapter(&mut self, way: Way) -> bool {
+        self.peer.is_some_and(|peer| peer.adapters) && self.adapter.say(way)
+    }
+
+    /// Whether the bytes that are received next come over the adapter, and whether those that [`Connection::transmit`]
+    /// makes next go over it. Said anew after each call of it, and of [`Connection::receive`].
+    pub fn over_adapter(&self) -> (bool, bool) {
+        self.adapter.over()
+    }
+
     /// Ends the connection in order: the other end takes in what has left by now, and nothing of what waits.
     pub fn say_bye(&mut self, reason: Reason) {
         self.bye.get_or_insert(reason);
@@ -390,8 +413,13 @@ impl Connection {
             let Some((frame, len)) = frame::decode(&bytes[at..])? else { return Ok((at, None)) };
             at += len;
             self.stats.bytes_in += len as u64;
+            let changed = matches!(frame, Frame::Adapter(Way::Switch));
             if let Some(arrival) = self.take_in(now, frame, len as u64)? {
                 return Ok((at, Some(arrival)));
+            }
+            // What is behind the change has come another way.
+            if changed && at < bytes.len() {
+                return Err(Bad::Adapter);
             }
         }
     }
@@ -460,6 +488,7 @@ impl Connection {
                 }
             }
             Frame::Bye(reason) => self.events.push_back(Event::Bye(reason)),
+            Frame::Adapter(way) => self.events.extend(self.adapter.heard(way)?.map(Event::Adapter)),
         }
         Ok(None)
     }
@@ -519,10 +548,18 @@ impl Connection {
                 requests: limits.requests,
                 streams: limits.streams,
                 gids: limits.gids,
+                adapters: true,
             };
             Frame::Hello(hello).encode(out);
         }
         let Some(peer) = self.peer else { return };
+        if let Some(way) = self.adapter.next() {
+            Frame::Adapter(way).encode(out);
+            if way == Way::Switch {
+                self.stats.adapter = true;
+                return;
+            }
+        }
         self.control(out, until);
         // A frame of any length must fit: which one comes next is the ring's choice.
         while out.len() < until && self.window_out.has_room(FRAME as u64, peer.window) {

@@ -1,6 +1,6 @@
 //! What a connection tells its caller, and asks of it.
 
-use crate::frame::{Answer, Datagram, Ends, Gid, Hello, Reason, Segment};
+use crate::frame::{Answer, Datagram, Ends, Gid, Hello, Reason, Segment, Way};
 
 /// Names a request from its submission to its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +109,9 @@ pub enum Event {
     Gid(Gid, bool),
     /// The other end goes.
     Bye(Reason),
+    /// The other end has an adapter, or has none: never [`Way::Switch`]. An offer is to be replied to
+    /// (`Connection::say_of_adapter`).
+    Adapter(Way),
 }
 
 /// What became of a request that was submitted.

@@ -45,6 +45,7 @@ const DATA_BODY: usize = 8;
 const COUNT_BODY: usize = 8;
 const GID_BODY: usize = 17;
 const BYE_BODY: usize = 1;
+const ADAPTER_BODY: usize = 1 + 1 + 1 + 1 + 2 + 2 + 16 + 4 + 4 + 4 + 4 + 8;
 
 mod kind {
     pub const HELLO: u8 = 1;
@@ -60,6 +61,7 @@ mod kind {
     pub const PONG: u8 = 11;
     pub const GID: u8 = 12;
     pub const BYE: u8 = 13;
+    pub const ADAPTER: u8 = 14;
 }
 
 mod flag {
@@ -70,6 +72,12 @@ mod flag {
     pub const INV: u8 = 16;
     /// Of the data that comes back, not of requests.
     pub const BACK: u8 = 32;
+}
+
+/// What an end says of itself in its greeting.
+mod can {
+    /// It knows frames about adapters.
+    pub const ADAPTERS: u16 = 1;
 }
 
 mod op {
@@ -112,6 +120,8 @@ pub enum Bad {
     TooMany,
     #[error("an address of another host")]
     NotItsGid,
+    #[error("out of turn about adapters, or behind the change to them")]
+    Adapter,
     #[error("no greeting in time")]
     TooSlow,
 }
@@ -252,6 +262,85 @@ pub struct Hello {
     pub streams: u16,
     /// Addresses that it keeps.
     pub gids: u16,
+    /// It knows frames about adapters ([`Way`]); earlier releases do not.
+    pub adapters: bool,
+}
+
+/// What must be known of a host's RDMA adapter to write into its ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Kind of network: 1 InfiniBand, 2 RoCE v1, 3 RoCE v2.
+    pub link: u8,
+    /// Largest packet, as verbs count it: 1 to 5.
+    pub mtu: u8,
+    /// Local identifier, of InfiniBand.
+    pub lid: u16,
+    /// Address.
+    pub gid: Gid,
+    /// Number of the QP.
+    pub qpn: u32,
+    /// Of the first packet that it sends.
+    pub psn: u32,
+    /// Key of the ring.
+    pub rkey: u32,
+    /// Bytes of the ring, a power of two.
+    pub len: u32,
+    /// Address of the ring.
+    pub addr: u64,
+}
+
+impl Card {
+    /// Rings that may be named.
+    const RINGS: std::ops::RangeInclusive<u32> = 64 << 10..=1 << 30;
+
+    fn is_sound(&self) -> bool {
+        let ring = Card::RINGS.contains(&self.len) && self.len.is_power_of_two();
+        let numbers = self.qpn < 1 << 24 && self.psn < 1 << 24;
+        (1..=3).contains(&self.link) && (1..=5).contains(&self.mtu) && ring && numbers
+    }
+}
+
+/// Why a host's adapter is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Refusal {
+    #[error("was not told to use one (--hca)")]
+    Unwanted,
+    #[error("has none")]
+    Missing,
+    #[error("has none whose port is active")]
+    Inactive,
+    #[error("cannot open its adapter")]
+    Failed,
+    #[error("has one on another kind of network")]
+    Kind,
+    #[error("has one that does not reach the other")]
+    Unreachable,
+    #[error("does not try again so soon")]
+    Soon,
+}
+
+impl Refusal {
+    const ALL: [Refusal; 7] = [
+        Refusal::Unwanted,
+        Refusal::Missing,
+        Refusal::Inactive,
+        Refusal::Failed,
+        Refusal::Kind,
+        Refusal::Unreachable,
+        Refusal::Soon,
+    ];
+}
+
+/// What hosts say about the way of their frames: over the connection, or over their adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Here is mine.
+    Offer(Card),
+    /// None, or no longer.
+    Refuse(Refusal),
+    /// All that the sender sends from now on goes over its adapter.
+    Switch,
 }
 
 /// Why a connection ends in order.
@@ -351,6 +440,8 @@ pub enum Frame<'a> {
     },
     /// The connection ends in order.
     Bye(Reason),
+    /// About the hosts' adapters.
+    Adapter(Way),
 }
 
 // ---- writing -----------------------------------------------------------------------------------------------------
@@ -368,6 +459,17 @@ fn put_ends(out: &mut Vec<u8>, ends: &Ends) {
     out.extend_from_slice(&ends.dest_gid);
     out.extend_from_slice(&ends.source_qpn.to_le_bytes());
     out.extend_from_slice(&ends.dest_qpn.to_le_bytes());
+}
+
+fn put_card(out: &mut Vec<u8>, card: &Card) {
+    out.extend_from_slice(&[0, card.link, card.mtu, 0]);
+    out.extend_from_slice(&card.lid.to_le_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&card.gid);
+    for word in [card.qpn, card.psn, card.rkey, card.len] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    out.extend_from_slice(&card.addr.to_le_bytes());
 }
 
 /// The beginning of a segment's frame, for a payload of `segment.len` bytes that the caller appends.
@@ -436,7 +538,7 @@ impl Frame<'_> {
                 out.extend_from_slice(&hello.versions.0.to_le_bytes());
                 out.extend_from_slice(&hello.versions.1.to_le_bytes());
                 out.extend_from_slice(&hello.host.to_le_bytes());
-                out.extend_from_slice(&[0; 2]);
+                out.extend_from_slice(&if hello.adapters { can::ADAPTERS } else { 0 }.to_le_bytes());
                 out.extend_from_slice(&hello.boot);
                 out.extend_from_slice(&hello.window.to_le_bytes());
                 out.extend_from_slice(&hello.lane.to_le_bytes());
@@ -503,6 +605,16 @@ impl Frame<'_> {
                     Reason::Protocol => 1,
                 });
             }
+            Frame::Adapter(way) => {
+                head(out, kind::ADAPTER, 0, 0, 0, 0, ADAPTER_BODY);
+                let begin = out.len();
+                match way {
+                    Way::Offer(ref card) => put_card(out, card),
+                    Way::Refuse(refusal) => out.extend_from_slice(&[1, refusal as u8]),
+                    Way::Switch => out.push(2),
+                }
+                out.resize(begin + ADAPTER_BODY, 0);
+            }
         }
     }
 }
@@ -561,6 +673,7 @@ fn shape(kind: u8) -> Result<(usize, usize, u8), Bad> {
         kind::CREDIT | kind::PING | kind::PONG => (COUNT_BODY, 0, 0),
         kind::GID => (GID_BODY, 0, 0),
         kind::BYE => (BYE_BODY, 0, 0),
+        kind::ADAPTER => (ADAPTER_BODY, 0, 0),
         _ => return Err(Bad::Kind(kind)),
     })
 }
@@ -634,6 +747,7 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Bad> {
             1 => Reason::Protocol,
             _ => return Err(Bad::Field("reason")),
         }),
+        kind::ADAPTER => Frame::Adapter(way(&mut reader)?),
         _ => return Err(Bad::Kind(kind)),
     };
     Ok(Some((frame, len)))
@@ -648,8 +762,8 @@ fn hello(reader: &mut Reader<'_>) -> Result<Hello, Bad> {
         return Err(Bad::Version(versions.0, versions.1));
     }
     let host = reader.u16();
-    // Room for what a later version of this end says; one that does not know it does not ask.
-    reader.u16();
+    // With room for what a later version of this end says; one that does not know it does not ask.
+    let can = reader.u16();
     let hello = Hello {
         versions,
         host,
@@ -659,11 +773,30 @@ fn hello(reader: &mut Reader<'_>) -> Result<Hello, Bad> {
         requests: reader.u32(),
         streams: reader.u16(),
         gids: reader.u16(),
+        adapters: can & can::ADAPTERS != 0,
     };
     // A window that one segment does not fit into would stand still for ever.
     fits(hello.window >= 2 * FRAME as u64 && hello.lane >= 2 * FRAME as u64, "window")?;
     fits(hello.requests > 0 && hello.streams > 0, "limits")?;
     Ok(hello)
+}
+
+fn way(reader: &mut Reader<'_>) -> Result<Way, Bad> {
+    let (what, link, mtu, _) = (reader.u8(), reader.u8(), reader.u8(), reader.u8());
+    match what {
+        0 => {
+            let lid = reader.u16();
+            reader.u16();
+            let gid = reader.take();
+            let (qpn, psn, rkey, len) = (reader.u32(), reader.u32(), reader.u32(), reader.u32());
+            let card = Card { link, mtu, lid, gid, qpn, psn, rkey, len, addr: reader.u64() };
+            fits(card.is_sound(), "card")?;
+            Ok(Way::Offer(card))
+        }
+        1 => Refusal::ALL.get(usize::from(link)).copied().map(Way::Refuse).ok_or(Bad::Field("refusal")),
+        2 => Ok(Way::Switch),
+        _ => Err(Bad::Field("way")),
+    }
 }
 
 fn segment(reader: &mut Reader<'_>, flags: u8, word: u32) -> Result<Segment, Bad> {

@@ -10,7 +10,7 @@
 
 use crate::connection::{Connection, End, Me, Stats};
 use crate::event::{Arrival, Event, Hold, Receipt, ReplyKey, Source, Submitted, Token};
-use crate::frame::{Answer, Bad, Datagram, Ends, Gid, Message, Reason};
+use crate::frame::{Answer, Bad, Datagram, Ends, Gid, Message, Reason, Way};
 use crate::gids::{Gids, MAX_HOST, may_have};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -67,6 +67,8 @@ pub enum HostEvent {
     RoomForAll(u16),
     /// See [`Event::ReplyEnded`].
     ReplyEnded(ReplyKey),
+    /// The host of this bearer has an adapter, or none. See [`Event::Adapter`].
+    Adapter(BearerId, Way),
     /// An address is another host's now.
     Moved {
         /// Which.
@@ -217,7 +219,7 @@ impl Hosts {
         let was_up = std::mem::take(&mut link.up);
         while let Some(event) = connection.next_event() {
             // What it has said of itself counts no more.
-            if !matches!(event, Event::Up(_) | Event::Gid(..) | Event::Bye(_)) {
+            if !matches!(event, Event::Up(_) | Event::Gid(..) | Event::Bye(_) | Event::Adapter(_)) {
                 self.forward(host, event);
             }
         }
@@ -328,6 +330,7 @@ impl Hosts {
                     self.close(now, epoch, Why::Bye(reason));
                     return false;
                 }
+                Event::Adapter(way) => self.events.push_back(HostEvent::Adapter(BearerId(epoch), way)),
                 event => self.forward(host, event),
             }
         }
@@ -361,7 +364,8 @@ impl Hosts {
                     self.events.push_back(HostEvent::Moved { gid, to });
                 }
             }
-            Event::Bye(_) => {}
+            // `drain` has seen to them.
+            Event::Bye(_) | Event::Adapter(_) => {}
         }
     }
 
@@ -378,6 +382,34 @@ impl Hosts {
             connection.transmit(out, until, source);
             self.drain(now, bearer.0);
         }
+    }
+
+    // ---- adapters ------------------------------------------------------------------------------------------------
+
+    /// The bearer of the link to a host, if this end may offer its adapter there; see [`Connection::may_offer`].
+    pub fn may_offer(&self, host: u16) -> Option<BearerId> {
+        let connection = self.links.get(&host)?.connection.as_ref().filter(|connection| connection.may_offer())?;
+        Some(BearerId(connection.epoch()))
+    }
+
+    /// See [`Connection::say_of_adapter`].
+    pub fn say_of_adapter(&mut self, bearer: BearerId, way: Way) -> bool {
+        self.connection(bearer.0).is_some_and(|connection| connection.say_of_adapter(way))
+    }
+
+    /// See [`Connection::over_adapter`].
+    pub fn over_adapter(&mut self, bearer: BearerId) -> (bool, bool) {
+        self.connection(bearer.0).map_or((false, false), |connection| connection.over_adapter())
+    }
+
+    /// The host of a bearer, once it is known.
+    pub fn host_of(&self, bearer: BearerId) -> Option<u16> {
+        self.bearers.get(&bearer.0).copied()
+    }
+
+    /// A bearer does not keep to what was agreed on: it is closed.
+    pub fn broken(&mut self, now: Duration, bearer: BearerId) {
+        self.close(now, bearer.0, End::Bad(Bad::Adapter).into());
     }
 
     // ---- time ----------------------------------------------------------------------------------------------------

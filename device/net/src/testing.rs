@@ -39,6 +39,27 @@ pub fn random_hello(rng: &mut Rng) -> Hello {
         requests: 1 + size(rng, 31) as u32,
         streams: 1 + size(rng, 15) as u16,
         gids: rng.word() as u16,
+        adapters: rng.one_in(2),
+    }
+}
+
+/// Anything about adapters.
+pub fn random_way(rng: &mut Rng) -> Way {
+    let refusals = [Refusal::Unwanted, Refusal::Missing, Refusal::Inactive, Refusal::Failed, Refusal::Kind];
+    match rng.below(3) {
+        0 => Way::Offer(Card {
+            link: 1 + rng.below(3) as u8,
+            mtu: 1 + rng.below(5) as u8,
+            lid: rng.word() as u16,
+            gid: random_ends(rng).source_gid,
+            qpn: size(rng, 24) as u32,
+            psn: size(rng, 24) as u32,
+            rkey: rng.word() as u32,
+            len: 1 << (16 + rng.below(15)),
+            addr: rng.word(),
+        }),
+        1 => Way::Refuse(refusals[rng.below(5) as usize]),
+        _ => Way::Switch,
     }
 }
 
@@ -74,7 +95,7 @@ pub fn random_answer(rng: &mut Rng) -> Answer {
 pub fn random_frame<'a>(rng: &mut Rng, payload: &'a [u8]) -> Frame<'a> {
     let (stream, token) = (rng.word() as u16, rng.word() as u32);
     let part = &payload[..rng.below(payload.len() as u64 + 1) as usize];
-    match rng.below(13) {
+    match rng.below(14) {
         0 => Frame::Hello(random_hello(rng)),
         1 => Frame::Stream { stream, incarnation: token, ends: random_ends(rng) },
         2..4 => {
@@ -106,6 +127,7 @@ pub fn random_frame<'a>(rng: &mut Rng, payload: &'a [u8]) -> Frame<'a> {
         9 => Frame::Credit { bytes: rng.word() },
         10 => Frame::Ping { stamp: rng.word() },
         11 => Frame::Gid { gid: random_ends(rng).dest_gid, bound: rng.one_in(2) },
+        12 => Frame::Adapter(random_way(rng)),
         _ => match rng.below(3) {
             0 => Frame::Pong { stamp: rng.word() },
             1 => Frame::Bye(Reason::Stopping),

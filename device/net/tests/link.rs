@@ -683,3 +683,70 @@ fn who_stops_says_good_bye() {
     two.receive(ms(2), b, &bytes);
     assert_eq!(events(&mut two), [HostEvent::Close(b, Why::Bye(Reason::Stopping)), HostEvent::Down(1)]);
 }
+
+fn card() -> Card {
+    Card { link: 3, mtu: 3, lid: 0, gid: gid(1), qpn: 7, psn: 8, rkey: 9, len: 1 << 20, addr: 0x1000 }
+}
+
+/// Frames change over to the adapters in the middle of a message, and nothing of it is lost.
+#[test]
+fn frames_change_over_to_adapters() {
+    let mut wire = Wire::new();
+    let token = wire.pending(1, &write(3 << 20));
+    let begun = wire.said(0, FRAME);
+    wire.hear(1, &begun);
+    assert!(wire.ends[0].may_offer() && !wire.ends[1].may_offer());
+    let offer = Way::Offer(card());
+    for end in [0, 1] {
+        assert!(wire.ends[end].say_of_adapter(offer));
+        let said = wire.said(end, FRAME);
+        wire.hear(1 - end, &said);
+        assert_eq!(wire.events(1 - end), [Event::Adapter(offer)]);
+    }
+    assert!(wire.ends[0].say_of_adapter(Way::Switch));
+    let last = wire.said(0, usize::MAX);
+    assert_eq!(decode(&last), Ok(Some((Frame::Adapter(Way::Switch), last.len()))), "nothing is behind it");
+    assert_eq!(wire.ends[0].over_adapter(), (false, true));
+    let by_adapter = wire.said(0, FRAME);
+    assert!(!by_adapter.is_empty());
+    wire.hear(1, &last);
+    assert_eq!(wire.ends[1].over_adapter(), (true, false));
+    wire.hear(1, &by_adapter);
+    let last = wire.said(1, usize::MAX);
+    wire.hear(0, &last);
+    assert_eq!([0, 1].map(|end| wire.ends[end].over_adapter()), [(true, true); 2]);
+    for _ in 0..10 {
+        wire.answer(1, Answer::Ack);
+        wire.carry();
+    }
+    assert_eq!(wire.events(0), [Event::Answered(token, Answer::Ack)]);
+    assert!(wire.ends.iter().all(|end| end.stats().adapter));
+}
+
+#[test]
+fn what_is_sent_behind_the_change_to_adapters_ends_the_connection() {
+    let mut wire = Wire::new();
+    for end in [0, 1] {
+        wire.ends[end].say_of_adapter(Way::Offer(card()));
+        let said = wire.said(end, FRAME);
+        wire.hear(1 - end, &said);
+    }
+    wire.ends[0].say_of_adapter(Way::Switch);
+    let mut said = wire.said(0, FRAME);
+    Frame::Ping { stamp: 1 }.encode(&mut said);
+    assert_eq!(wire.ends[1].receive(ms(2), &said).err(), Some(Bad::Adapter));
+}
+
+/// A release that does not know frames about adapters ends a connection that has one.
+#[test]
+fn an_older_release_is_told_nothing_of_adapters() {
+    for adapters in [true, false] {
+        let mut one = Connection::dialed(&me(1), 1, ms(0), 2);
+        let mut out = Vec::new();
+        let Limits { window, lane, requests, streams, gids, .. } = Limits::default();
+        let hello = Hello { versions: (1, 1), host: 2, boot: [2; 16], window, lane, requests, streams, gids, adapters };
+        Frame::Hello(hello).encode(&mut out);
+        one.receive(ms(1), &out).expect("sound");
+        assert_eq!((one.may_offer(), one.say_of_adapter(Way::Offer(card()))), (adapters, adapters));
+    }
+}

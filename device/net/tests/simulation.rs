@@ -451,7 +451,7 @@ impl Sim {
                     self.hosts[usize::from(host - 1)].replies.remove(&key).expect("a reply ends once");
                 }
                 HostEvent::Up { .. } => self.links += 1,
-                HostEvent::Down(_) | HostEvent::Moved { .. } | HostEvent::Conflict { .. } => {}
+                HostEvent::Down(_) | HostEvent::Moved { .. } | HostEvent::Conflict { .. } | HostEvent::Adapter(..) => {}
             }
         }
         self.hosts[usize::from(host - 1)].forgotten.clear();

@@ -149,7 +149,7 @@ impl Victim {
     fn speak(&mut self, until: usize) {
         let mut out = Vec::new();
         self.connection.transmit(&mut out, until, &mut self.memory);
-        assert!(out.len() <= until.saturating_add(FRAME + 256), "{} bytes", out.len());
+        assert!(out.len() <= until.saturating_add(FRAME + 320), "{} bytes", out.len());
         let mut at = 0;
         while at < out.len() {
             let (_, len) = decode(&out[at..]).expect("what leaves is sound").expect("and whole");
@@ -210,8 +210,9 @@ pub fn run(bytes: &[u8]) -> Summary {
 fn greeting() -> Vec<u8> {
     let Limits { window, lane, requests, streams, gids, .. } = limits();
     let mut out = Vec::new();
-    Frame::Hello(Hello { versions: (1, 1), host: 1, boot: [1; 16], window, lane, requests, streams, gids })
-        .encode(&mut out);
+    let hello =
+        Hello { versions: (1, 1), host: 1, boot: [1; 16], window, lane, requests, streams, gids, adapters: true };
+    Frame::Hello(hello).encode(&mut out);
     for n in 0..3 {
         Frame::Gid { gid: gid(n), bound: true }.encode(&mut out);
     }
@@ -332,12 +333,24 @@ fn acts(mut victim: Victim, script: &mut Input<'_>) -> Summary {
                 Frame::Taken { stream, incarnation: small, back, bytes: any(script) }.encode(&mut out);
             }
             8 if odd => Frame::Credit { bytes: any(script) }.encode(&mut out),
+            8 => {
+                // Whatever comes, it is replied to in turn, or the connection ends.
+                let card =
+                    Card { link: 3, mtu: 1, lid: 0, gid: gid(1), qpn: 1, psn: 1, rkey: 1, len: 1 << 20, addr: 0 };
+                let way = |number: u64| match number % 4 {
+                    0 => Way::Switch,
+                    1 => Way::Refuse(Refusal::Missing),
+                    _ => Way::Offer(card),
+                };
+                let _ = victim.connection.say_of_adapter(way(number(script)));
+                Frame::Adapter(way(number(script))).encode(&mut out);
+            }
             9 => {
                 let bound = number(script) & 1 == 0;
                 Frame::Gid { gid: gid(number(script)), bound }.encode(&mut out);
             }
             10 => Frame::Ping { stamp: any(script) }.encode(&mut out),
-            7 | 8 | 11 => {
+            7 | 11 => {
                 let ends = Ends { source_gid: gid(5), dest_gid: gid(1), source_qpn: u32::from(stream), dest_qpn: 1 };
                 let len = if odd { any(script) } else { 8 };
                 let message = message(script, len);
