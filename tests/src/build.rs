@@ -43,6 +43,20 @@ pub fn debug_provider() -> PathBuf {
     target().join("debug/libvmw_pvrdma.so")
 }
 
+/// A test program of a crate, which needs another place to run in than `cargo test` is.
+pub fn test_program(package: &str, name: &str) -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "-p", package, "--test", name, "--no-run"])
+        .current_dir(workspace())
+        .output()
+        .expect("cargo starts");
+    // Cargo says "Executable", its source, and in parentheses where it is.
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find_map(|line| line.split_once(&format!("tests/{name}.rs (")));
+    let program = line.and_then(|(_, rest)| rest.strip_suffix(')')).map(|program| workspace().join(program));
+    program.unwrap_or_else(|| panic!("{name} of {package}:\n{text}"))
+}
+
 /// Cargo's target folder.
 fn target() -> PathBuf {
     if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR") {

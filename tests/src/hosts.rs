@@ -98,6 +98,20 @@ impl Host {
         self.gateway = Some(gateway);
     }
 
+    /// Starts it as a guest of `outer`, whose device is its RDMA adapter, with options of `pvrdma run`.
+    pub fn start_on(&mut self, outer: &Stand, options: &[(&str, &str)]) {
+        let job = outer.job("env").time_out(FOR_EVER);
+        let job = options.iter().fold(job, |job, (name, value)| job.option(name, value));
+        // Its own guests are not those of `outer`.
+        let folders = [("XDG_RUNTIME_DIR", self.stand.run_folder()), ("PVRDMA_LINK", self.stand.path("link"))];
+        let job = job.args(folders.map(|(name, folder)| format!("{name}={}", folder.display())));
+        let address = self.address.to_string();
+        let job = job.args([self.stand.path("pvrdma")]).args(["link", "run", "--listen", &address, "--hca", "auto"]);
+        let mut gateway = job.spawn();
+        gateway.wait_for_text("pvrdma link: host");
+        self.gateway = Some(gateway);
+    }
+
     /// Ends it as a user does, and gives what it has said.
     pub fn stop(&mut self) -> String {
         let mut gateway = self.gateway.take().expect("it runs");
@@ -265,6 +279,15 @@ impl Hosts {
         while self.host(of).status().contains("\"link\": {") != is {
             assert!(Instant::now() < end, "the link did not become {is}\n{self}");
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Until `pvrdma link status --json` of a host says so.
+    pub fn wait_for_status(&self, of: usize, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.host(of).status().contains(text) {
+            assert!(Instant::now() < end, "no {text} in {}\n{self}", self.host(of).status());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

@@ -17,9 +17,9 @@ use nix::sys::signal::{SigSet, Signal};
 use pvrdma_capture::file::CaptureFile;
 use pvrdma_device::transport::fabric::Fabric;
 use pvrdma_device::transport::path::Paths;
-use pvrdma_link::Uplink;
 use pvrdma_link::tell::tell_all;
 use pvrdma_link::uplink::Reporter;
+use pvrdma_link::{Choice, Uplink};
 use pvrdma_vfio_user::{Access, Listener, Settings, TraceFile, Watch};
 
 use crate::{Usage, link, options, qemu, status};
@@ -45,6 +45,7 @@ Options:
                      hosts, with --link); behind another nobody answers [default: memory,tcp]
   --link             guests also reach those of other hosts; `pvrdma link` makes hosts one fabric
   --folder FOLDER    with --link, this host's settings [default: as for pvrdma link]
+  --hca NAME         with --link, the RDMA adapter for payload; as for pvrdma link run
   --listen IP:PORT   with --link, wait here for other hosts [default: this host's address in fabric.toml]
   --print-qemu       print how QEMU and libvirt are told of the sockets, and serve nothing
   -h, --help         this text
@@ -80,6 +81,7 @@ struct Sockets {
 struct Link {
     folder: Option<PathBuf>,
     listen: Option<SocketAddr>,
+    hca: Choice,
 }
 
 impl Link {
@@ -87,7 +89,8 @@ impl Link {
     fn start(&self, paths: Paths) -> anyhow::Result<(Uplink, String)> {
         // They are for the thread that waits for them, and for no other one.
         SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]).thread_block()?;
-        let (settings, line) = link::settings(self.folder.clone(), self.listen)?;
+        let (mut settings, line) = link::settings(self.folder.clone(), self.listen)?;
+        settings.hca = self.hca.clone();
         Ok((Uplink::start(settings, paths)?, line))
     }
 }
@@ -175,6 +178,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
             Arg::Long("paths") => sockets.paths = options::paths(&mut args)?.1,
             Arg::Long("link") => linked = true,
             Arg::Long("folder") => link.folder = Some(args.value()?.into()),
+            Arg::Long("hca") => link.hca = link::hca(&args.value()?.string()?)?,
             Arg::Long("listen") => link.listen = Some(link::listen(&args.value()?.string()?)?),
             Arg::Long("print-qemu") => sockets.print_qemu = true,
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
@@ -185,7 +189,7 @@ fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Sockets, Settings)>> {
         return Err(Usage("serve needs a --socket; try pvrdma serve --help".into()).into());
     }
     if !linked && link != Link::default() {
-        return Err(Usage("--folder and --listen go with --link".into()).into());
+        return Err(Usage("--folder, --listen and --hca go with --link".into()).into());
     }
     if linked && !sockets.paths.tcp() {
         return Err(Usage("--link is the path tcp, which --paths leaves out".into()).into());
@@ -237,8 +241,10 @@ mod tests {
     fn a_server_is_a_host_if_it_is_asked_to() {
         let link = |words: &[&str]| parsed(&[words, &["--socket", "a"]].concat()).unwrap().unwrap().0.link;
         assert_eq!(link(&["--link"]), Some(Link::default()));
-        let both = Link { folder: Some("f".into()), listen: Some("192.0.2.1:7000".parse().unwrap()) };
+        let listen = Some("192.0.2.1:7000".parse().unwrap());
+        let both = Link { folder: Some("f".into()), listen, ..Link::default() };
         assert_eq!(link(&["--listen", "192.0.2.1:7000", "--folder", "f", "--link"]), Some(both));
+        assert_eq!(link(&["--link", "--hca", "auto"]).map(|link| link.hca), Some(Choice::Auto));
     }
 
     #[test]
@@ -267,7 +273,7 @@ mod tests {
         for (option, name) in [("--pcap", ""), ("--pcap", "-"), ("--trace", "")] {
             assert!(mistake(&["--socket", "a", option, name]).contains("name of a file"), "{option} {name}");
         }
-        for words in [["--folder", "f"], ["--listen", "192.0.2.1:1"]] {
+        for words in [["--folder", "f"], ["--listen", "192.0.2.1:1"], ["--hca", "auto"]] {
             assert!(mistake(&[&words[..], &["--socket", "a"]].concat()).contains("--link"), "{words:?}");
         }
         assert!(mistake(&["--socket", "a", "--link", "--listen", "here"]).contains("here"));

@@ -1,6 +1,8 @@
-//! One connection: a socket that never blocks, with TLS or without, and what waits at both of its ends.
+//! One connection: a socket that never blocks, with TLS or without, and what waits at both of its ends. Once both hosts
+//! say so, bytes go over their adapters instead, and the socket only tells of its end.
 
 use mio::net::TcpStream;
+use pvrdma_hca::Adapter;
 use pvrdma_net::frame::FRAME;
 use rustls::Connection;
 use rustls::pki_types::CertificateDer;
@@ -29,6 +31,14 @@ pub struct Bearer {
     out: Vec<u8>,
     /// Bytes of `out` that have left.
     sent: usize,
+    adapter: Option<Adapter>,
+    /// What comes is read from the adapter; `out` goes over it.
+    reads_adapter: bool,
+    over_adapter: bool,
+    /// The socket may have something, which can only be its end.
+    heard: bool,
+    /// What the adapter has said of itself.
+    failed: Option<io::Error>,
 }
 
 impl Bearer {
@@ -47,7 +57,38 @@ impl Bearer {
             filled: 0,
             out: Vec::new(),
             sent: 0,
+            adapter: None,
+            reads_adapter: false,
+            over_adapter: false,
+            heard: false,
+            failed: None,
         }
+    }
+
+    /// This host's adapter for this connection, from when the hosts speak of them.
+    pub fn adapter(&mut self) -> &mut Option<Adapter> {
+        &mut self.adapter
+    }
+
+    /// The poll tells of the adapter.
+    pub fn adapter_is_ready(&mut self) {
+        let told = self.adapter.as_mut().map_or(Ok(()), Adapter::is_ready);
+        self.failed = told.err().or(self.failed.take());
+        (self.readable, self.writable) = (true, true);
+    }
+
+    /// What comes from now on comes over the adapter. `false`: something has come another way.
+    pub fn read_adapter(&mut self) -> bool {
+        if !self.reads_adapter {
+            (self.reads_adapter, self.readable, self.heard) = (true, true, true);
+            return self.input().is_empty();
+        }
+        true
+    }
+
+    /// Whether bytes go over the adapter, in either direction.
+    pub fn uses_adapter(&self) -> bool {
+        self.reads_adapter || self.over_adapter
     }
 
     /// The socket.
@@ -58,6 +99,7 @@ impl Bearer {
     /// The poll says that the socket may go on, or that it comes to its end.
     pub fn is_ready(&mut self, reading: bool, writing: bool, ending: bool) {
         self.ending |= ending;
+        self.heard = true;
         self.readable |= reading || ending;
         self.writable |= writing || ending;
     }
@@ -97,6 +139,9 @@ impl Bearer {
             (self.taken, self.filled) = (0, self.filled - self.taken);
         }
         let room = &mut self.input[self.filled..];
+        if self.reads_adapter {
+            return self.read_from_adapter();
+        }
         let read = match &mut self.tls {
             None => self.socket.read(room),
             Some(tls) => read_tls(tls, &mut self.socket, room),
@@ -121,11 +166,46 @@ impl Bearer {
         }
     }
 
-    /// Where what is to be sent is put, once all that was there has left.
-    pub fn out(&mut self) -> Option<&mut Vec<u8>> {
+    fn read_from_adapter(&mut self) -> io::Result<bool> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        let Some(adapter) = &mut self.adapter else { return Err(io::ErrorKind::NotConnected.into()) };
+        let read = adapter.read(&mut self.input[self.filled..]);
+        // The other end may have said that there is room.
+        self.writable |= adapter.has_room();
+        match read {
+            Ok(bytes) => {
+                self.filled += bytes;
+                return Ok(true);
+            }
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) => self.readable = false,
+        }
+        // Before that the other end may have sent more, and then it is taken in first.
+        if std::mem::take(&mut self.heard) {
+            let mut byte = [0];
+            let read = match &mut self.tls {
+                None => self.socket.read(&mut byte),
+                Some(tls) => read_tls(tls, &mut self.socket, &mut byte),
+            };
+            match read {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes behind the change to adapters")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.heard = true,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where what is to be sent is put, once all that was there has left, and whether it goes over the adapter.
+    pub fn out(&mut self, over_adapter: bool) -> Option<&mut Vec<u8>> {
         if self.sent < self.out.len() || !self.writable {
             return None;
         }
+        self.over_adapter = over_adapter;
         self.out.clear();
         self.sent = 0;
         Some(&mut self.out)
@@ -139,6 +219,10 @@ impl Bearer {
             let wrote = match &mut self.tls {
                 Some(tls) if wants => tls.write_tls(&mut self.socket),
                 _ if rest.is_empty() => return Ok(true),
+                _ if self.over_adapter => match &mut self.adapter {
+                    Some(adapter) => adapter.write(rest).inspect(|bytes| self.sent += bytes),
+                    None => Err(io::ErrorKind::NotConnected.into()),
+                },
                 Some(tls) if tls.is_handshaking() => return Ok(true),
                 Some(tls) => tls.writer().write(&rest[..rest.len().min(RECORDS)]).inspect(|bytes| self.sent += bytes),
                 None => self.socket.write(rest).inspect(|bytes| self.sent += bytes),

@@ -3,7 +3,8 @@
 //! | file | |
 //! |---|---|
 //! | `links.rs` | sockets, who is let in, and what goes over them: `pvrdma_net` with input and output |
-//! | `bearer.rs` | one socket, with TLS or without |
+//! | `bearer.rs` | one socket, with TLS or without, and the adapter that takes its place |
+//! | `adapters.rs` | when the host's RDMA adapter is tried, and why it is not used |
 //! | `near.rs` | the guests of this host, as the links see them |
 //! | `gateway.rs` | the guests of the stand-in: a process of the host's fabric |
 //! | `gateway/inbox.rs` | what they have sent and answered |
@@ -25,6 +26,7 @@
 //! What is said between hosts, and why, stands in `device/net`. Programs and their devices do not know of any of this:
 //! to them a gateway is one more process, and an uplink the end of their fabric.
 
+mod adapters;
 pub mod bearer;
 pub mod convert;
 pub mod ethernet;
@@ -39,5 +41,7 @@ pub mod tell;
 pub mod udp;
 pub mod uplink;
 
+pub use adapters::Carrier;
 pub use links::{Report, Settings};
+pub use pvrdma_hca::Choice;
 pub use uplink::Uplink;

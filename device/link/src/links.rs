@@ -3,16 +3,20 @@
 //! Nothing here blocks. Two threads use it in turns: one that waits for the sockets, and one that waits for the guests.
 //! Each carries on with whatever can be done.
 
+use crate::adapters::{self, Adapters, Carrier};
 use crate::bearer::Bearer;
 use crate::gateway::WireReport;
 use crate::log::Log;
 use crate::near::Near;
 use anyhow::Context;
 use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use pvrdma_hca::{self as hca, Choice};
 use pvrdma_net::connection::{Me, Stats};
 use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::folder;
+use pvrdma_net::frame::{Card, Refusal, Way};
 use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
 use pvrdma_net::identity::{self, Identity};
 use pvrdma_net::limits::{Limits, Patience};
@@ -34,6 +38,8 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// Where a renewed certificate will be.
     pub folder: Option<PathBuf>,
+    /// The adapter that carries frames to hosts which have one too. What it carries is not encrypted.
+    pub hca: Choice,
 }
 
 /// How a host's links fare.
@@ -64,6 +70,8 @@ pub struct HostReport {
     pub address: SocketAddr,
     /// If there is one.
     pub link: Option<Stats>,
+    /// What carries its frames.
+    pub carrier: Carrier,
 }
 
 struct Tls {
@@ -115,12 +123,18 @@ enum Stage {
 struct Place {
     bearer: Bearer,
     stage: Stage,
+    /// It is being tried whether the adapter gets there.
+    proving: bool,
+    /// The host to which frames go over the adapter.
+    carried: Option<u16>,
 }
 
 /// The listener's token; sockets count from 0.
 const LISTENER: Token = Token(usize::MAX);
 /// For the waker of whoever owns the poll.
 pub const WAKER: Token = Token(usize::MAX - 1);
+/// In the tokens of an adapter's descriptors, beside the number of its socket.
+const ADAPTER: usize = 1 << (usize::BITS - 2);
 /// Frames are made until this much waits for a socket.
 const UNTIL: usize = 256 * 1024;
 /// How much is read from one socket before the others have their turn.
@@ -148,13 +162,16 @@ pub struct Links {
     /// The socket of each bearer that `hosts` knows.
     by_bearer: HashMap<BearerId, usize>,
     next: usize,
+    adapters: Adapters,
+    /// This host.
+    me: u16,
     log: Log,
 }
 
 impl Links {
     /// Listens; dials when it is given its turn.
     pub fn new(settings: Settings, registry: Registry) -> anyhow::Result<Links> {
-        let Settings { fabric, listen, folder } = settings;
+        let Settings { fabric, listen, folder, hca } = settings;
         let mut boot = [0; 16];
         getrandom(&mut boot)?;
         let me = |host| Me { host, boot, limits: Limits::default(), patience: Patience::default() };
@@ -172,6 +189,8 @@ impl Links {
                 places: HashMap::new(),
                 by_bearer: HashMap::new(),
                 next: 0,
+                adapters: Adapters::default(),
+                me: 0,
                 log: Log::default(),
             });
         };
@@ -199,6 +218,8 @@ impl Links {
             places: HashMap::new(),
             by_bearer: HashMap::new(),
             next: 0,
+            adapters: Adapters::new(hca),
+            me: me.host,
             log: Log::default(),
         })
     }
@@ -253,6 +274,7 @@ impl Links {
             name: host.name.clone(),
             address: host.address,
             link: self.hosts.stats(host.number),
+            carrier: self.adapters.carrier(host.number),
         };
         let hosts = self.others.values().map(host).collect();
         let (encrypted, certificate_ends) = (self.is_encrypted(), self.certificate_ends());
@@ -262,6 +284,9 @@ impl Links {
     /// The poll says so of a socket.
     pub fn is_ready(&mut self, event: &mio::event::Event) {
         self.called |= event.token() == LISTENER;
+        if let Some(place) = self.places.get_mut(&(event.token().0 ^ ADAPTER)) {
+            place.bearer.adapter_is_ready();
+        }
         if let Some(place) = self.places.get_mut(&event.token().0) {
             let ending = event.is_error() || event.is_read_closed() || event.is_write_closed();
             place.bearer.is_ready(event.is_readable(), event.is_writable(), ending);
@@ -277,7 +302,9 @@ impl Links {
         if self.hosts.deadline().is_some_and(|deadline| deadline <= now) {
             self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false, false));
         }
+        self.offer_adapters(now);
         for key in self.keys() {
+            self.look_whether_proved(key, now);
             more |= self.read(key, near);
             // Answers do not wait until all others were read.
             self.write(key, near);
@@ -308,7 +335,7 @@ impl Links {
             Stage::Dialing(_, until) => Some(until),
             _ => None,
         });
-        dialing.chain(self.hosts.deadline()).min()
+        dialing.chain(self.hosts.deadline()).chain(self.adapters.deadline()).min()
     }
 
     /// Says good-bye.
@@ -327,7 +354,7 @@ impl Links {
         let key = self.next;
         self.registry.register(&mut socket, Token(key), Interest::READABLE | Interest::WRITABLE)?;
         self.next += 1;
-        self.places.insert(key, Place { bearer: Bearer::new(socket, tls), stage });
+        self.places.insert(key, Place { bearer: Bearer::new(socket, tls), stage, proving: false, carried: None });
         Ok(key)
     }
 
@@ -445,6 +472,17 @@ impl Links {
         let now = self.now();
         let Some(place) = self.places.remove(&key) else { return };
         match place.stage {
+            Stage::Open(id) if place.bearer.uses_adapter() => {
+                // The socket's own errors have numbers.
+                if let Some(host) = self.hosts.host_of(id)
+                    && why.raw_os_error().is_none()
+                    && why.kind() != io::ErrorKind::UnexpectedEof
+                {
+                    self.lose_adapter(host, now, why);
+                }
+                self.by_bearer.remove(&id);
+                self.hosts.closed(now, id);
+            }
             Stage::Dialing(host, _) => {
                 if why.kind() == io::ErrorKind::InvalidData {
                     let name = self.name(host);
@@ -465,6 +503,134 @@ impl Links {
     fn name(&self, host: u16) -> String {
         let name = self.others.get(&host).map_or("nobody", |host| &host.name);
         format!("host {host} ({name})")
+    }
+
+    // ---- adapters ------------------------------------------------------------------------------------------------
+
+    /// Begins rounds that are due.
+    fn offer_adapters(&mut self, now: Duration) {
+        for host in self.adapters.due(now) {
+            let Some(id) = self.hosts.may_offer(host) else { continue };
+            let way = match self.open_adapter(host, id, now) {
+                Ok(card) => Way::Offer(card),
+                Err(refusal) => {
+                    if refusal != Refusal::Unwanted {
+                        self.adapters.again(host, now);
+                    }
+                    Way::Refuse(refusal)
+                }
+            };
+            self.hosts.say_of_adapter(id, way);
+        }
+    }
+
+    /// Opens this host's adapter for a connection; what the other end must know of it.
+    fn open_adapter(&mut self, host: u16, id: BearerId, now: Duration) -> Result<Card, Refusal> {
+        let adapter = self.adapters.open(host, now)?;
+        let place = self.by_bearer.get(&id).and_then(|key| Some((*key, self.places.get_mut(key)?)));
+        let Some((key, place)) = place else { return Err(Refusal::Failed) };
+        for descriptor in adapter.descriptors() {
+            let token = Token(key | ADAPTER);
+            // It leaves the poll when it is closed.
+            if let Err(why) = self.registry.register(&mut SourceFd(&descriptor), token, Interest::READABLE) {
+                let why = hca::Unusable::Verb(why.to_string());
+                return Err(self.adapters.refuses(host, Refusal::Failed, Some(why)));
+            }
+        }
+        let card = adapters::said(&adapter.card());
+        *place.bearer.adapter() = Some(adapter);
+        Ok(card)
+    }
+
+    /// The other end has offered its adapter, or does not.
+    fn heard_of_adapter(&mut self, id: BearerId, way: Way, now: Duration) {
+        let Some(host) = self.hosts.host_of(id) else { return };
+        let began =
+            self.by_bearer.get(&id).and_then(|key| self.places.get_mut(key)).map(|place| place.bearer.adapter());
+        let began = began.is_some_and(|adapter| adapter.is_some());
+        let reply = match way {
+            Way::Switch => return,
+            Way::Refuse(refusal) => {
+                self.adapters.is_refused(host, refusal);
+                if host > self.me && refusal != Refusal::Unwanted {
+                    self.adapters.again(host, now);
+                }
+                return self.drop_adapter(id);
+            }
+            Way::Offer(card) => {
+                let opened = if began { Ok(None) } else { self.open_adapter(host, id, now).map(Some) };
+                opened.and_then(|mine| self.connect_adapter(host, id, &card, began).map(|()| mine.map(Way::Offer)))
+            }
+        };
+        let reply = reply.unwrap_or_else(|refusal| {
+            self.drop_adapter(id);
+            if began {
+                self.adapters.again(host, now);
+            }
+            Some(Way::Refuse(refusal))
+        });
+        if let Some(way) = reply {
+            self.hosts.say_of_adapter(id, way);
+        }
+    }
+
+    /// Connects this host's adapter to the other one. Who has begun tries whether it gets there.
+    fn connect_adapter(&mut self, host: u16, id: BearerId, card: &Card, began: bool) -> Result<(), Refusal> {
+        let Some(place) = self.by_bearer.get(&id).and_then(|key| self.places.get_mut(key)) else { return Ok(()) };
+        let Some(adapter) = place.bearer.adapter() else { return Ok(()) };
+        let connected = adapter.connect(&adapters::heard(card));
+        let proving = connected.and_then(|()| match began {
+            true => adapter.prove().map_err(|why| hca::Unusable::Verb(why.to_string())),
+            false => Ok(()),
+        });
+        place.proving = began;
+        proving.map_err(|why| self.adapters.refuses(host, adapters::refusal(&why), Some(why)))
+    }
+
+    /// What was sent to try the way has arrived, or never will.
+    fn look_whether_proved(&mut self, key: usize, now: Duration) {
+        let Some(place) = self.places.get_mut(&key).filter(|place| place.proving) else { return };
+        let (Stage::Open(id), Some(adapter)) = (&place.stage, place.bearer.adapter()) else { return };
+        let (id, proved) = (*id, adapter.is_proved());
+        place.proving = matches!(proved, Ok(false));
+        match proved {
+            Ok(false) => {}
+            Ok(true) => drop(self.hosts.say_of_adapter(id, Way::Switch)),
+            Err(why) => {
+                self.drop_adapter(id);
+                self.hosts.say_of_adapter(id, Way::Refuse(Refusal::Unreachable));
+                if let Some(host) = self.hosts.host_of(id) {
+                    let why = hca::Unusable::Verb(why.to_string());
+                    self.adapters.refuses(host, Refusal::Unreachable, Some(why));
+                    self.adapters.again(host, now);
+                }
+            }
+        }
+    }
+
+    fn drop_adapter(&mut self, id: BearerId) {
+        if let Some(place) = self.by_bearer.get(&id).and_then(|key| self.places.get_mut(key)) {
+            *place.bearer.adapter() = None;
+            place.proving = false;
+        }
+    }
+
+    /// All that this end sends goes over its adapter.
+    fn goes_over_adapter(&mut self, key: usize, id: BearerId) {
+        let (Some(host), Some(place)) = (self.hosts.host_of(id), self.places.get_mut(&key)) else { return };
+        place.carried = Some(host);
+        let device = place.bearer.adapter().as_ref().map_or(String::new(), |adapter| adapter.name().to_owned());
+        self.adapters.carries(host, &device);
+        let name = self.name(host);
+        let open = if self.tls.is_some() { ", not encrypted" } else { "" };
+        self.log.line(format_args!("{name} is reached by the adapter {device}{open}"));
+    }
+
+    /// It was used, and is of no use any more. The connection ends; the next one begins over TCP.
+    fn lose_adapter(&mut self, host: u16, now: Duration, why: &dyn std::fmt::Display) {
+        self.adapters.lost(host, now);
+        let name = self.name(host);
+        self.log.once("adapter", format_args!("{name} is not reached by the adapter any more: {why}"));
     }
 
     // ---- what comes and goes -------------------------------------------------------------------------------------
@@ -499,7 +665,7 @@ impl Links {
 
     fn take_in(&mut self, key: usize, near: &mut dyn Near) {
         let now = self.now();
-        let Some(Place { bearer, stage: Stage::Open(id) }) = self.places.get_mut(&key) else { return };
+        let Some(Place { bearer, stage: Stage::Open(id), .. }) = self.places.get_mut(&key) else { return };
         let mut at = 0;
         loop {
             let (len, arrival) = self.hosts.receive(now, *id, &bearer.input()[at..]);
@@ -508,6 +674,9 @@ impl Links {
             near.arrived(&mut self.hosts, now, arrival);
         }
         bearer.take(at);
+        if self.hosts.over_adapter(*id).0 && !bearer.read_adapter() {
+            self.hosts.broken(now, *id);
+        }
         self.pass_on(near);
     }
 
@@ -517,13 +686,18 @@ impl Links {
             let now = self.now();
             let Some(place) = self.places.get_mut(&key) else { return };
             let mut made = false;
-            if let Stage::Open(id) = place.stage
-                && let Some(out) = place.bearer.out()
-            {
-                self.hosts.transmit(now, id, out, UNTIL, near);
-                made = !out.is_empty();
+            if let Stage::Open(id) = place.stage {
+                let over_adapter = self.hosts.over_adapter(id).1;
+                if let Some(out) = place.bearer.out(over_adapter) {
+                    self.hosts.transmit(now, id, out, UNTIL, near);
+                    made = !out.is_empty();
+                }
+                if !over_adapter && self.hosts.over_adapter(id).1 {
+                    self.goes_over_adapter(key, id);
+                }
             }
             near.settle(&mut self.hosts, now);
+            let Some(place) = self.places.get_mut(&key) else { return };
             match place.bearer.flush() {
                 Ok(true) if made => {}
                 Ok(_) => return,
@@ -542,16 +716,19 @@ impl Links {
             match event {
                 None => return !first,
                 Some(HostEvent::Dial(host)) => self.dial(host),
-                Some(HostEvent::Close(id, why)) => self.close(id, why),
+                Some(HostEvent::Close(id, why)) => self.close(id, why, now),
+                Some(HostEvent::Adapter(id, way)) => self.heard_of_adapter(id, way, now),
                 Some(event) => {
                     match event {
                         HostEvent::Up { host, .. } => {
                             let name = self.name(host);
                             self.log.line(format_args!("{name} is there"));
+                            self.adapters.up(host, now);
                         }
                         HostEvent::Down(host) => {
                             let name = self.name(host);
                             self.log.line(format_args!("{name} is gone"));
+                            self.adapters.down(host);
                         }
                         HostEvent::Conflict { owner, other, .. } => {
                             self.log.once(
@@ -567,12 +744,15 @@ impl Links {
         }
     }
 
-    fn close(&mut self, id: BearerId, why: Why) {
+    fn close(&mut self, id: BearerId, why: Why, now: Duration) {
         if let Why::End(end) = why {
             self.log.once("end", format_args!("a connection was ended: {end}"));
         }
         let Some(key) = self.by_bearer.remove(&id) else { return };
         let Some(mut place) = self.places.remove(&key) else { return };
+        if let (Some(host), Why::End(end)) = (place.carried, why) {
+            self.lose_adapter(host, now, &end);
+        }
         // What is said last, as far as the socket takes it.
         let _ = place.bearer.flush();
     }

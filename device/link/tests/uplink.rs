@@ -14,7 +14,7 @@ use pvrdma_device::transport::Path as Way;
 use pvrdma_device::transport::path::Paths;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::*;
-use pvrdma_link::{Settings, Uplink};
+use pvrdma_link::{Choice, Settings, Uplink};
 use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::folder;
 use pvrdma_net::identity::{Identity, new_fabric, new_host};
@@ -56,8 +56,8 @@ impl Hosts {
                 Identity::from_pem(&authority.certificate, &pair).expect("an identity")
             });
             let fabric = folder::Settings::new(number, hosts, identity).expect("settings");
-            Uplink::start(Settings { fabric: Some(fabric), listen: Some(listen), folder: None }, Paths::default())
-                .expect("an uplink")
+            let settings = Settings { fabric: Some(fabric), listen: Some(listen), folder: None, hca: Choice::None };
+            Uplink::start(settings, Paths::default()).expect("an uplink")
         };
         Hosts { uplinks: [start(1, list(cable.address()), one), start(2, list(two), two)], cable }
     }

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use pvrdma_link::links;
 
 use options::Command;
-pub use options::{COMMANDS, listen};
+pub use options::{COMMANDS, hca, listen};
 pub use run::{SOCKET, object as shown};
 
 /// Help text of the subcommand.
@@ -54,6 +54,8 @@ Options:
   --listen IP:PORT   run: wait here for other hosts [default: this host's address in fabric.toml]
   --roce-wire IP     run: speak RoCE v2 at that address of this host with whoever is no guest: adapters of other
                      machines, Linux's rdma_rxe. Guests that start later have it as GID 2. Needs no settings
+  --hca NAME         run: payload goes by this host's RDMA adapter NAME to hosts that have one too, and is not encrypted
+                     then; auto: the first one with an active port [default: none]
   --pcap FILE        run: append what this host's guests send to other hosts to FILE; as for pvrdma run
   --json             list, status: one JSON object
   --folder FOLDER    the host's settings [default: $PVRDMA_LINK, else pvrdma/link in $XDG_CONFIG_HOME or ~/.config]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 use pvrdma_device::guest::Guest;
+use pvrdma_link::Choice;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
@@ -36,6 +37,8 @@ pub struct Run {
     /// Address of this host for RoCE.
     pub wire: Option<IpAddr>,
     pub capture: Option<PathBuf>,
+    /// What carries payload to other hosts.
+    pub hca: Choice,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -63,6 +66,7 @@ struct Given {
     listen: Option<SocketAddr>,
     wire: Option<IpAddr>,
     capture: Option<PathBuf>,
+    hca: Option<Choice>,
     name: Option<String>,
     number: Option<u16>,
     loopback: bool,
@@ -81,6 +85,7 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
             Long("roce-wire") => given.wire = Some(wire(&args.value()?.string()?)?),
             Long("pcap") => given.capture = Some(options::file(&mut args, "--pcap")?),
+            Long("hca") => given.hca = Some(hca(&args.value()?.string()?)?),
             Long("name") => given.name = Some(name(args.value()?)?),
             Long("number") => given.number = Some(number(&args.value()?.string()?)?),
             Long("loopback") => given.loopback = true,
@@ -121,9 +126,12 @@ impl Given {
             "renew" => Command::Renew(name(self.word("renew", "a host's name")?)?),
             "remove" => Command::Remove(name(self.word("remove", "a host's name")?)?),
             "list" => Command::List { json: std::mem::take(&mut self.json) },
-            "run" => {
-                Command::Run(Run { listen: self.listen.take(), wire: self.wire.take(), capture: self.capture.take() })
-            }
+            "run" => Command::Run(Run {
+                listen: self.listen.take(),
+                wire: self.wire.take(),
+                capture: self.capture.take(),
+                hca: self.hca.take().unwrap_or_default(),
+            }),
             "status" => Command::Status { json: std::mem::take(&mut self.json) },
             _ => return Err(Usage(format!("unknown command link {first}; try pvrdma link --help"))),
         };
@@ -149,6 +157,7 @@ impl Given {
             ("--listen", self.listen.is_some()),
             ("--roce-wire", self.wire.is_some()),
             ("--pcap", self.capture.is_some()),
+            ("--hca", self.hca.is_some()),
             ("--name", self.name.is_some()),
             ("--number", self.number.is_some()),
             ("--loopback", self.loopback),
@@ -214,6 +223,14 @@ fn wire(text: &str) -> Result<IpAddr, Usage> {
     }
 }
 
+/// The adapter that carries payload to other hosts.
+pub fn hca(text: &str) -> Result<Choice, Usage> {
+    match text.is_empty() || text.contains('/') {
+        true => Err(Usage(format!("--hca is the name of an RDMA device, auto or none, not {text:?}"))),
+        false => Ok(text.parse().unwrap_or_default()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +266,12 @@ mod tests {
         assert_eq!(parsed("list --folder x").unwrap().unwrap(), (Command::List { json: false }, Some("x".into())));
         let wire = Run { wire: Some("192.0.2.1".parse().unwrap()), ..Run::default() };
         assert_eq!(command("run --roce-wire ::ffff:192.0.2.1"), Command::Run(wire));
+        let run = |hca| Command::Run(Run { hca, ..Run::default() });
+        assert_eq!(command("run"), run(Choice::None));
+        assert_eq!(command("run --hca none"), run(Choice::None));
+        assert_eq!(command("run --hca auto"), run(Choice::Auto));
+        assert_eq!(command("run --hca mlx5_0"), run(Choice::Named("mlx5_0".into())));
+        assert!(parsed("run --hca /dev/x").is_err() && parsed("status --hca auto").is_err());
         assert!(parsed("add --help").unwrap().is_none());
     }
 

@@ -14,7 +14,7 @@ use pvrdma_capture::writer;
 use pvrdma_link::gateway::WireReport;
 use pvrdma_link::links;
 use pvrdma_link::udp::Stats;
-use pvrdma_link::{Report, gateway};
+use pvrdma_link::{Carrier, Choice, Report, gateway};
 use pvrdma_net::folder::Settings;
 use pvrdma_net::identity::{SOON, date};
 
@@ -44,16 +44,18 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
     let at = listen.unwrap_or(this.address);
     let of = if others == 1 { "host" } else { "hosts" };
     let line = format!("host {} ({}) on {at}, {others} other {of}{plain}", this.number, this.name);
-    Ok((links::Settings { fabric: Some(fabric), listen, folder: Some(folder.into()) }, line))
+    Ok((links::Settings { fabric: Some(fabric), listen, folder: Some(folder.into()), hca: Choice::None }, line))
 }
 
 pub fn run(folder: &Path, options: &Run) -> anyhow::Result<()> {
     // For RoCE nobody has to be in a fabric.
     let alone = options.wire.is_some() && options.listen.is_none() && !folder.try_exists()?;
-    let (settings, mut line) = match alone {
-        true => (links::Settings { fabric: None, listen: None, folder: None }, "no other hosts".to_owned()),
+    let nobody = || links::Settings { fabric: None, listen: None, folder: None, hca: Choice::None };
+    let (mut settings, mut line) = match alone {
+        true => (nobody(), "no other hosts".to_owned()),
         false => settings(folder, options.listen)?,
     };
+    settings.hca = options.hca.clone();
     if let Some(address) = options.wire {
         let _ = write!(line, ", RoCE v2 at {address}");
     }
@@ -117,8 +119,12 @@ fn object_at(report: &Report, json: bool, now: SystemTime) -> String {
                 let round_trip = link.round_trip.map_or("null".to_owned(), |time| time.as_micros().to_string());
                 format!(
                     "{{\"bytes_out\": {}, \"bytes_in\": {}, \"requests\": {}, \"silences\": {}, \
-                     \"round_trip_us\": {round_trip}}}",
-                    link.bytes_out, link.bytes_in, link.requests, link.silences
+                     \"round_trip_us\": {round_trip}, {}}}",
+                    link.bytes_out,
+                    link.bytes_in,
+                    link.requests,
+                    link.silences,
+                    carrier(&host.carrier)
                 )
             });
             format!("    {{{}, \"link\": {link}}}", json::host(host.number, &host.name, host.address))
@@ -144,6 +150,14 @@ fn wire_object(wire: &WireReport) -> String {
         "{{\"address\": \"{address}\", \"mtu\": {mtu}, \"packets_out\": {sent}, \"packets_unsent\": {unsent}, \
          \"packets_in\": {received}, \"packets_damaged\": {damaged}}}"
     )
+}
+
+/// What carries the frames of a link, as fields of JSON.
+fn carrier(carrier: &Carrier) -> String {
+    match carrier {
+        Carrier::Tcp { why } => format!("\"over\": \"tcp\", \"no_hca\": {}", json::quoted(why)),
+        Carrier::Hca { device } => format!("\"over\": \"hca\", \"hca\": {}", json::quoted(device)),
+    }
 }
 
 /// What is to be said of its certificate, if anything is, and whether that has ended.
@@ -186,7 +200,16 @@ fn text(report: &Report, now: SystemTime) -> String {
                 let trip = link.round_trip.map_or(String::new(), |time| format!(", {} us", time.as_micros()));
                 let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
                 let (out, into) = (mib(link.bytes_out), mib(link.bytes_in));
-                writeln!(text, "linked{trip}; {out:.1} MiB out, {into:.1} in, {} requests", link.requests)
+                let over = match &host.carrier {
+                    Carrier::Tcp { .. } => String::new(),
+                    Carrier::Hca { device } => format!(" by {device}"),
+                };
+                let why = match &host.carrier {
+                    Carrier::Tcp { why } => format!("; not by adapters: {why}"),
+                    Carrier::Hca { .. } => String::new(),
+                };
+                let requests = link.requests;
+                writeln!(text, "linked{over}{trip}; {out:.1} MiB out, {into:.1} in, {requests} requests{why}")
             }
         };
     }
@@ -206,6 +229,11 @@ mod tests {
     fn a_report_is_text_or_json() {
         let link = connection::Stats { bytes_out: 1 << 20, requests: 3, ..Default::default() };
         let host = |number, link| HostReport {
+            carrier: if number == 4 {
+                Carrier::Hca { device: "mlx5_0".into() }
+            } else {
+                Carrier::Tcp { why: "the other host has none".into() }
+            },
             number,
             name: format!("h{number}"),
             address: "192.0.2.1:7471".parse().unwrap(),
@@ -217,16 +245,20 @@ mod tests {
             certificate_ends: Some(SystemTime::UNIX_EPOCH + 100 * DAY),
             asked: 0,
             serving: 2,
-            hosts: vec![host(2, Some(link)), host(3, None)],
+            hosts: vec![host(2, Some(link)), host(3, None), host(4, Some(link))],
             wire: None,
         };
         let at = |days: u32, json| object_at(&report, json, SystemTime::UNIX_EPOCH + days * DAY);
         let shown = at(0, false);
         assert!(!shown.contains("certificate"), "{shown}");
         assert!(shown.contains("TLS 1.3") && shown.contains("  3  h3") && shown.contains("no link"), "{shown}");
-        assert!(shown.contains("linked; 1.0 MiB out, 0.0 in, 3 requests"), "{shown}");
+        let why = "; not by adapters: the other host has none";
+        assert!(shown.contains(&format!("linked; 1.0 MiB out, 0.0 in, 3 requests{why}\n")), "{shown}");
+        assert!(shown.contains("linked by mlx5_0; 1.0 MiB out, 0.0 in, 3 requests\n"), "{shown}");
         let shown = at(0, true);
         assert!(shown.contains("\"round_trip_us\": null") && shown.contains("\"link\": null"), "{shown}");
+        assert!(shown.contains("\"over\": \"tcp\", \"no_hca\": \"the other host has none\"}"), "{shown}");
+        assert!(shown.contains("\"over\": \"hca\", \"hca\": \"mlx5_0\"}"), "{shown}");
         assert!(shown.contains("\"certificate_ends\": \"1970-04-11\",\n  \"problem\": null"), "{shown}");
         // Soon, and over.
         let shown = at(71, false);

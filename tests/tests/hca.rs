@@ -1,0 +1,127 @@
+//! Hosts whose payload goes by their RDMA adapters: whoever carries requests is a guest of one more `pvrdma run`, whose
+//! device plays the adapter.
+
+use pvrdma_tests::{Hosts, Provider, Stand, Trust, User, c_program, figures, machine, pair, test_program, try_pair};
+use serde_json::Value;
+
+const BY_ADAPTER: &str = "\"over\": \"hca\", \"hca\": \"vmw_pvrdma0\"";
+
+/// Two hosts with an adapter each, on one network.
+fn hosts(trust: Trust, network: &Stand, options: &[(&str, &str)]) -> Hosts {
+    let mut hosts = Hosts::apart(2, trust, None);
+    hosts.host_mut(1).start_on(network, &[("--guest", "first")]);
+    hosts.host_mut(2).start_on(network, &[&[("--guest", "second")], options].concat());
+    hosts.wait_for_status(1, BY_ADAPTER);
+    hosts.wait_for_status(2, BY_ADAPTER);
+    hosts
+}
+
+/// What the adapters of a network have sent.
+fn sent(network: &Stand) -> u64 {
+    let status: Value = serde_json::from_str(&network.pvrdma(&["status", "--json"]).ok()).expect("JSON");
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let processes = list(&status["guests"]).iter().flat_map(|guest| list(&guest["processes"])).collect::<Vec<_>>();
+    let qps = processes.iter().flat_map(|process| list(&process["qps"]));
+    qps.filter_map(|qp| qp["sent"]["bytes"].as_u64()).sum()
+}
+
+fn run(hosts: &Hosts, line: &str) {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [server, client] = hosts.both(&Provider::Ours, &words);
+    let (server, client) = try_pair(server, client).unwrap_or_else(|failure| panic!("{failure}\n{hosts}"));
+    let (server, client) = (server.ok(), client.ok());
+    if line.starts_with("ib_") {
+        assert!(figures(&client).is_some(), "{client}");
+    } else {
+        assert!(server.contains("iters in") && client.contains("iters in"), "{server}{client}");
+    }
+}
+
+#[test]
+fn bytes_pass_and_an_end_is_noticed() {
+    let _machine = machine();
+    let stand = Stand::new(User::Me);
+    let program = stand.copy(&test_program("pvrdma-hca", "pair"));
+    for provider in Provider::BOTH {
+        let said = stand.job(&program).provider(&provider).args(["--ignored", "--test-threads=1"]).ok();
+        assert!(said.contains("4 passed"), "{said}");
+    }
+    assert_eq!(stand.leftovers(), Vec::<std::path::PathBuf>::new());
+}
+
+/// Every opcode, every error and every byte, as over TCP; and the adapters have carried it.
+#[test]
+fn payload_goes_by_the_adapters() {
+    let _machine = machine();
+    let network = Stand::new(User::Me);
+    let hosts = hosts(Trust::Plain, &network, &[]);
+    let (data, apart) = (hosts.copy(&c_program("tests/c/data.c", &[])), hosts.copy(&c_program("tests/c/apart.c", &[])));
+    let cases = hosts.host(1).job(&apart).ok();
+    let all: String = cases.lines().map(|case| format!("ok {case}\n")).collect();
+    let [server, client] = hosts.both(&Provider::Ours, &[&apart, "all"]);
+    let (server, client) = pair(server, client);
+    assert_eq!((server.ok(), client.ok()), (all.clone(), all));
+    let [server, client] = hosts.both(&Provider::Ours, &[&data, "-k", "few", "-s", "1"]);
+    let (server, client) = pair(server, client);
+    assert_eq!(server.ok(), client.ok(), "both sides make the same plan");
+    let before = sent(&network);
+    for line in ["ibv_rc_pingpong -c -g 1 -n 10 -s 1048577", "ibv_ud_pingpong -c -g 1 -n 100 -e"] {
+        run(&hosts, line);
+    }
+    assert!(sent(&network) - before >= 20 * 1_048_577, "{} bytes before, {} now", before, sent(&network));
+    hosts.wait_for_status(1, BY_ADAPTER);
+    hosts.end();
+    assert_eq!(network.leftovers(), Vec::<std::path::PathBuf>::new());
+}
+
+/// An adapter that nobody hears any more: the QPs of guests that are patient go on over TCP, and every byte is right.
+#[test]
+fn when_the_adapter_goes_qps_go_on_over_tcp() {
+    let _machine = machine();
+    let network = Stand::new(User::Me);
+    let hosts = hosts(Trust::Certificates, &network, &[("--fault", "dead=300")]);
+    run(&hosts, "ib_write_bw -F -x 1 -n 1500 -s 65536 -u 20");
+    hosts.wait_for_status(1, "\"over\": \"tcp\"");
+    run(&hosts, "ibv_rc_pingpong -c -g 1 -n 100");
+    let said = hosts.to_string();
+    assert!(said.contains("is reached by the adapter vmw_pvrdma0, not encrypted"), "{said}");
+    assert!(said.contains("is not reached by the adapter any more"), "{said}");
+    hosts.end();
+}
+
+/// Why no adapter is used is said at both ends.
+#[test]
+fn one_adapter_is_none() {
+    let _machine = machine();
+    let network = Stand::new(User::Me);
+    let cases: [(&[&str], &str, &str); 2] = [
+        (&[], "the other host was not told to use one (--hca)", "this host was not told to use one (--hca)"),
+        (&["--hca", "of-no-name"], "the other host has none", "this host has none: no such device"),
+    ];
+    for (options, there, here) in cases {
+        let mut hosts = Hosts::apart(2, Trust::Plain, None);
+        hosts.host_mut(1).start_on(&network, &[]);
+        hosts.host_mut(2).start_with(options);
+        hosts.wait_for_status(1, &format!("\"over\": \"tcp\", \"no_hca\": \"{there}\""));
+        hosts.wait_for_status(2, &format!("\"over\": \"tcp\", \"no_hca\": \"{here}\""));
+        run(&hosts, "ibv_rc_pingpong -c -g 1 -n 10");
+        hosts.end();
+    }
+}
+
+/// A peer that is killed is gone at once, as over TCP; one that comes back is reached by the adapters again.
+#[test]
+fn a_host_that_is_killed_comes_back() {
+    let _machine = machine();
+    let network = Stand::new(User::Me);
+    let mut hosts = hosts(Trust::Plain, &network, &[]);
+    for number in [2, 1] {
+        hosts.host_mut(number).kill();
+        hosts.wait_for_link(3 - number, false);
+        hosts.host_mut(number).start_on(&network, &[]);
+        for of in [1, 2] {
+            hosts.wait_for_status(of, BY_ADAPTER);
+        }
+    }
+    hosts.end();
+}
