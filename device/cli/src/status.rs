@@ -49,8 +49,9 @@ often it had to send again. Sent are the requests of the QP that were done, whic
 are those of its peer. Sent again: by its timer (tries), or because its peer had no receive posted (rnr). QPs in RESET
 are not shown.
 
-Paths are memory (the peer is a guest of this host), tcp with the number of the other host, and none: nobody is there,
-no link is up, or --paths leaves it out. A QP of type UD has no path of its own; --trace shows those of its datagrams.
+Paths are memory (the peer is a guest of this host), tcp with the number of the other host, hca where adapters carry
+that link, and none: nobody is there, no link is up, or --paths leaves it out. A QP of type UD has no path of its own;
+--trace shows those of its datagrams.
 
 No program is waited for: one that is stopped is shown as all others. Whoever carries requests to other hosts, or a
 server, that does not answer within two seconds is said to be unread.
@@ -309,7 +310,7 @@ fn qp_json(qp: &QpReport) -> String {
     });
     let path = qp.peer.map_or("null".to_owned(), |_| quoted(qp.path.name()));
     let host = match qp.path {
-        Way::Tcp { host } => host.to_string(),
+        Way::Tcp { host } | Way::Hca { host } => host.to_string(),
         Way::None | Way::Memory | Way::Roce => "null".to_owned(),
     };
     let tally = |Counted { messages, bytes }: Counted| format!("{{\"messages\": {messages}, \"bytes\": {bytes}}}");

@@ -274,17 +274,24 @@ impl Segment {
 
     /// The gateway has a link to a host, or has it no longer.
     pub fn set_linked(&self, host: u8, linked: bool) {
-        let (word, bit) = (&self.fabric.linked[usize::from(host / 64)], 1 << (host % 64));
+        let (word, bit) = (usize::from(host / 64), 1 << (host % 64));
+        self.fabric.by_adapter[word].fetch_and(!bit, Ordering::Relaxed);
         match linked {
-            true => word.fetch_or(bit, Ordering::Relaxed),
-            false => word.fetch_and(!bit, Ordering::Relaxed),
+            true => self.fabric.linked[word].fetch_or(bit, Ordering::Relaxed),
+            false => self.fabric.linked[word].fetch_and(!bit, Ordering::Relaxed),
         };
+    }
+
+    /// Adapters carry what goes over that link, until it is gone.
+    pub fn set_by_adapter(&self, host: u8) {
+        self.fabric.by_adapter[usize::from(host / 64)].fetch_or(1 << (host % 64), Ordering::Relaxed);
     }
 
     /// From now on this process does. It has joined as [`GATEWAY`].
     pub fn become_gateway(&self) {
         // Those of one that was killed.
-        self.fabric.linked.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        let words = self.fabric.linked.iter().chain(&self.fabric.by_adapter);
+        words.for_each(|word| word.store(0, Ordering::Relaxed));
         self.fabric.gateway.store((self.own as u64 + 1) << 32 | u64::from(self.incarnation()), Ordering::Release);
     }
 

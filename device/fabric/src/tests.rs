@@ -327,6 +327,9 @@ fn behind_a_path_that_is_left_out_is_nobody() {
         gateway.segment().set_linked(7, true);
         let path = if reached { Path::Tcp { host: 7 } } else { Path::None };
         assert_eq!(near.path(&endpoint(0).gid, &out.dest), path);
+        gateway.segment().set_by_adapter(7);
+        let path = if reached { Path::Hca { host: 7 } } else { Path::None };
+        assert_eq!(near.path(&endpoint(0).gid, &out.dest), path);
         gateway.segment().set_linked(7, false);
         assert_eq!(near.path(&endpoint(0).gid, &out.dest), Path::None);
         let submitted = if reached { Submitted::Pending } else { Submitted::Answered(Answer::Silence) };

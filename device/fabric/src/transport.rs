@@ -692,7 +692,9 @@ impl Transport for HostTransport {
         // The gateway is there and does nothing.
         let late = || self.outbox().gateway_late.filter(|(rounds, _)| *rounds == self.segment.gateway_rounds());
         match path {
-            Path::Tcp { .. } | Path::Roce if late().is_some_and(|(_, since)| since.elapsed() >= GATEWAY_PATIENCE) => {
+            Path::Tcp { .. } | Path::Hca { .. } | Path::Roce
+                if late().is_some_and(|(_, since)| since.elapsed() >= GATEWAY_PATIENCE) =>
+            {
                 Path::None
             }
             path => path,

@@ -180,6 +180,12 @@ impl Near for Guests {
         }
     }
 
+    fn carried(&mut self, host: u16) {
+        if let Ok(host) = u8::try_from(host) {
+            self.transport.segment().set_by_adapter(host);
+        }
+    }
+
     fn settle(&mut self, hosts: &mut Hosts, now: Duration) {
         self.inbound.go_on(hosts, now);
         self.transport.ring_all();

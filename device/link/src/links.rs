@@ -616,9 +616,10 @@ impl Links {
     }
 
     /// All that this end sends goes over its adapter.
-    fn goes_over_adapter(&mut self, key: usize, id: BearerId) {
+    fn goes_over_adapter(&mut self, key: usize, id: BearerId, near: &mut dyn Near) {
         let (Some(host), Some(place)) = (self.hosts.host_of(id), self.places.get_mut(&key)) else { return };
         place.carried = Some(host);
+        near.carried(host);
         let device = place.bearer.adapter().as_ref().map_or(String::new(), |adapter| adapter.name().to_owned());
         self.adapters.carries(host, &device);
         let name = self.name(host);
@@ -693,7 +694,7 @@ impl Links {
                     made = !out.is_empty();
                 }
                 if !over_adapter && self.hosts.over_adapter(id).1 {
-                    self.goes_over_adapter(key, id);
+                    self.goes_over_adapter(key, id, near);
                 }
             }
             near.settle(&mut self.hosts, now);

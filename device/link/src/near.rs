@@ -12,6 +12,9 @@ pub trait Near: Source {
     /// This has happened. `Dial` and `Close` are the links' own affair and do not come here.
     fn happened(&mut self, hosts: &mut Hosts, now: Duration, event: HostEvent);
 
+    /// From now on adapters carry the frames of the link to a host, until it is down.
+    fn carried(&mut self, host: u16);
+
     /// What was asked for while frames were made can be had, or done, now.
     fn settle(&mut self, hosts: &mut Hosts, now: Duration);
 }

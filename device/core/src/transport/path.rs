@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
-/// A way to a peer. The host's own adapter will be another: its number is 3.
+/// A way to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Path {
     /// There is none, or none that may be used.
@@ -13,6 +13,11 @@ pub enum Path {
     Memory,
     /// It is of another host, to which there is a link over TCP.
     Tcp {
+        /// The host's number.
+        host: u16,
+    },
+    /// The same, and adapters of both hosts carry what the link carries.
+    Hca {
         /// The host's number.
         host: u16,
     },
@@ -27,6 +32,7 @@ impl Path {
             Path::None => 0,
             Path::Memory => 1,
             Path::Tcp { .. } => 2,
+            Path::Hca { .. } => 3,
             Path::Roce => 4,
         }
     }
@@ -37,6 +43,7 @@ impl Path {
             Path::None => "none",
             Path::Memory => "memory",
             Path::Tcp { .. } => "tcp",
+            Path::Hca { .. } => "hca",
             Path::Roce => "roce",
         }
     }
@@ -47,7 +54,7 @@ impl Display for Path {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match self {
-            Path::Tcp { host } => write!(f, " host={host}"),
+            Path::Tcp { host } | Path::Hca { host } => write!(f, " host={host}"),
             Path::None | Path::Memory | Path::Roce => Ok(()),
         }
     }
@@ -78,7 +85,7 @@ impl Paths {
         self.0 & Paths::MEMORY != 0
     }
 
-    /// Whether those of other hosts may.
+    /// Whether those of other hosts may: by the link to their host, over TCP or by adapters.
     pub fn tcp(self) -> bool {
         self.0 & Paths::TCP != 0
     }
@@ -144,8 +151,8 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        let texts =
-            [Path::None, Path::Memory, Path::Tcp { host: 2 }, Path::Roce].map(|path| format!("{} {path}", path.code()));
-        assert_eq!(texts, ["0 none", "1 memory", "2 tcp host=2", "4 roce"]);
+        let paths = [Path::None, Path::Memory, Path::Tcp { host: 2 }, Path::Hca { host: 2 }, Path::Roce];
+        let texts = paths.map(|path| format!("{} {path}", path.code()));
+        assert_eq!(texts, ["0 none", "1 memory", "2 tcp host=2", "3 hca host=2", "4 roce"]);
     }
 }

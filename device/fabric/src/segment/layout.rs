@@ -166,7 +166,7 @@ pub struct Region {
 }
 
 /// Version of this layout, so that two builds do not meet in one file.
-pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000d;
+pub(super) const LAYOUT: u64 = 0x7076_7264_6d61_000e;
 
 /// The front of the shared file.
 #[repr(C, align(4096))]
@@ -185,6 +185,8 @@ pub struct Fabric {
     pub(super) rounds: std::sync::atomic::AtomicU64,
     /// Bit n: it has a link to host n. Nothing is ordered by it.
     pub(super) linked: [std::sync::atomic::AtomicU64; 4],
+    /// Bit n: adapters carry what goes over that link. The same.
+    pub(super) by_adapter: [std::sync::atomic::AtomicU64; 4],
     /// Its address for those who speak RoCE, and the path MTU there; 0: it has none. Written last, and cleared first.
     pub(super) wire_gid: [std::sync::atomic::AtomicU64; 2],
     pub(super) wire_mtu: std::sync::atomic::AtomicU32,

@@ -151,8 +151,14 @@ impl Fabric {
         let gateway = || self.gateway().filter(|gateway| self.alive(*gateway));
         match self.route(here, &peer.gid) {
             Route::Host(host) => {
-                let linked = || self.linked[usize::from(host / 64)].load(Ordering::Relaxed) & 1 << (host % 64) != 0;
-                gateway().filter(|_| own.tcp() && linked()).map_or(Way::None, |_| Way::Tcp { host: host.into() })
+                let has = |words: &[std::sync::atomic::AtomicU64; 4]| {
+                    words[usize::from(host / 64)].load(Ordering::Relaxed) & 1 << (host % 64) != 0
+                };
+                let way = match has(&self.by_adapter) {
+                    true => Way::Hca { host: host.into() },
+                    false => Way::Tcp { host: host.into() },
+                };
+                gateway().filter(|_| own.tcp() && has(&self.linked)).map_or(Way::None, |_| way)
             }
             Route::Wire => gateway().filter(|_| own.roce()).map_or(Way::None, |_| Way::Roce),
             Route::Here => {

@@ -163,9 +163,14 @@ impl Near for Devices {
         match event {
             _ if self.outbound.happened(hosts, now, &event) => {}
             HostEvent::ReplyEnded(key) => self.inbound.reply_ended(hosts, now, key),
+            HostEvent::Down(host) => self.queue.set_by_adapter(host, false),
             HostEvent::Moved { gid, to } => self.fabric.set_elsewhere(&gid, to != self.number),
             _ => {}
         }
+    }
+
+    fn carried(&mut self, host: u16) {
+        self.queue.set_by_adapter(host, true);
     }
 
     /// Nothing was put off.

@@ -8,7 +8,7 @@ use pvrdma_device::handle::{Gid, QpHandle};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::transport::fabric::{Origin, Uplink};
 use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Path, Request, Station, Submitted, Token};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak, mpsc};
 
@@ -54,6 +54,8 @@ struct Inner {
     next: u64,
     /// The host of each address that there is a link to.
     routes: HashMap<Gid, u16>,
+    /// Hosts whose link adapters carry.
+    by_adapter: HashSet<u16>,
     /// By port; those of which there is nothing have none.
     held: HashMap<u64, Held>,
     /// The thread is to be woken.
@@ -127,6 +129,15 @@ impl Queue {
     pub fn set_routes(&self, routes: HashMap<Gid, u16>) {
         // Doorbells take this lock: the former ones are dropped without it.
         drop(mem::replace(&mut self.lock().routes, routes));
+    }
+
+    /// Adapters carry the link to a host, or do so no longer.
+    pub fn set_by_adapter(&self, host: u16, is: bool) {
+        let mut inner = self.lock();
+        match is {
+            true => inner.by_adapter.insert(host),
+            false => inner.by_adapter.remove(&host),
+        };
     }
 
     /// Somebody asks how the links fare.
@@ -239,7 +250,12 @@ impl Uplink for Queue {
     }
 
     fn path(&self, gid: &Gid) -> Path {
-        self.lock().routes.get(gid).map_or(Path::None, |host| Path::Tcp { host: *host })
+        let inner = self.lock();
+        match inner.routes.get(gid).copied() {
+            None => Path::None,
+            Some(host) if inner.by_adapter.contains(&host) => Path::Hca { host },
+            Some(host) => Path::Tcp { host },
+        }
     }
 }
 
