@@ -196,7 +196,12 @@ fn guests_text(host: Option<u8>, guests: &[(String, Guest, &[Seen])], link: Link
     for (name, guest, processes) in guests {
         let _ = writeln!(text, "{name} ({})", address(*guest));
         for Seen { pid, paths, qps, .. } in *processes {
-            let only = if *paths == Paths::default() { String::new() } else { format!(", only {}", names(*paths)) };
+            // Without an address for RoCE nobody has left it out.
+            let all = Paths::default();
+            let only = match *paths == all || *paths == all.without_roce() {
+                true => String::new(),
+                false => format!(", only {}", names(*paths)),
+            };
             let _ = match qps {
                 Err(error) => writeln!(text, "  {pid} {}{only}: unread ({error})", program(*pid)),
                 Ok(_) => writeln!(text, "  {pid} {}{only}", program(*pid)),
