@@ -59,9 +59,9 @@ impl Line {
         )
     }
 
-    /// The same between guests of two hosts.
-    pub fn measure_between(&self, hosts: [&Host; 2], provider: &Provider) -> f64 {
-        self.measure_of(|| hosts.map(|host| host.job(self.tool)), provider)
+    /// The same between guests of two hosts, with more options.
+    pub fn measure_between(&self, hosts: [&Host; 2], provider: &Provider, options: &[&str]) -> f64 {
+        self.measure_of(|| hosts.map(|host| host.job(self.tool).args(options)), provider)
     }
 
     fn measure_of<'a>(&self, jobs: impl Fn() -> [Job<'a>; 2], provider: &Provider) -> f64 {

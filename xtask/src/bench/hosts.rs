@@ -20,11 +20,32 @@ const BANDWIDTHS: &[Line] = &[
     Line::bandwidth("ib_read_bw", &[], 1 << 20, 1_000),
 ];
 
+/// A way between two hosts.
+struct Way {
+    name: &'static str,
+    hosts: Hosts,
+    /// What programs need to go it.
+    options: &'static [&'static str],
+}
+
+impl Way {
+    fn measure(&self, line: &Line) -> f64 {
+        line.measure_between([self.hosts.host(1), self.hosts.host(2)], &Provider::Ours, self.options)
+    }
+}
+
 /// Measures and prints.
 pub fn print() {
-    let ways = [Trust::Plain, Trust::Certificates].map(|trust| Hosts::linked(2, trust));
-    println!("Two guests on two hosts of one machine; median of {RUNS} runs\n");
-    println!("{:<58}{:>12}{:>12}{:>14}{:>16}", "", "plain", "TLS 1.3", "bare socket", "ratio, plain");
+    let ways = [
+        Way { name: "plain", hosts: Hosts::linked(2, Trust::Plain), options: &[] },
+        Way { name: "TLS 1.3", hosts: Hosts::linked(2, Trust::Certificates), options: &[] },
+        Way { name: "RoCE, 4096", hosts: Hosts::on_wire(2, None), options: &["-x", "2"] },
+        Way { name: "RoCE, 1024", hosts: Hosts::on_wire(2, None), options: &["-x", "2", "-m", "1024"] },
+    ];
+    println!("Two guests on two hosts of one machine; RoCE by its path MTU; median of {RUNS} runs\n");
+    print!("{:<58}", "");
+    ways.iter().for_each(|way| print!("{:>12}", way.name));
+    println!("{:>14}{:>16}", "bare socket", "ratio, plain");
     for line in LATENCIES {
         row(line, &ways, || half_trip(8, 20_000, Waiting::Awake));
     }
@@ -37,39 +58,39 @@ pub fn print() {
     }
     let asleep = median((0..RUNS).map(|_| half_trip(8, 5_000, Waiting::Asleep)).collect());
     println!("\nhalf a round trip of 8 bytes whose ends sleep: {asleep:.1} us");
-    for (of, hosts) in ["plain", "TLS 1.3"].iter().zip(&ways) {
-        let spent = processor_time(hosts);
-        println!("{of}: {:.2} and {:.2} s of processor for each GiB that was written", spent[0], spent[1]);
+    for way in &ways {
+        let spent = processor_time(way);
+        println!("{}: {:.2} and {:.2} s of processor for each GiB that was written", way.name, spent[0], spent[1]);
     }
     println!();
-    ways.into_iter().for_each(Hosts::end);
+    ways.into_iter().for_each(|way| way.hosts.end());
 }
 
-fn row(line: &Line, ways: &[Hosts; 2], bare: impl Fn() -> f64) {
-    let (mut runs, mut bares, mut ratios) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new());
+fn row(line: &Line, ways: &[Way], bare: impl Fn() -> f64) {
+    let mut runs: Vec<Vec<f64>> = ways.iter().map(|_| Vec::new()).collect();
+    let (mut bares, mut ratios) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let yardstick = bare();
-        for (runs, hosts) in runs.iter_mut().zip(ways) {
-            runs.push(line.measure_between([hosts.host(1), hosts.host(2)], &Provider::Ours));
+        for (runs, way) in runs.iter_mut().zip(ways) {
+            runs.push(way.measure(line));
         }
         bares.push(yardstick);
         ratios.push(runs[0].last().copied().unwrap_or(f64::NAN) / yardstick);
     }
-    let [plain, tls] = runs.map(|runs| line.show(median(runs)));
-    if bares.iter().any(|bare| bare.is_nan()) {
-        println!("{:<58}{plain:>12}{tls:>12}", line.title());
-        return;
+    print!("{:<58}", line.title());
+    runs.into_iter().for_each(|runs| print!("{:>12}", line.show(median(runs))));
+    match bares.iter().any(|bare| bare.is_nan()) {
+        true => println!(),
+        false => println!("{:>14}{:>16.2}", line.show(median(bares)), median(ratios)),
     }
-    let (bare, ratio) = (line.show(median(bares)), median(ratios));
-    println!("{:<58}{plain:>12}{tls:>12}{bare:>14}{ratio:>16.2}", line.title());
 }
 
 /// What both gateways spend on a GiB in messages of 1 MiB.
-fn processor_time(hosts: &Hosts) -> [f64; 2] {
+fn processor_time(way: &Way) -> [f64; 2] {
     let line = Line::bandwidth("ib_write_bw", &[], 1 << 20, 2_048);
-    let both = [hosts.host(1), hosts.host(2)];
+    let both = [way.hosts.host(1), way.hosts.host(2)];
     let before = both.map(spent);
-    line.measure_between(both, &Provider::Ours);
+    way.measure(&line);
     let after = both.map(spent);
     [0, 1].map(|host| (after[host] - before[host]) / 2.0)
 }

@@ -10,7 +10,7 @@ use pvrdma_ffi::dev_api::{PVRDMA_QPS_RTS, PVRDMA_QPS_SQD};
 use pvrdma_roce::packet::Packet;
 use pvrdma_roce::rc::Connection;
 use pvrdma_roce::rc::requester::{Local, Requester};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ struct Half {
 pub struct Asking {
     transport: Arc<HostTransport>,
     halves: HashMap<Qpn, Half>,
+    /// QPs that wait for an answer, or did when they were looked at last: few of all.
+    waiting: HashSet<Qpn>,
 }
 
 /// The memory of those who ask.
@@ -66,12 +68,16 @@ impl Half {
 
 impl Asking {
     pub fn new(transport: Arc<HostTransport>) -> Asking {
-        Asking { transport, halves: HashMap::new() }
+        Asking { transport, halves: HashMap::new(), waiting: HashSet::new() }
     }
 
     /// Requests without an answer.
     pub fn len(&self) -> usize {
-        self.halves.values().map(|half| half.asked.len()).sum()
+        self.waiting().map(|half| half.asked.len()).sum()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &Half> {
+        self.waiting.iter().filter_map(|qpn| self.halves.get(qpn))
     }
 
     /// Takes a request over.
@@ -101,6 +107,7 @@ impl Asking {
             }
             half.version = known.version;
         }
+        self.waiting.insert(request.source.qpn);
         half.asked.insert(request.token, requested);
         half.half.submit(&request);
         half.settle();
@@ -116,13 +123,17 @@ impl Asking {
 
     /// Sends again, or gives up, where nothing has come back in time. Whose turn it is then.
     pub fn expire(&mut self, now: Duration) -> Vec<Qpn> {
-        let late = self.halves.iter_mut().filter(|(_, half)| half.half.deadline().is_some_and(|at| at <= now));
-        late.map(|(qpn, half)| {
-            half.half.expire(now);
-            half.settle();
-            *qpn
-        })
-        .collect()
+        let mut late = Vec::new();
+        self.waiting.retain(|qpn| {
+            let Some(half) = self.halves.get_mut(qpn) else { return false };
+            if half.half.deadline().is_some_and(|at| at <= now) {
+                half.half.expire(now);
+                half.settle();
+                late.push(*qpn);
+            }
+            !half.asked.is_empty()
+        });
+        late
     }
 
     /// Sends what a QP's window has room for, some 64 KiB at most. True: there is more.
@@ -145,6 +156,6 @@ impl Asking {
 
     /// When somebody has to be woken.
     pub fn deadline(&self) -> Option<Duration> {
-        self.halves.values().filter_map(|half| half.half.deadline()).min()
+        self.waiting().filter_map(|half| half.half.deadline()).min()
     }
 }
