@@ -159,10 +159,10 @@ const HOUSES: &[House] = &[
         src: "device/link/src",
         tests: &[],
         rooms: &[
-            ("gateway", &["convert", "links", "near", "outbound", "tell"]),
+            ("gateway", &["convert", "ethernet", "links", "near", "outbound", "socket", "tell", "udp"]),
             ("uplink", &["convert", "links", "log", "near", "outbound"]),
             ("outbound", &["convert"]),
-            ("links", &["adapters", "bearer", "log", "near"]),
+            ("links", &["adapters", "bearer", "log", "near", "socket"]),
             ("adapters", &[]),
             ("bearer", &[]),
             ("convert", &[]),

@@ -30,23 +30,22 @@ fn guests_reach_each_other_by_frames() {
     let _machine = machine();
     let Some(hosts) = hosts() else { return };
     let address = hosts.host(1).address().ip().to_string();
-    for provider in Provider::BOTH {
-        for line in [
-            "ibv_rc_pingpong -c -g 2 -n 100 -s 65536",
-            "ibv_ud_pingpong -c -g 2 -n 100 -s 1024",
-            "ib_write_bw -F -x 2 -n 50 -s 1048576",
-            "ib_read_bw -F -x 2 -n 50 -s 65536",
-            "ib_atomic_bw -F -x 2 -n 50",
-        ] {
-            let words: Vec<&str> = line.split(' ').collect();
-            let [server, client] = [1, 2].map(|number| job(&hosts, number, &provider, &words));
-            let (server, client) = try_pair_at(&address, server, client).unwrap_or_else(|why| panic!("{why}\n{hosts}"));
-            server.ok();
-            client.ok();
-        }
-        let [server, client] = [1, 2].map(|number| job(&hosts, number, &provider, &["rping", "-C", "10"]));
-        pair_by_address(server.args(["-s"]), client.args(["-c", "-a", &address]));
+    for (line, provider) in [
+        ("ibv_rc_pingpong -c -g 2 -n 100 -s 65536", Provider::System),
+        ("ibv_rc_pingpong -c -g 2 -n 100 -s 65536", Provider::Ours),
+        ("ibv_ud_pingpong -c -g 2 -n 100 -s 1024", Provider::Ours),
+        ("ib_write_bw -F -x 2 -n 50 -s 1048576", Provider::Ours),
+        ("ib_read_bw -F -x 2 -n 50 -s 65536", Provider::Ours),
+        ("ib_atomic_bw -F -x 2 -n 50", Provider::Ours),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [server, client] = [1, 2].map(|number| job(&hosts, number, &provider, &words));
+        let (server, client) = try_pair_at(&address, server, client).unwrap_or_else(|why| panic!("{why}\n{hosts}"));
+        server.ok();
+        client.ok();
     }
+    let [server, client] = [1, 2].map(|number| job(&hosts, number, &Provider::Ours, &["rping", "-C", "10"]));
+    pair_by_address(server.args(["-s"]), client.args(["-c", "-a", &address]));
     for number in [1, 2] {
         let status = hosts.host(number).status();
         let is_busy = status.contains("\"version\": \"v1\"") && !status.contains("\"packets_in\": 0,");

@@ -29,7 +29,7 @@ pub struct OnWire {
     pub interface: String,
 }
 
-/// `ADDRESS MTU INTERFACE`.
+/// `VERSION ADDRESS MTU INTERFACE`.
 impl Display for OnWire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.wire, self.interface)
@@ -100,8 +100,8 @@ impl Seat {
         let guest = index.and_then(|index| Guest::new(host, index, roce.unwrap_or_default()));
         let guest = guest.with_context(|| format!("all {MAX_GUESTS} guests of this host are in use"))?;
         let dir = guests.join(guest.index().to_string());
-        // What there is on the wire is RoCE v2.
-        let wire = wire.filter(|_| guest.roce() == Roce::V2);
+        // A guest of another version could not say what is spoken there.
+        let wire = wire.filter(|on| guest.roce() == on.wire.roce);
         make(&dir, name, guest, wire.as_ref()).with_context(|| format!("cannot set up guest {name}"))?;
         Seat::sit(registry, dir, guest, wire)
     }

@@ -152,6 +152,8 @@ pub const WIRE_GID: u32 = 2;
 /// What guests of a host have for those who speak RoCE and are no guests: adapters, Linux's `rdma_rxe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
+    /// What is spoken there, by guests that have that version.
+    pub roce: Roce,
     /// An address of the host, by which all its guests are known there.
     pub gid: Gid,
     /// Path MTU that the network carries, in bytes.
@@ -165,10 +167,10 @@ impl Wire {
     }
 }
 
-/// `ADDRESS MTU`, for the environment of programs.
+/// `VERSION ADDRESS MTU`, for the environment of programs.
 impl std::fmt::Display for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.address(), self.mtu)
+        write!(f, "{} {} {}", self.roce.name(), self.address(), self.mtu)
     }
 }
 
@@ -176,13 +178,14 @@ impl std::str::FromStr for Wire {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Wire, ()> {
-        let (address, mtu) = text.split_once(' ').ok_or(())?;
+        let (roce, rest) = text.split_once(' ').ok_or(())?;
+        let (address, mtu) = rest.split_once(' ').ok_or(())?;
         let gid = match address.parse().map_err(drop)? {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             IpAddr::V6(address) => address.octets(),
         };
         let mtu = mtu.parse().ok().filter(|mtu: &u32| (256..=4096).contains(mtu) && mtu.is_power_of_two());
-        Ok(Wire { gid, mtu: mtu.ok_or(())? })
+        Ok(Wire { roce: roce.parse()?, gid, mtu: mtu.ok_or(())? })
     }
 }
 
@@ -257,6 +260,19 @@ mod tests {
         assert_eq!("192.0.2.1 256".parse::<Wire>().unwrap().gid[10..], [0xff, 0xff, 192, 0, 2, 1]);
         for text in ["", "192.0.2.1", "192.0.2.1 1000", "192.0.2.1 8192", "red 1024", "192.0.2.1 1024 lo"] {
             assert!(text.parse::<Wire>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_the_wire_comes_back_from_its_text() {
+        for text in ["v2 192.0.2.1 1024", "v1 10.82.0.1 4096", "v1 fe80::5054:ff:fe12:3456 256", "v2 2001:db8::1 2048"]
+        {
+            assert_eq!(text.parse::<Wire>().map(|wire| wire.to_string()), Ok(text.to_owned()));
+        }
+        for text in
+            ["", "v2", "192.0.2.1 1024", "v3 192.0.2.1 1024", "v2 red 1024", "v2 192.0.2.1 1000", "v2 192.0.2.1"]
+        {
+            assert_eq!(text.parse::<Wire>(), Err(()), "{text}");
         }
     }
 

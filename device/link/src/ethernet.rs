@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,28 @@ pub fn open(device: &str, ethertype: u16) -> io::Result<(File, i32, Mac)> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{device} is no Ethernet")));
     }
     Ok((socket, index, [a, b, c, d, e, f]))
+}
+
+/// Bytes that a network device carries at a time. It is asked by its name, in the network of whoever asks: the files of
+/// sysfs may be of another one.
+pub fn mtu_of(device: &str) -> io::Result<u32> {
+    // SAFETY: all of it may be zero.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // A zero remains behind it.
+    if device.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: the kernel reads and writes an `ifreq`, which outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has written this one.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// The link-local address that is made of a MAC: the first GID of a port.
@@ -294,6 +316,14 @@ mod tests {
         for other in ["10.0.0.1", "127.0.82.1", "fe80::1", "2001:db8::50:56ff:fe01:203"] {
             assert_eq!(said(&gid(other.parse().expect("an address"))), None, "{other}");
         }
+    }
+
+    #[test]
+    fn the_loopback_device_carries_what_linux_says() {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/mtu");
+        let expected = text.map_or(65_536, |text| text.trim().parse().expect("a number"));
+        assert_eq!(mtu_of("lo").expect("a device"), expected);
+        assert!(mtu_of("no-such-device").is_err() && mtu_of("a-name-that-is-too-long").is_err());
     }
 
     #[test]

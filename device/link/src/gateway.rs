@@ -14,7 +14,6 @@ use crate::links::{Links, Report, Settings, WAKER};
 use crate::near::Near;
 use crate::outbound::{self, Outbound, Requested};
 use crate::tell;
-use crate::udp::Udp;
 use anyhow::Context;
 use datagrams::Datagrams;
 use inbound::Inbound;
@@ -29,15 +28,14 @@ use pvrdma_net::event::{Arrival, ReplyKey, Source, Token};
 use pvrdma_net::frame::Answer;
 use pvrdma_net::hosts::{HostEvent, Hosts};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use wire::Wire;
-pub use wire::{WireReport, interface_of};
+use wire::{Opened, Wire};
+pub use wire::{Port, interface_of};
 
 /// How often it is looked whether who asked still waits, and whether who was asked is still there.
 const LOOK: Duration = Duration::from_millis(50);
@@ -59,7 +57,7 @@ struct Guests {
 }
 
 impl Guests {
-    fn new(transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>, wire: Option<(Udp, u32)>) -> Guests {
+    fn new(transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>, wire: Option<Opened>) -> Guests {
         Guests {
             wire: wire.map(|socket| Wire::new(socket, transport.clone(), recorder.clone())),
             outbound: Outbound::default(),
@@ -236,7 +234,7 @@ pub fn run(
     dir: &Path,
     socket: &Path,
     settings: Settings,
-    wire: Option<IpAddr>,
+    wire: Option<Port>,
     recorder: Option<Recorder>,
     show: Show,
     ready: impl FnOnce(),
@@ -247,7 +245,7 @@ pub fn run(
     let host = u8::try_from(number).context("a host's number is 1 to 254")?;
     let mut poll = mio::Poll::new()?;
     let links = Links::new(settings, poll.registry().try_clone()?)?;
-    let wire = wire.map(|address| wire::open(address, poll.registry(), WIRE)).transpose()?;
+    let wire = wire.map(|port| wire::open(&port, poll.registry(), WIRE)).transpose()?;
     let segment = Segment::join(dir, host, GATEWAY, Paths::default(), |file| file)
         .with_context(|| dir.join("fabric").display().to_string())?;
     // Guests copy from and to this process's memory; where yama restricts that to parents, they need its leave.

@@ -5,9 +5,9 @@
 
 use crate::adapters::{self, Adapters, Carrier};
 use crate::bearer::Bearer;
-use crate::gateway::WireReport;
 use crate::log::Log;
 use crate::near::Near;
+use crate::socket::WireReport;
 use anyhow::Context;
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;

@@ -1,11 +1,25 @@
-//! A way for packets of RoCE, of whichever version: what both sockets can do.
+//! A way for packets of RoCE, of whichever version: what both sockets can do, and what is told of it.
 
 use crate::ethernet::Ethernet;
 use crate::udp::{Stats, Udp};
+use pvrdma_device::guest::Roce;
 use pvrdma_roce::packet::Packet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
+
+/// How the wire fares.
+#[derive(Clone, Copy, Debug)]
+pub struct WireReport {
+    /// What is spoken.
+    pub roce: Roce,
+    /// Address of this host.
+    pub address: IpAddr,
+    /// Path MTU.
+    pub mtu: u32,
+    /// Packets.
+    pub packets: Stats,
+}
 
 /// See the module text.
 #[expect(missing_docs, reason = "the names say it")]

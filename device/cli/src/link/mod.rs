@@ -53,7 +53,9 @@ Options:
   --update           join: take the hosts anew from a fabric.toml
   --listen IP:PORT   run: wait here for other hosts [default: this host's address in fabric.toml]
   --roce-wire IP     run: speak RoCE v2 at that address of this host with whoever is no guest: adapters of other
-                     machines, Linux's rdma_rxe. Guests that start later have it as GID 2. Needs no settings
+                     machines, Linux's rdma_rxe. Guests that start later have it as GID 2. Needs no settings.
+                     With a network device in the place of an address it is RoCE v1, for guests of --roce v1: at the
+                     device's IPv4 address or its link-local one, and with the capability CAP_NET_RAW
   --hca NAME         run: payload goes by this host's RDMA adapter NAME to hosts that have one too, and is not encrypted
                      then; auto: the first one with an active port [default: none]
   --pcap FILE        run: append what this host's guests send to other hosts to FILE; as for pvrdma run

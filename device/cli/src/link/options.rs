@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use pvrdma_device::guest::Guest;
 use pvrdma_link::Choice;
+use pvrdma_link::gateway::Port;
 use pvrdma_net::fabric;
 use pvrdma_net::gids::MAX_HOST;
 
@@ -34,8 +35,8 @@ pub enum Command {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Run {
     pub listen: Option<SocketAddr>,
-    /// Address of this host for RoCE.
-    pub wire: Option<IpAddr>,
+    /// Where this host speaks RoCE.
+    pub wire: Option<Port>,
     pub capture: Option<PathBuf>,
     /// What carries payload to other hosts.
     pub hca: Choice,
@@ -64,7 +65,7 @@ struct Given {
     words: Vec<OsString>,
     address: Option<SocketAddr>,
     listen: Option<SocketAddr>,
-    wire: Option<IpAddr>,
+    wire: Option<Port>,
     capture: Option<PathBuf>,
     hca: Option<Choice>,
     name: Option<String>,
@@ -206,9 +207,13 @@ pub fn listen(text: &str) -> Result<SocketAddr, Usage> {
     address.map_err(|_| Usage(format!("--listen is IP:PORT, as 0.0.0.0:{PORT}, not {text:?}")))
 }
 
-/// An address of this host that others can reach, and that is no guest's.
-fn wire(text: &str) -> Result<IpAddr, Usage> {
-    let address: IpAddr = text.parse().map_err(|_| Usage(format!("--roce-wire is an IP address, not {text:?}")))?;
+/// An address of this host that others can reach, and that is no guest's; or what may be the name of a network device.
+fn wire(text: &str) -> Result<Port, Usage> {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        let is_name = (1..16).contains(&text.len()) && !text.contains(|c: char| c.is_whitespace() || "/:".contains(c));
+        let not_one = || Usage(format!("--roce-wire is an IP address or a network device, not {text:?}"));
+        return is_name.then(|| Port::Device(text.into())).ok_or_else(not_one);
+    };
     let address = address.to_canonical();
     let gid = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
@@ -219,7 +224,7 @@ fn wire(text: &str) -> Result<IpAddr, Usage> {
     }
     match fabric::unreachable(SocketAddr::new(address, PORT)) {
         Some(why) => Err(Usage(format!("--roce-wire {text}: {why}"))),
-        None => Ok(address),
+        None => Ok(Port::Address(address)),
     }
 }
 
@@ -264,8 +269,10 @@ mod tests {
         assert_eq!(command("remove blue"), Command::Remove("blue".into()));
         assert_eq!(command("list --json"), Command::List { json: true });
         assert_eq!(parsed("list --folder x").unwrap().unwrap(), (Command::List { json: false }, Some("x".into())));
-        let wire = Run { wire: Some("192.0.2.1".parse().unwrap()), ..Run::default() };
-        assert_eq!(command("run --roce-wire ::ffff:192.0.2.1"), Command::Run(wire));
+        let wire = |port| Command::Run(Run { wire: Some(port), ..Run::default() });
+        let address = Port::Address("192.0.2.1".parse().unwrap());
+        assert_eq!(command("run --roce-wire ::ffff:192.0.2.1"), wire(address));
+        assert_eq!(command("run --roce-wire enp1s0.7"), wire(Port::Device("enp1s0.7".into())));
         let run = |hca| Command::Run(Run { hca, ..Run::default() });
         assert_eq!(command("run"), run(Choice::None));
         assert_eq!(command("run --hca none"), run(Choice::None));
@@ -321,7 +328,9 @@ mod tests {
             "list --folder",
             "list --pcap f",
             "run --pcap -",
-            "run --roce-wire red",
+            "run --roce-wire a/b",
+            "run --roce-wire 192.0.2.1:4791",
+            "run --roce-wire longer-than-names",
             "run --roce-wire 0.0.0.0",
             "run --roce-wire 224.0.0.1",
             "run --roce-wire 127.0.82.1",

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,8 +11,9 @@ use anyhow::{Context, bail};
 use pvrdma_capture::file::CaptureFile;
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_capture::writer;
-use pvrdma_link::gateway::WireReport;
+use pvrdma_link::gateway::Port;
 use pvrdma_link::links;
+use pvrdma_link::socket::WireReport;
 use pvrdma_link::udp::Stats;
 use pvrdma_link::{Carrier, Choice, Report, gateway};
 use pvrdma_net::folder::Settings;
@@ -56,28 +57,31 @@ pub fn run(folder: &Path, options: &Run) -> anyhow::Result<()> {
         false => settings(folder, options.listen)?,
     };
     settings.hca = options.hca.clone();
-    if let Some(address) = options.wire {
-        let _ = write!(line, ", RoCE v2 at {address}");
-    }
+    let _ = match &options.wire {
+        Some(Port::Address(address)) => write!(line, ", RoCE v2 at {address}"),
+        Some(Port::Device(name)) => write!(line, ", RoCE v1 at {name}"),
+        None => Ok(()),
+    };
     options::outlive_limits();
-    let recorder = options.capture.as_deref().map(recorder).transpose()?;
+    let v1 = matches!(options.wire, Some(Port::Device(_)));
+    let recorder = options.capture.as_deref().map(|path| recorder(path, v1)).transpose()?;
     let run_dir = RunDir::join(&RunDir::default_path()?)?;
-    let how = How { settings, wire: options.wire, recorder };
+    let how = How { settings, wire: options.wire.clone(), recorder };
     let ran = carry(&run_dir, how, &format!("pvrdma link: {line}"));
     run_dir.leave().context("cannot clean up the run directory")?;
     ran
 }
 
-/// Guests do not say here which version of RoCE they see, so frames are those of v2.
-fn recorder(path: &Path) -> anyhow::Result<Recorder> {
+/// Guests do not say here which version of RoCE they see, so frames are those of v2, or of what is spoken beside.
+fn recorder(path: &Path, v1: bool) -> anyhow::Result<Recorder> {
     let file = CaptureFile::open(path).with_context(|| format!("capture {}", path.display()))?;
-    Ok(Recorder::new(writer::Settings { sink: Box::new(file), v1: false }))
+    Ok(Recorder::new(writer::Settings { sink: Box::new(file), v1 }))
 }
 
 /// What a gateway carries.
 struct How {
     settings: links::Settings,
-    wire: Option<IpAddr>,
+    wire: Option<Port>,
     recorder: Option<Recorder>,
 }
 
@@ -145,10 +149,11 @@ fn object_at(report: &Report, json: bool, now: SystemTime) -> String {
 }
 
 fn wire_object(wire: &WireReport) -> String {
-    let WireReport { address, mtu, packets: Stats { sent, unsent, received, damaged } } = wire;
+    let WireReport { roce, address, mtu, packets: Stats { sent, unsent, received, damaged } } = wire;
     format!(
-        "{{\"address\": \"{address}\", \"mtu\": {mtu}, \"packets_out\": {sent}, \"packets_unsent\": {unsent}, \
-         \"packets_in\": {received}, \"packets_damaged\": {damaged}}}"
+        "{{\"version\": \"{}\", \"address\": \"{address}\", \"mtu\": {mtu}, \"packets_out\": {sent}, \"packets_unsent\": {unsent}, \
+         \"packets_in\": {received}, \"packets_damaged\": {damaged}}}",
+        roce.name()
     )
 }
 
@@ -182,9 +187,10 @@ fn text(report: &Report, now: SystemTime) -> String {
     if let Some((has_ended, what)) = problem(report, now) {
         let _ = writeln!(text, "{}: {what}", if has_ended { "error" } else { "warning" });
     }
-    if let Some(WireReport { address, mtu, packets }) = &report.wire {
+    if let Some(WireReport { roce, address, mtu, packets }) = &report.wire {
         let Stats { sent, unsent, received, damaged } = packets;
-        let _ = write!(text, "RoCE v2 at {address}, path MTU {mtu}: {sent} packets out, {received} in");
+        let _ = write!(text, "RoCE {} at {address}, path MTU {mtu}: ", roce.name());
+        let _ = write!(text, "{sent} packets out, {received} in");
         let rest = [(unsent, "found no room"), (damaged, "were damaged")];
         for (count, what) in rest.into_iter().filter(|(count, _)| **count > 0) {
             let _ = write!(text, ", {count} {what}");
@@ -219,6 +225,7 @@ fn text(report: &Report, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvrdma_device::guest::Roce;
     use pvrdma_link::links::HostReport;
     use pvrdma_net::connection;
     use std::time::Duration;
@@ -268,7 +275,7 @@ mod tests {
         assert!(shown.contains("\nerror: the certificate of this host ended on 1970-04-11, and no new"), "{shown}");
         assert!(at(101, true).contains("\"problem\": \"the certificate"));
         let packets = Stats { sent: 7, damaged: 1, ..Stats::default() };
-        let wire = Some(WireReport { address: "192.0.2.1".parse().unwrap(), mtu: 1024, packets });
+        let wire = Some(WireReport { roce: Roce::V2, address: "192.0.2.1".parse().unwrap(), mtu: 1024, packets });
         let report = Report { wire, hosts: Vec::new(), encrypted: false, ..report };
         let shown = object_at(&report, false, SystemTime::UNIX_EPOCH);
         assert!(

@@ -6,7 +6,7 @@
 use super::{Fabric, GSI, HANDLE_BITS, Process, Segment, region_of};
 use crate::sync::{Ordering, fence};
 use crate::words::{to_gid, to_words, what_is};
-use pvrdma_device::guest::{Guest, Wire};
+use pvrdma_device::guest::{Guest, Roce, Wire};
 use pvrdma_device::handle::{Gid, Psn, Qpn};
 use pvrdma_device::rings::wqe::QpKind;
 use pvrdma_device::transport::path::Paths;
@@ -40,11 +40,15 @@ pub struct Published {
     pub expected: Psn,
 }
 
+/// Beside the path MTU: it is RoCE v1 that is spoken.
+const WIRE_V1: u32 = 1 << 31;
+
 impl Fabric {
     pub(super) fn wire(&self) -> Option<Wire> {
-        let mtu = self.wire_mtu.load(Ordering::Acquire);
+        let word = self.wire_mtu.load(Ordering::Acquire);
         let gid = to_gid([0, 1].map(|half: usize| self.wire_gid[half].load(Ordering::Relaxed)));
-        (mtu != 0).then_some(Wire { gid, mtu })
+        let roce = if word & WIRE_V1 != 0 { Roce::V1 } else { Roce::V2 };
+        (word != 0).then_some(Wire { roce, gid, mtu: word & !WIRE_V1 })
     }
 
     /// Where an address leads from the host with this number.
@@ -108,11 +112,12 @@ impl Segment {
         let fabric = self.fabric;
         // Nobody takes one half for the whole.
         fabric.wire_mtu.store(0, Ordering::SeqCst);
-        let Some(Wire { gid, mtu }) = wire else { return };
+        let Some(Wire { roce, gid, mtu }) = wire else { return };
         for (word, half) in fabric.wire_gid.iter().zip(to_words(&gid)) {
             word.store(half, Ordering::Relaxed);
         }
-        fabric.wire_mtu.store(mtu, Ordering::Release);
+        let v1 = if roce == Roce::V1 { WIRE_V1 } else { 0 };
+        fabric.wire_mtu.store(mtu | v1, Ordering::Release);
     }
 
     /// What is known of a QP that those who speak RoCE may have to do with. `None`: there is none, or it changes now.

@@ -1,4 +1,4 @@
-//! RoCE on the wire: guests of this host and whoever speaks RoCE v2, over one UDP socket.
+//! RoCE on the wire: guests of this host and whoever speaks RoCE, over one socket: v2 by UDP, or v1 on Ethernet.
 //!
 //! All guests are known there by one address, this host's; the QP number tells whose a packet is. What of a QP has to
 //! be known for that lies in the fabric, published by its process, and is looked up for each packet and each request:
@@ -13,14 +13,16 @@ mod asking;
 mod serving;
 
 use super::inbox::FromGuest;
+use crate::ethernet::{self, Ethernet};
 use crate::outbound::Requested;
+use crate::socket::{Socket, WireReport};
 use crate::udp::{self, Udp};
 use anyhow::{Context, bail};
 use asking::Asking;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use pvrdma_capture::recorder::Recorder;
-use pvrdma_device::guest;
+use pvrdma_device::guest::{self, Guest, Roce};
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn};
 use pvrdma_device::rings::wqe::{Grh, QpKind};
 use pvrdma_device::transport::{Answer, Endpoint, Op, Request, Token};
@@ -49,17 +51,6 @@ const TURN: usize = 64 << 10;
 const PARTITION: u16 = 0x7fff;
 /// What a datagram's header says of its way where nobody told: as a host sends by itself.
 const HOPS: u8 = 64;
-
-/// How the wire fares.
-#[derive(Clone, Copy, Debug)]
-pub struct WireReport {
-    /// Address of this host.
-    pub address: IpAddr,
-    /// Path MTU.
-    pub mtu: u32,
-    /// Packets.
-    pub packets: udp::Stats,
-}
 
 /// Who wants to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,7 +84,8 @@ impl Turns {
 pub struct Wire {
     transport: Arc<HostTransport>,
     recorder: Option<Arc<Recorder>>,
-    udp: Udp,
+    socket: Socket,
+    roce: Roce,
     gid: Gid,
     mtu: u32,
     /// The socket may have something.
@@ -103,22 +95,63 @@ pub struct Wire {
     turns: Turns,
 }
 
-/// Opens the port of RoCE at an address of this host.
-pub fn open(address: IpAddr, registry: &Registry, token: mio::Token) -> anyhow::Result<(Udp, u32)> {
-    let udp = Udp::bind(address).map_err(|error| match error.kind() {
+/// Where a host speaks RoCE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// v2, at an address of this host.
+    Address(IpAddr),
+    /// v1, at a network device.
+    Device(String),
+}
+
+/// A port that is open, and the path MTU that its network carries.
+pub struct Opened {
+    socket: Socket,
+    mtu: u32,
+}
+
+/// Opens a port of RoCE.
+pub fn open(port: &Port, registry: &Registry, token: mio::Token) -> anyhow::Result<Opened> {
+    let socket = match port {
+        Port::Address(address) => Socket::V2(open_v2(*address)?),
+        Port::Device(name) => Socket::V1(open_v1(name)?),
+    };
+    let interface = interface_of(socket.local())?;
+    let mtu = path_mtu(interface.mtu);
+    if mtu < 256 {
+        bail!("{} carries {} bytes at a time, which is too little for RoCE", interface.name, interface.mtu);
+    }
+    registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)?;
+    Ok(Opened { socket, mtu })
+}
+
+fn open_v2(address: IpAddr) -> anyhow::Result<Udp> {
+    Udp::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow::anyhow!(
             "somebody has UDP port 4791 of {address} already: another pvrdma link, or Linux's rdma_rxe (`rdma link`)"
         ),
         io::ErrorKind::AddrNotAvailable => anyhow::anyhow!("{address} is no address of this machine"),
         _ => anyhow::Error::new(error).context(format!("cannot have UDP port 4791 of {address}")),
+    })
+}
+
+/// By the device's first IPv4 address, or else by the link-local one that says its MAC.
+fn open_v1(name: &str) -> anyhow::Result<Ethernet> {
+    let is_usable = |address: &IpAddr| Guest::of(&udp::gid(*address)).is_none();
+    let all = nix::ifaddrs::getifaddrs()?.filter(|of| of.interface_name == name);
+    let mut of_ipv4 = all.filter_map(|of| of.address?.as_sockaddr_in().map(|of| IpAddr::V4(of.ip())));
+    let socket = Ethernet::bind(name, of_ipv4.find(is_usable)).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            anyhow::anyhow!("RoCE v1 at {name} takes the capability CAP_NET_RAW: setcap(8), or root")
+        }
+        Some(libc::ENODEV) => anyhow::anyhow!("{name} is neither an address nor a network device of this machine"),
+        _ => anyhow::Error::new(error).context(format!("cannot have the frames of RoCE v1 at {name}")),
     })?;
-    let interface = interface_of(address)?;
-    let mtu = path_mtu(interface.mtu);
-    if mtu < 256 {
-        bail!("{} carries {} bytes at a time, which is too little for RoCE", interface.name, interface.mtu);
+    let local = socket.local();
+    if interface_of(local).is_ok_and(|of| of.name == name) {
+        return Ok(socket);
     }
-    registry.register(&mut SourceFd(&udp.as_raw_fd()), token, Interest::READABLE)?;
-    Ok((udp, mtu))
+    bail!("{name} has no IPv4 address, and not the link-local one of its MAC ({local}) either");
 }
 
 /// The largest path MTU that a network carries.
@@ -146,21 +179,22 @@ pub fn interface_of(address: IpAddr) -> anyhow::Result<Interface> {
     };
     let name = nix::ifaddrs::getifaddrs()?.find(has_it).map(|of| of.interface_name);
     let name = name.with_context(|| format!("{address} is no address of this machine"))?;
-    let path = format!("/sys/class/net/{name}/mtu");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    Ok(Interface { mtu: text.trim().parse().with_context(|| path)?, name })
+    Ok(Interface { mtu: ethernet::mtu_of(&name).with_context(|| name.clone())?, name })
 }
 
 impl Wire {
     /// One that has carried nothing.
-    pub fn new((udp, mtu): (Udp, u32), transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>) -> Wire {
-        let gid = udp::gid(udp.local());
+    pub fn new(opened: Opened, transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>) -> Wire {
+        let Opened { socket, mtu } = opened;
+        let gid = udp::gid(socket.local());
+        let roce = if matches!(socket, Socket::V1(_)) { Roce::V1 } else { Roce::V2 };
         Wire {
             asking: Asking::new(transport.clone()),
             serving: Serving::new(transport.clone()),
             transport,
             recorder,
-            udp,
+            socket,
+            roce,
             gid,
             mtu,
             readable: true,
@@ -170,11 +204,11 @@ impl Wire {
 
     /// What guests have to know of it.
     pub fn known(&self) -> guest::Wire {
-        guest::Wire { gid: self.gid, mtu: self.mtu }
+        guest::Wire { roce: self.roce, gid: self.gid, mtu: self.mtu }
     }
 
     pub fn report(&self) -> WireReport {
-        WireReport { address: self.udp.local(), mtu: self.mtu, packets: self.udp.stats() }
+        WireReport { roce: self.roce, address: self.socket.local(), mtu: self.mtu, packets: self.socket.stats() }
     }
 
     /// Requests of guests that have no answer.
@@ -210,7 +244,7 @@ impl Wire {
         let dest = udp::address(request.dest.gid);
         if request.source.gid == self.gid && payload.len() <= self.mtu as usize && is_somebodys(dest) {
             let packet = message::packet(request, 0, payload);
-            send(&mut self.udp, self.recorder.as_deref(), self.gid, dest, &packet);
+            send(&mut self.socket, self.recorder.as_deref(), self.gid, dest, &packet);
         }
     }
 
@@ -233,18 +267,18 @@ impl Wire {
             self.turns.add(Side::Serves(qpn));
         }
         more |= self.send(now);
-        self.udp.flush();
+        self.socket.flush();
         more
     }
 
     /// Takes packets in.
     fn receive(&mut self, now: Duration) -> bool {
-        let Wire { transport, recorder, udp, gid, asking, serving, turns, .. } = self;
+        let Wire { transport, recorder, socket, gid, asking, serving, turns, .. } = self;
         for _ in 0..READS {
             if !self.readable {
                 return false;
             }
-            let received = udp.receive(|source, packet| {
+            let received = socket.receive(|source, packet| {
                 let source = udp::gid(source);
                 if let Some(recorder) = recorder {
                     recorder.packet(&source, gid, packet);
@@ -274,11 +308,11 @@ impl Wire {
 
     /// Sends for each who has something, in turns.
     fn send(&mut self, now: Duration) -> bool {
-        let Wire { recorder, udp, gid, asking, serving, turns, .. } = self;
+        let Wire { recorder, socket, gid, asking, serving, turns, .. } = self;
         for _ in 0..SENDS {
             let Some(side) = turns.next() else { return false };
             let mut out = |dest: &Gid, packet: &Packet<'_>| {
-                send(udp, recorder.as_deref(), *gid, udp::address(*dest), packet);
+                send(socket, recorder.as_deref(), *gid, udp::address(*dest), packet);
             };
             let more = match side {
                 Side::Asks(qpn) => asking.transmit(now, qpn, &mut out),
@@ -321,11 +355,11 @@ fn is_somebodys(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !is_all
 }
 
-fn send(udp: &mut Udp, recorder: Option<&Recorder>, source: Gid, dest: IpAddr, packet: &Packet<'_>) {
+fn send(socket: &mut Socket, recorder: Option<&Recorder>, source: Gid, dest: IpAddr, packet: &Packet<'_>) {
     if let Some(recorder) = recorder {
         recorder.packet(&source, &udp::gid(dest), packet);
     }
-    udp.send(dest, packet);
+    socket.send(dest, packet);
 }
 
 /// A datagram has come. One that its QP has no room for is lost, as at a switch.
