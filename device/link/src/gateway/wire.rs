@@ -147,11 +147,32 @@ fn open_v1(name: &str) -> anyhow::Result<Ethernet> {
         Some(libc::ENODEV) => anyhow::anyhow!("{name} is neither an address nor a network device of this machine"),
         _ => anyhow::Error::new(error).context(format!("cannot have the frames of RoCE v1 at {name}")),
     })?;
+    forget_capabilities().context("cannot give up the capability that RoCE v1 took")?;
     let local = socket.local();
     if interface_of(local).is_ok_and(|of| of.name == name) {
         return Ok(socket);
     }
     bail!("{name} has no IPv4 address, and not the link-local one of its MAC ({local}) either");
+}
+
+/// What a user's program was given for its socket alone is given up when that is open: nobody may copy from or to the
+/// memory of a process that may do more than himself, so guests could not. Root's guests are root's.
+fn forget_capabilities() -> io::Result<()> {
+    // SAFETY: no preconditions.
+    if unsafe { libc::geteuid() } == 0 {
+        return Ok(());
+    }
+    // capset(2), version 3: of this thread, which is the only one yet; effective, permitted and inheritable ones, twice.
+    let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+    // SAFETY: the kernel reads two words and six, which outlive the call.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointers.
+    match unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The largest path MTU that a network carries.
