@@ -191,7 +191,7 @@ pub fn what(kind: QpKind, state: u32, mtu: u32) -> u32 {
         QpKind::Ud => 1,
         QpKind::Gsi => 2,
     };
-    (mtu / MTU_UNIT & 0xff) << 16 | kind << 8 | state & 0xff
+    ((mtu / MTU_UNIT) & 0xff) << 16 | kind << 8 | state & 0xff
 }
 
 /// What such a word says; `None` if nobody encodes so.

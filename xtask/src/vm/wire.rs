@@ -1,7 +1,8 @@
 //! Linux's software RoCE as the judge of ours: two guests on one Ethernet, neither with a PVRDMA of the kernel.
 //!
 //! Called by `mod.rs`. One guest plays a machine with an adapter (`rdma_rxe`), the other one runs its programs in
-//! guests of `pvrdma run`, whose gateway owns the wire. First both have software RoCE: what fails there is not for us to mend.
+//! guests of `pvrdma run`, whose gateway owns the wire. First both have software RoCE: what fails there is not for us
+//! to mend.
 //! The shell functions are in `tests/qemu/wire.sh`.
 
 use std::time::Duration;

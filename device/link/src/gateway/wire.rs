@@ -162,7 +162,7 @@ fn forget_capabilities() -> io::Result<()> {
     if unsafe { libc::geteuid() } == 0 {
         return Ok(());
     }
-    // capset(2), version 3: of this thread, which is the only one yet; effective, permitted and inheritable ones, twice.
+    // capset(2), version 3: of this thread, the only one yet; effective, permitted and inheritable ones, twice.
     let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
     // SAFETY: the kernel reads two words and six, which outlive the call.
     if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } != 0 {
