@@ -199,8 +199,9 @@ fn what_has_come_in_one_cut_is_not_done_again_in_another() {
         let mut come = 0;
         while come < packets {
             let mut cutter = Cutter::new(&request);
-            let most = *rng.pick(&[1, 2, 3, 5, 100]);
+            let (most, stand) = (*rng.pick(&[1, 2, 3, 5, 100]), rng.one_in(2));
             while let Some((offset, carried)) = cutter.next(most) {
+                let carried = if stand { on_its_own(&request, offset, carried) } else { carried };
                 let bytes = |len: u64| ByValue { bytes: pattern(offset, len), back: Default::default() };
                 let (answer, end) = match carried {
                     Carried::Segment(piece) => {
@@ -208,9 +209,9 @@ fn what_has_come_in_one_cut_is_not_done_again_in_another() {
                         straddled += u32::from(end > come && piece.psn.since(request.psn) < come);
                         (bench.b.driver.device.receive_segment(&piece, &bytes(piece.len)), end)
                     }
-                    Carried::Whole(request) => {
-                        straddled += u32::from(come > 0);
-                        (bench.b.driver.device.receive(&request, &bytes(len)), packets)
+                    Carried::Whole(end) => {
+                        straddled += u32::from(end.psn.since(request.psn) < come && packets > come);
+                        (bench.b.driver.device.receive(&end, &bytes(end.len)), packets)
                     }
                 };
                 assert_eq!(answer, Answer::Ack, "round {round}");
@@ -235,6 +236,47 @@ fn what_has_come_in_one_cut_is_not_done_again_in_another() {
         at += packets;
     }
     assert!(straddled > 500, "{straddled} pieces were new in part");
+}
+
+/// A piece of a WRITE without immediate data, as if the message began with it.
+fn on_its_own(request: &Request, offset: u64, carried: Carried) -> Carried {
+    let (Op::Write { remote_addr, rkey, imm: None }, Carried::Segment(piece)) = (request.op, carried) else {
+        return carried;
+    };
+    let (remote_addr, total) = (remote_addr + offset, request.len - offset);
+    if total > piece.len {
+        return Carried::Segment(Segment { part: Part::WriteFirst { remote_addr, rkey, total }, ..piece });
+    }
+    let Segment { psn, packets, len, .. } = piece;
+    Carried::Whole(Request { psn, packets, len, op: Op::Write { remote_addr, rkey, imm: None }, ..*request })
+}
+
+/// Others may put packets of a WRITE in place, and the responder finds them done. It takes the rest from whoever says
+/// where that goes, and from nobody else.
+#[test]
+fn a_write_goes_on_behind_packets_that_the_responder_did_not_see() {
+    let bench = bench();
+    let (remote_addr, rkey, total) = (bench.remote.start, Rkey(bench.remote.key), 5 * MTU);
+    let write = |at: u32, packets: u32| {
+        let op = Op::Write { remote_addr: remote_addr + u64::from(at) * MTU, rkey, imm: None };
+        let len = u64::from(packets) * MTU;
+        let far = ByValue { bytes: pattern(u64::from(at) * MTU, len), back: Default::default() };
+        bench.b.driver.device.receive(&bench.request(at, op, len, packets), &far)
+    };
+    // It keeps nothing of what comes as a whole.
+    assert_eq!(write(0, 2), Answer::Ack);
+    bench.remote.set(0, &[0xee; 2 * MTU as usize]);
+    assert_eq!(bench.full(0, 3, bench.write_first(total)), Answer::Ack);
+    assert_eq!(bench.remote.get(0, 2 * MTU as usize), [0xee; 2 * MTU as usize], "not again");
+    assert_eq!(bench.remote.get(2 * MTU, MTU as usize), pattern(2 * MTU, MTU));
+    // From elsewhere on, in packets behind the first ones.
+    let rest = Part::WriteFirst { remote_addr: remote_addr + MTU, rkey, total: total - MTU };
+    assert_eq!(bench.full(1, 3, rest), Answer::Ack);
+    assert_eq!(write(2, 3), Answer::Ack);
+    assert_eq!(bench.remote.get(2 * MTU, 3 * MTU as usize), pattern(2 * MTU, 3 * MTU));
+    // Who does not say where to meets nobody who knows.
+    assert_eq!(bench.full(4, 2, WRITE_LAST), INVALID);
+    bench.assert_failed(AsyncEvent::QpReqErr(bench.b.qp.handle), &[]);
 }
 
 #[test]
@@ -326,7 +368,12 @@ fn pieces_that_continue_nothing_are_refused() {
 #[test]
 fn another_message_with_the_same_packets_is_refused() {
     type Case = (&'static str, fn(&Bench) -> Answer);
-    let cases: [Case; 3] = [
+    let cases: [Case; 5] = [
+        ("another end", |bench| bench.full(0, 3, bench.write_first(4 * MTU + 1))),
+        ("another place for its second half", |bench| {
+            let (remote_addr, rkey) = (bench.remote.start, Rkey(bench.remote.key));
+            bench.full(1, 2, Part::WriteFirst { remote_addr, rkey, total: 3 * MTU })
+        }),
         ("another place", |bench| {
             let first =
                 Part::WriteFirst { remote_addr: bench.remote.start + 1, rkey: Rkey(bench.remote.key), total: 4 * MTU };

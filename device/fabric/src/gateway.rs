@@ -120,9 +120,9 @@ impl HostTransport {
     }
 
     /// Carries a one-sided request out here and now, without its target, if that may be done. Nothing of its QP is on
-    /// its way. `ends`: it is the end of a message, or all of it.
-    pub fn place_alone(&self, request: &Request, local: &[Span], ends: bool) -> Option<Answer> {
-        self.place(&Request { alone: true, ..*request }, self.guest_target(&request.dest)?, local, ends)
+    /// its way. `rest`: bytes from its beginning to the end of the message that it is a piece of.
+    pub fn place_alone(&self, request: &Request, local: &[Span], rest: u64) -> Option<Answer> {
+        self.place(&Request { alone: true, ..*request }, self.guest_target(&request.dest)?, local, rest)
     }
 
     /// The process of a guest that something is for; the gateway is none.

@@ -114,6 +114,43 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
     }
 }
 
+/// A piece of a long WRITE is put in place as a whole one is, if all up to the message's end may be. The message counts
+/// once, with its last piece.
+#[test]
+fn pieces_are_put_in_place_where_all_of_their_message_may_go() {
+    let [here, there] = processes();
+    let place = [const { AtomicU64::new(0) }; 2];
+    let view = QpView {
+        handle: QpHandle(3),
+        kind: QpKind::Rc,
+        state: PVRDMA_QPS_RTS,
+        placeable: true,
+        pd: PdHandle(1),
+        access: PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ,
+        peer: endpoint(0),
+        grh: Grh::default(),
+        qpn: endpoint(1).qpn,
+    };
+    let start = place.as_ptr() as u64;
+    let figures = there.figures(view.handle).unwrap();
+    assert!(there.expected_psn(view.handle).is_some());
+    there.mr_added(0x101, &Bounds { pd: view.pd, access: view.access, start, length: 16 });
+    there.qp_changed(&view);
+    let piece = |psn, at: u64, rest| {
+        let (bytes, write) = ([psn as u8 + 1; 8], Op::Write { remote_addr: start + at, rkey: Rkey(0x101), imm: None });
+        here.place_alone(&Request { op: write, len: 8, ..message(psn) }, &[span_of(&bytes)], rest)
+    };
+    let counted = || figures.received.read();
+    assert_eq!(piece(0, 0, 17), None, "its end is outside");
+    assert_eq!(piece(0, 0, 16), Some(Answer::Ack));
+    assert_eq!(counted(), Counted { messages: 0, bytes: 8 });
+    assert_eq!(piece(0, 0, 16), None, "it was there before");
+    assert_eq!(piece(1, 8, 8), Some(Answer::Ack));
+    assert_eq!(counted(), Counted { messages: 1, bytes: 16 });
+    let found = place.each_ref().map(|word| word.load(std::sync::atomic::Ordering::Relaxed).to_ne_bytes());
+    assert_eq!(found, [[1; 8], [2; 8]]);
+}
+
 /// What was sent is on the wire; what was asked for has no memory to go to any more.
 #[test]
 fn datagrams_of_a_process_that_was_killed_are_taken_in_and_nothing_else_of_it() {

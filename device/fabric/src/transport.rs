@@ -187,8 +187,9 @@ impl HostTransport {
     // ---- the initiator copies ------------------------------------------------------------------
 
     /// Carries a one-sided request out on the target's behalf if its published view says that it may be done.
-    /// `None`: let the target judge. `ends`: a message ends with it.
-    pub(crate) fn place(&self, request: &Request, target: Process, local: &[Span], ends: bool) -> Option<Answer> {
+    /// `None`: let the target judge. `rest`: bytes from its beginning to the end of its message, of which it may be a
+    /// piece; all of them must be allowed.
+    pub(crate) fn place(&self, request: &Request, target: Process, local: &[Span], rest: u64) -> Option<Answer> {
         let (addr, rkey, purpose, right) = match request.op {
             Op::Write { remote_addr, rkey, imm: None } => {
                 (remote_addr, rkey, Use::RemoteWrite, PVRDMA_ACCESS_REMOTE_WRITE)
@@ -241,7 +242,7 @@ impl HostTransport {
             if mr.key.load(Ordering::SeqCst) != rkey.0 {
                 return None;
             }
-            bounds.check(pd, addr, request.len, purpose)?;
+            bounds.check(pd, addr, rest.max(request.len), purpose)?;
             let remote = [Span { addr: DmaAddr(addr), len: request.len }];
             let direction = if purpose == Use::RemoteWrite { Direction::Write } else { Direction::Read };
             // A page that is gone: the target finds out whose, and says so.
@@ -254,7 +255,7 @@ impl HostTransport {
             return None;
         }
         // In the line of the PSN. The target counts nothing meanwhile: it would have to have had a request of this QP.
-        qp.received.count(request.len, ends);
+        qp.received.count(request.len, rest <= request.len);
         drop(hazard);
         if purpose == Use::RemoteWrite {
             region.bell.placed();
@@ -647,7 +648,7 @@ impl Transport for HostTransport {
             let answer = self.receive_here(request, &far);
             return Submitted::Answered(answer);
         }
-        match self.place(request, target, local, true) {
+        match self.place(request, target, local, request.len) {
             Some(answer) => Submitted::Answered(answer),
             // Behind others it could only go the long way, and keep those after it from the short one.
             None if one_sided(&request.op) && !request.alone => Submitted::WhenAlone,

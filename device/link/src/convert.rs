@@ -3,7 +3,7 @@
 use pvrdma_device::handle::{Psn, Qpn, Rkey};
 use pvrdma_device::rings::wqe::{self, AtomicOp, Grh};
 use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
-use pvrdma_device::transport::{self as device, Endpoint, Nak, Request, Token};
+use pvrdma_device::transport::{self as device, Endpoint, MAX_MSG_SZ, Nak, Request, Token};
 use pvrdma_net::frame::{self, Answer, Datagram, Ends, Ext, Message, Op, Segment};
 
 /// Both ends of a request.
@@ -72,20 +72,17 @@ fn from_op(op: &Op) -> device::Op {
 
 /// A piece of a message of another host, as the device takes it in: `len` bytes from `offset` on, with its own packets.
 /// For what is read, the caller chooses the piece. `None`: no packets of the path's MTU end there.
+///
+/// A piece of a WRITE says itself where it goes, as if its message began with it, so that nobody has to know what came
+/// before it. With immediate data it does not: its target tells of the whole message.
 pub fn carried(token: Token, ends: &Ends, message: &Message, offset: u64, len: u64) -> Option<Carried> {
     let (source, dest) = endpoints(ends);
+    let whole = |psn, packets, op| {
+        let solicited = message.solicited;
+        Some(Carried::Whole(Request { token, source, dest, psn, packets, op, len, solicited, alone: false }))
+    };
     if offset == 0 && len == message.len {
-        return Some(Carried::Whole(Request {
-            token,
-            source,
-            dest,
-            psn: Psn::new(message.psn),
-            packets: message.packets,
-            op: from_op(&message.op),
-            len,
-            solicited: message.solicited,
-            alone: false,
-        }));
+        return whole(Psn::new(message.psn), message.packets, from_op(&message.op));
     }
     // There is at most one: with half of it there would be nearly twice the packets.
     let mtu = (8..=12).map(|log| 1u64 << log).find(|mtu| message.len.div_ceil(*mtu) == u64::from(message.packets))?;
@@ -95,7 +92,15 @@ pub fn carried(token: Token, ends: &Ends, message: &Message, offset: u64, len: u
     }
     let (before, packets) = (u32::try_from(offset / mtu).ok()?, u32::try_from(len.div_ceil(mtu)).ok()?);
     let (first, solicited, rest) = (offset == 0, message.solicited, message.len - offset);
+    let psn = Psn::new(message.psn).advance(before);
     let part = match message.op {
+        Op::Write { remote_addr, rkey, imm: None } => {
+            let (remote_addr, rkey) = (remote_addr.wrapping_add(offset), Rkey(rkey));
+            if last {
+                return whole(psn, packets, device::Op::Write { remote_addr, rkey, imm: None });
+            }
+            Part::WriteFirst { remote_addr, rkey, total: rest }
+        }
         Op::Write { remote_addr, rkey, .. } if first => {
             Part::WriteFirst { remote_addr, rkey: Rkey(rkey), total: message.len }
         }
@@ -109,8 +114,26 @@ pub fn carried(token: Token, ends: &Ends, message: &Message, offset: u64, len: u
         Op::Send { .. } => Part::SendMiddle,
         Op::CompareSwap { .. } | Op::FetchAdd { .. } => return None,
     };
-    let psn = Psn::new(message.psn).advance(before);
     Some(Carried::Segment(Piece { source, dest, psn, packets, len, part }))
+}
+
+/// What can be carried out without its target, as a request, and the bytes from its beginning to the message's end.
+/// `None`: the target is to judge it, or to tell of its message.
+pub fn on_its_own(carried: &Carried, message: &Message) -> Option<(Request, u64)> {
+    let Piece { source, dest, psn, packets, len, part } = match carried {
+        _ if message.len > MAX_MSG_SZ.into() => return None,
+        Carried::Whole(request) => return Some((*request, request.len)),
+        Carried::Segment(piece) => *piece,
+    };
+    let (op, rest) = match part {
+        Part::Read { remote_addr, rkey, rest } => (device::Op::Read { remote_addr, rkey }, rest),
+        Part::WriteFirst { remote_addr, rkey, total } if matches!(message.op, Op::Write { imm: None, .. }) => {
+            (device::Op::Write { remote_addr, rkey, imm: None }, total)
+        }
+        _ => return None,
+    };
+    let token = Token::default();
+    Some((Request { token, source, dest, psn, packets, op, len, solicited: false, alone: true }, rest))
 }
 
 /// The piece that a segment brings.
@@ -230,6 +253,50 @@ mod tests {
             let odd = Message { packets: 3, ..message };
             assert_eq!(carried(request.token, &ends(&request), &odd, 0, PIECE), None);
         }
+    }
+
+    #[test]
+    fn a_piece_says_itself_where_it_goes_unless_its_target_tells_of_the_message() {
+        let len = 2 * PIECE + 77;
+        let packets = len.div_ceil(1024) as u32;
+        let cut = |op, len| {
+            let request = request(op, len, packets);
+            let (message, ends) = (message(&request).unwrap(), ends(&request));
+            [0, PIECE, 2 * PIECE].map(|at| {
+                let carried = carried(request.token, &ends, &message, at, PIECE.min(len - at)).unwrap();
+                on_its_own(&carried, &message).map(|(own, rest)| {
+                    let (piece, asked) = match carried {
+                        Carried::Whole(request) => ((request.psn, request.packets, request.len), request.op),
+                        Carried::Segment(Piece { psn, packets, len, part, .. }) => match part {
+                            Part::WriteFirst { remote_addr, rkey, total } if total == rest => {
+                                ((psn, packets, len), device::Op::Write { remote_addr, rkey, imm: None })
+                            }
+                            Part::Read { remote_addr, rkey, .. } => {
+                                ((psn, packets, len), device::Op::Read { remote_addr, rkey })
+                            }
+                            other => panic!("{other:?}"),
+                        },
+                    };
+                    assert_eq!((own.psn, own.packets, own.len), piece, "all that is carried");
+                    assert_eq!(own.op, asked);
+                    (own.psn.since(request.psn), own.len, rest)
+                })
+            })
+        };
+        let (write, read) = (
+            |imm| device::Op::Write { remote_addr: 0x1000, rkey: Rkey(3), imm },
+            device::Op::Read { remote_addr: 0x1000, rkey: Rkey(3) },
+        );
+        let pieces = [(0, PIECE, len), (256, PIECE, len - PIECE), (512, 77, 77)].map(Some);
+        assert_eq!(cut(write(None), len), pieces);
+        assert_eq!(cut(read, len), pieces);
+        assert_eq!(cut(write(Some(1)), len), [None; 3]);
+        assert_eq!(cut(device::Op::Send { ext: wqe::Ext::None }, len), [None; 3]);
+        // Longer than any message may be: its target says so.
+        let long = request(write(None), u64::from(MAX_MSG_SZ) + 4096, MAX_MSG_SZ / 4096 + 1);
+        let (ends, message) = (ends(&long), message(&long).unwrap());
+        let piece = carried(long.token, &ends, &message, 0, PIECE).unwrap();
+        assert_eq!(on_its_own(&piece, &message), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod doorbells;
 
 use crate::budget::Budget;
 use crate::clock::Clock;
-use crate::engine::{Engine, GID_TBL_LEN, MAX_MR, MAX_MSG_SZ, MAX_QP};
+use crate::engine::{Engine, GID_TBL_LEN, MAX_MR, MAX_QP};
 use crate::handle::{CtxHandle, Gid, QpHandle};
 use crate::interrupt::{AsyncEvent, Interrupts};
 use crate::memory::{MAX_PDIR_PAGES, Memory};
@@ -20,7 +20,7 @@ use crate::objects::table::Table;
 use crate::rings::wqe::{MAX_SGE, QpKind};
 use crate::transport::figures::QpReport;
 use crate::transport::segment::Segment;
-use crate::transport::{Answer, Far, Path, Request, Requester, Responder, Token, Transport};
+use crate::transport::{Answer, Far, MAX_MSG_SZ, Path, Request, Requester, Responder, Token, Transport};
 use commands::KeyCounts;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{PCI_DEVICE_ID_VMWARE_PVRDMA, PCI_VENDOR_ID_VMWARE, PVRDMA_PAGE_SIZE};

@@ -32,8 +32,6 @@ use std::time::{Duration, Instant};
 
 /// Length of the GID table, in caps and port alike: Linux sizes its shadow table by one and indexes by the other.
 pub const GID_TBL_LEN: u32 = 16;
-/// Longest message: 1 GiB.
-pub const MAX_MSG_SZ: u32 = 1 << 30;
 /// Handles of user QPs start here: 0 reads as "none" for providers, 1 is the GSI QP.
 const FIRST_QP: u32 = 2;
 pub(crate) const MAX_QP: u32 = 32768;

@@ -4,7 +4,7 @@
 //! way at once; they end in the order they were posted, each through `settle`.
 
 use crate::engine::by_value::pending;
-use crate::engine::{Engine, MAX_MSG_SZ, ack_timeout, give_back_scratch, rnr_time};
+use crate::engine::{Engine, ack_timeout, give_back_scratch, rnr_time};
 use crate::handle::{Gid, KERNEL};
 use crate::interrupt::AsyncEvent;
 use crate::objects::qp::{Attrs, Qp};
@@ -12,7 +12,7 @@ use crate::objects::send_queue::{Owed, SendQueue, Stage};
 use crate::rings::cqe::Completion;
 use crate::rings::ring::BrokenRing;
 use crate::rings::wqe::{Operation, QpKind, WorkRequest};
-use crate::transport::{Answer, Endpoint, Nak, Op, Path, Request, Submitted, Token, Use};
+use crate::transport::{Answer, Endpoint, MAX_MSG_SZ, Nak, Op, Path, Request, Submitted, Token, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::MutexGuard;

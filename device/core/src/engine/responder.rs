@@ -2,7 +2,7 @@
 //!
 //! A message comes as a whole or in pieces. Both are judged by the same code: a whole one is the case ONLY.
 
-use crate::engine::{Engine, MAX_MSG_SZ, give_back_scratch};
+use crate::engine::{Engine, give_back_scratch};
 use crate::handle::{Psn, Qpn, Rkey};
 use crate::interrupt::AsyncEvent;
 use crate::memory::{Memory, Span};
@@ -12,8 +12,8 @@ use crate::rings::cqe::{Completion, Sender};
 use crate::rings::grh::{self, GRH_LEN};
 use crate::rings::ring::BrokenRing;
 use crate::rings::wqe::{AtomicOp, Ext, QpKind, Receive};
-use crate::transport::segment::{Part, Segment, ends_in, full_packets};
-use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Endpoint, Far, Nak, Op, Request, Use};
+use crate::transport::segment::{Part, Segment, ends_in, full_packets, last_packets};
+use crate::transport::{Answer, CopyFault, DATAGRAM_MAX, Endpoint, Far, MAX_MSG_SZ, Nak, Op, Request, Use};
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma as abi;
 use std::sync::atomic::Ordering;
@@ -644,21 +644,19 @@ fn stretch(
         let mtu = if ends { 0 } else { full_packets(len, packets).ok_or_else(invalid)? };
         return Ok(Stretch { what, first: psn, mtu, from: 0, skip: 0, len, ends });
     }
-    continued(rq.partial, arrival, expected, place, what).ok_or_else(invalid)
+    let partial = rq.partial.filter(|partial| partial.next == expected);
+    match what {
+        Some(What::Write(reth)) if place.begins() => brought_again(partial, arrival, expected, ends, reth),
+        _ => partial.and_then(|partial| continued(partial, arrival, expected, place, what)),
+    }
+    .ok_or_else(invalid)
 }
 
-/// The same for one that continues `partial`, or brings it again and goes on. `None`: it does not fit.
+/// The same for one that continues `partial`, or is a SEND that comes again and goes on. `None`: it does not fit.
 #[inline(never)]
-fn continued(
-    partial: Option<Partial>,
-    arrival: &Arrival,
-    expected: Psn,
-    place: Place,
-    what: Option<What>,
-) -> Option<Stretch> {
+fn continued(partial: Partial, arrival: &Arrival, expected: Psn, place: Place, what: Option<What>) -> Option<Stretch> {
     let Arrival { psn, packets, len, .. } = *arrival;
     let ends = place.ends();
-    let partial = partial?;
     let same = match (what, partial.what) {
         (Some(what), of) => what == of,
         (None, of) => of != What::Send,
@@ -666,11 +664,50 @@ fn continued(
     let cut_well =
         if ends { ends_in(len, packets, partial.mtu) } else { full_packets(len, packets) == Some(partial.mtu) };
     let skip = u64::from(expected.since(psn)) * partial.mtu;
-    if !same || !cut_well || partial.next != expected || place.begins() && partial.first != psn || skip >= len {
+    if !same || !cut_well || place.begins() && partial.first != psn || skip >= len {
         return None;
     }
     let Partial { what, first, mtu, done, .. } = partial;
     Some(Stretch { what, first, mtu, from: done, skip, len: len - skip, ends })
+}
+
+/// The same for a WRITE that says where it goes: some of it has come before, and it goes on. Its message may have begun
+/// with it or before it. What is known of that is `partial`, if its packets were not carried out in this responder's
+/// place.
+#[inline(never)]
+fn brought_again(
+    partial: Option<Partial>,
+    arrival: &Arrival,
+    expected: Psn,
+    ends: bool,
+    reth: Reth,
+) -> Option<Stretch> {
+    let Arrival { psn, packets, len, .. } = *arrival;
+    let mtu = if ends { last_packets(len, packets)? } else { full_packets(len, packets)? };
+    let same = partial.is_none_or(|partial| match partial.what {
+        What::Write(begun) if partial.mtu == mtu => is_one_message(mtu, (psn, &reth), (partial.first, &begun)),
+        _ => false,
+    });
+    let skip = u64::from(expected.since(psn)) * mtu;
+    (same && skip < len).then(|| Stretch {
+        what: What::Write(reth),
+        first: psn,
+        mtu,
+        from: skip,
+        skip,
+        len: len - skip,
+        ends,
+    })
+}
+
+/// Whether two pieces that say where they go are of one message: the earlier one comes to where the later one begins,
+/// and both have the same end.
+fn is_one_message(mtu: u64, this: (Psn, &Reth), other: (Psn, &Reth)) -> bool {
+    let ((from, early), (to, late)) = if other.0.ahead_of(this.0) { (this, other) } else { (other, this) };
+    let bytes = u64::from(to.since(from)) * mtu;
+    late.rkey == early.rkey
+        && late.remote_addr == early.remote_addr.wrapping_add(bytes)
+        && early.total.checked_sub(bytes) == Some(late.total)
 }
 
 /// Answers an atomic operation again.

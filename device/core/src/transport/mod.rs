@@ -216,6 +216,8 @@ pub trait Far {
 
 /// Longest payload of a datagram: one packet of the port's MTU.
 pub const DATAGRAM_MAX: u64 = 4096;
+/// Longest message: 1 GiB.
+pub const MAX_MSG_SZ: u32 = 1 << 30;
 
 /// What a transport carried by value: the payload of a datagram, or of a piece of a message.
 pub struct Payload<'a>(pub &'a [u8]);

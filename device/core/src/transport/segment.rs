@@ -72,12 +72,16 @@ pub fn ends_in(len: u64, packets: u32, mtu: u64) -> bool {
     len > 0 && len.div_ceil(mtu) == u64::from(packets)
 }
 
+/// The path MTU, if a message, or its end, of `len` bytes takes `packets` packets, more than one. There is at most one:
+/// with half of it there would be nearly twice the packets.
+pub fn last_packets(len: u64, packets: u32) -> Option<u64> {
+    (8..=12).map(|log| 1 << log).find(|mtu| packets > 1 && ends_in(len, packets, *mtu))
+}
+
 /// The path MTU of a message that can be cut, by its length and its number of packets. `None`: it goes as a whole.
 pub fn mtu_of(request: &Request) -> Option<u64> {
     let cuttable = matches!(request.op, Op::Send { .. } | Op::Write { .. } | Op::Read { .. });
-    // There is at most one: with half of it there would be nearly twice the packets.
-    let mtu = (8..=12).map(|log| 1 << log).find(|mtu| ends_in(request.len, request.packets, *mtu));
-    mtu.filter(|_| cuttable && request.packets > 1)
+    last_packets(request.len, request.packets).filter(|_| cuttable)
 }
 
 /// What is carried at a time.

@@ -3,9 +3,7 @@
 use crate::convert::{self, PIECE};
 use pvrdma_device::guest::Guest;
 use pvrdma_device::handle::{Psn, QpHandle};
-use pvrdma_device::memory::Span;
-use pvrdma_device::transport::segment::{Carried, Part, Segment as Piece};
-use pvrdma_device::transport::{Answer, Nak, Op, Request, Submitted, Token, Transport};
+use pvrdma_device::transport::{Answer, Nak, Submitted, Token, Transport};
 use pvrdma_fabric::copy::{span_of, span_of_mut};
 use pvrdma_fabric::transport::HostTransport;
 use pvrdma_net::event::{Receipt, ReplyKey};
@@ -152,8 +150,9 @@ impl Inbound {
             // The short way, from where the bytes are: nothing of this pair is on its way, and the guest need not know.
             if stream.work.is_empty()
                 && stream.flying == 0
-                && let Some(Carried::Whole(request)) = convert::carried_by(Token::default(), ends, segment)
-                && let Some(answer) = self.transport.place_alone(&request, &[span_of(payload)], true)
+                && let Some(carried) = convert::carried_by(Token::default(), ends, segment)
+                && let Some((request, rest)) = convert::on_its_own(&carried, &segment.message)
+                && let Some(answer) = self.transport.place_alone(&request, &[span_of(payload)], rest)
             {
                 hosts.answer(now, receipt, convert::answer(answer));
                 return;
@@ -167,10 +166,10 @@ impl Inbound {
     fn work(&mut self, hosts: &mut Hosts, now: Duration, ends: &Ends) {
         while let Some(stream) = self.streams.get_mut(ends) {
             let (id, alone) = (self.next, stream.flying == 0);
-            let (carried, mut bytes) = match stream.work.front_mut() {
+            let (carried, message, mut bytes) = match stream.work.front_mut() {
                 None => return,
                 Some(Work::Segment { segment, payload, .. }) => {
-                    (convert::carried_by(token(id), ends, segment), std::mem::take(payload))
+                    (convert::carried_by(token(id), ends, segment), segment.message, std::mem::take(payload))
                 }
                 Some(Work::Read { key, message, asked }) => {
                     // One that nobody waits for any more is gone.
@@ -189,11 +188,17 @@ impl Inbound {
                         }
                         return;
                     }
-                    (convert::carried(token(id), ends, message, *asked, len), vec![0; len as usize].into())
+                    (convert::carried(token(id), ends, message, *asked, len), *message, vec![0; len as usize].into())
                 }
             };
+            let local = [span_of_mut(&mut bytes)];
             let submitted = match &carried {
-                Some(carried) => submit(&self.transport, token(id), carried, &[span_of_mut(&mut bytes)], alone),
+                Some(carried) => {
+                    // By itself if nothing else of the pair is on its way, so that the target need not wake.
+                    let own = convert::on_its_own(carried, &message).filter(|_| alone);
+                    let placed = own.and_then(|(request, rest)| self.transport.place_alone(&request, &local, rest));
+                    placed.map_or_else(|| self.transport.hand_in(token(id), carried, &local), Submitted::Answered)
+                }
                 None => Submitted::Answered(Answer::Nak(Nak::InvalidRequest)),
             };
             if matches!(submitted, Submitted::Busy | Submitted::Full | Submitted::WhenAlone) {
@@ -357,21 +362,4 @@ impl Inbound {
         self.reading.retain(|_, reading| reading.bytes > 0 || !reading.waiting.is_empty());
         self.go_on(hosts, now);
     }
-}
-
-/// Hands a piece to its target: by itself if nothing else of the pair is on its way, so that the target need not wake.
-pub fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
-    let short = match carried {
-        _ if !alone => None,
-        Carried::Whole(request) => transport.place_alone(request, local, true),
-        // Each piece of a READ stands for itself.
-        Carried::Segment(Piece { source, dest, psn, packets, len, part: Part::Read { remote_addr, rkey, rest } }) => {
-            let op = Op::Read { remote_addr: *remote_addr, rkey: *rkey };
-            let (source, dest, psn, packets, len) = (*source, *dest, *psn, *packets, *len);
-            let request = Request { token, source, dest, psn, packets, op, len, solicited: false, alone };
-            transport.place_alone(&request, local, *rest <= len)
-        }
-        Carried::Segment(_) => None,
-    };
-    short.map_or_else(|| transport.hand_in(token, carried, local), Submitted::Answered)
 }

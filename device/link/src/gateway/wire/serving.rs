@@ -1,9 +1,9 @@
 //! What peers that speak RoCE ask of guests.
 
-use crate::gateway::inbound::submit;
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn};
-use pvrdma_device::transport::segment::{Carried, Part};
-use pvrdma_device::transport::{Answer, Endpoint, Submitted, Token, Transport};
+use pvrdma_device::memory::Span;
+use pvrdma_device::transport::segment::{Carried, Part, Segment};
+use pvrdma_device::transport::{Answer, Endpoint, Op, Request, Submitted, Token, Transport};
 use pvrdma_fabric::copy::span_of_mut;
 use pvrdma_fabric::segment::Published;
 use pvrdma_fabric::transport::HostTransport;
@@ -211,6 +211,23 @@ impl Serving {
         self.halves.retain(|qpn, half| half.flying > 0 || segment.published(*qpn).is_some());
         turns
     }
+}
+
+/// Hands a piece to its target: by itself if nothing else of the QP is on its way, so that the target need not wake.
+fn submit(transport: &HostTransport, token: Token, carried: &Carried, local: &[Span], alone: bool) -> Submitted {
+    let short = match *carried {
+        _ if !alone => None,
+        Carried::Whole(request) => transport.place_alone(&request, local, request.len),
+        // Each piece of a READ stands for itself. Those of a WRITE do not: its last packet may have immediate data, of
+        // which the target tells with the length of all.
+        Carried::Segment(Segment { source, dest, psn, packets, len, part: Part::Read { remote_addr, rkey, rest } }) => {
+            let op = Op::Read { remote_addr, rkey };
+            let request = Request { token, source, dest, psn, packets, op, len, solicited: false, alone };
+            transport.place_alone(&request, local, rest)
+        }
+        Carried::Segment(_) => None,
+    };
+    short.map_or_else(|| transport.hand_in(token, carried, local), Submitted::Answered)
 }
 
 /// What a piece brings back.
