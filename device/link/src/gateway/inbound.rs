@@ -27,8 +27,9 @@ const OF_A_HOST: u64 = 32 * PIECE;
 enum Work {
     /// Bytes go to a guest.
     Segment { segment: Segment, payload: Box<[u8]>, receipt: Receipt, since: Duration },
-    /// Bytes come from it: those before `asked` were asked for.
-    Read { key: ReplyKey, message: Message, asked: u64 },
+    /// Bytes come from it: those before `asked` were asked for. If not `ahead`, they are read into the frame with which
+    /// they leave.
+    Read { key: ReplyKey, message: Message, asked: u64, ahead: bool },
 }
 
 #[derive(Default)]
@@ -144,7 +145,7 @@ impl Inbound {
         if segment.message.op.reads() && segment.message.len > 0 {
             let key = receipt.key();
             self.replies.insert(key, Reply { ends: *ends, pieces: VecDeque::new(), flying: 0 });
-            stream.work.push_back(Work::Read { key, message: segment.message, asked: 0 });
+            stream.work.push_back(Work::Read { key, message: segment.message, asked: 0, ahead: false });
             hosts.reply(now, receipt);
         } else {
             // The short way, from where the bytes are: nothing of this pair is on its way, and the guest need not know.
@@ -171,12 +172,17 @@ impl Inbound {
                 Some(Work::Segment { segment, payload, .. }) => {
                     (convert::carried_by(token(id), ends, segment), segment.message, std::mem::take(payload))
                 }
-                Some(Work::Read { key, message, asked }) => {
+                Some(Work::Read { key, message, asked, ahead }) => {
                     // One that nobody waits for any more is gone.
                     let Some(reply) = self.replies.get(key).filter(|_| *asked < message.len) else {
                         stream.work.pop_front();
                         continue;
                     };
+                    *ahead |= !alone;
+                    if !*ahead {
+                        hosts.more(*key);
+                        return;
+                    }
                     if reply.flying + reply.pieces.len() >= AHEAD {
                         return;
                     }
@@ -214,8 +220,8 @@ impl Inbound {
             let then = match stream.work.pop_front() {
                 None => return,
                 Some(Work::Segment { receipt, .. }) => Then::Answer(receipt),
-                Some(Work::Read { key, message, asked }) => {
-                    stream.work.push_front(Work::Read { key, message, asked: asked + bytes.len() as u64 });
+                Some(Work::Read { key, message, asked, ahead }) => {
+                    stream.work.push_front(Work::Read { key, message, asked: asked + bytes.len() as u64, ahead });
                     if let Some(reply) = self.replies.get_mut(&key) {
                         reply.flying += 1;
                     }
@@ -266,6 +272,9 @@ impl Inbound {
 
     /// What another host reads, for the next frame.
     pub fn reply(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> Result<bool, frame::Answer> {
+        if self.read_now(key, offset, into) {
+            return Ok(true);
+        }
         let Some(reply) = self.replies.get_mut(&key) else { return Err(frame::Answer::Silence) };
         match reply.pieces.front() {
             Some((at, read)) if *at == offset => match read {
@@ -280,6 +289,30 @@ impl Inbound {
         self.left.push(ends);
         self.has_left(&ends, into.len() as u64);
         Ok(true)
+    }
+
+    /// The short way, into the frame itself: nothing of this pair is on its way, and the guest need not know.
+    fn read_now(&mut self, key: ReplyKey, offset: u64, into: &mut [u8]) -> bool {
+        let Some(ends) = self.replies.get(&key).map(|reply| reply.ends) else { return false };
+        let Some(work) = self.streams.get_mut(&ends).map(|stream| &mut stream.work) else { return false };
+        let Some(Work::Read { key: first, message, asked, ahead }) = work.front_mut() else { return false };
+        if *first != key || *asked != offset || *ahead {
+            return false;
+        }
+        let carried = convert::carried(Token::default(), &ends, message, offset, into.len() as u64);
+        let own = carried.and_then(|carried| convert::on_its_own(&carried, message));
+        let read = own.and_then(|(request, rest)| self.transport.place_alone(&request, &[span_of_mut(into)], rest));
+        if read == Some(Answer::Ack) {
+            *asked += into.len() as u64;
+            if *asked == message.len {
+                work.pop_front();
+            }
+        } else {
+            // Its guest is to judge it, and may take its time: there is something to read ahead for.
+            *ahead = true;
+        }
+        self.left.push(ends);
+        read == Some(Answer::Ack)
     }
 
     pub fn reply_ended(&mut self, hosts: &mut Hosts, now: Duration, key: ReplyKey) {
