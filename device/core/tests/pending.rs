@@ -271,6 +271,53 @@ fn a_lost_request_is_sent_again() {
     assert_eq!(target.get(0, 32), [9; 32]);
 }
 
+/// The responder says that something is missing: that comes again at once, and is a retry like any other. Here no timer
+/// runs.
+#[test]
+fn what_the_responder_misses_is_sent_again_when_it_says_so() {
+    let bench = bench_with(&Path { timeout: 0, retry_cnt: 1, ..Path::default() });
+    let target = bench.b.region(64);
+    for n in 0..4 {
+        bench.a.send(&SendWr::write(n, &[], &target, 0));
+    }
+    let missed = Answer::Nak(Nak::SequenceError);
+    bench.wire.lose(1);
+    assert_eq!([0, 1, 2].map(|n| bench.wire.deliver(n)), [Answer::Ack, missed, missed]);
+    bench.wire.answer(0);
+    bench.wire.answer(0);
+    pump(&bench.drivers());
+    let psns = bench.psns();
+    assert_eq!(psns[1..4], psns[4..], "from what is missing on, once, though two answers tell of it");
+    assert_eq!(bench.wire.flights(), 3);
+    bench.wire.lose(0);
+    assert_eq!(bench.wire.deliver(0), missed);
+    bench.wire.answer(0);
+    pump(&bench.drivers());
+    let expected = [(0, 0), (1, PVRDMA_WC_RETRY_EXC_ERR), (2, FLUSH), (3, FLUSH)];
+    assert_eq!(bench.a.send_cq.ends(), expected, "there was one retry");
+}
+
+/// What is missing may be on its way to an answer of its own.
+#[test]
+fn a_gap_that_the_responder_made_itself_is_no_loss() {
+    let bench = bench_with(&Path { timeout: 0, retry_cnt: 0, min_rnr_timer: 1, ..Path::default() });
+    for n in 0..2 {
+        bench.a.send(&SendWr::send(n, &[]));
+    }
+    let answers = [0, 1].map(|n| bench.wire.deliver(n));
+    assert_eq!(answers, [Answer::RnrNak(1), Answer::Nak(Nak::SequenceError)]);
+    bench.wire.answer(1);
+    pump(&bench.drivers());
+    assert_eq!((bench.wire.flights(), bench.wire.submitted().len()), (1, 2), "nothing is sent again");
+    bench.wire.answer(0);
+    for n in 0..2 {
+        bench.b.recv(&RecvWr::new(n, &[]));
+    }
+    assert!(pump_until(&bench.drivers(), LIMIT, || bench.wire.flights() == 2));
+    bench.wire.run();
+    assert_eq!(bench.a.send_cq.ends(), ids(0..2, 0));
+}
+
 #[test]
 fn requests_that_are_always_lost_end_in_retry_exceeded() {
     let path = Path { timeout: 13, retry_cnt: 2, ..Path::default() };

@@ -395,7 +395,7 @@ impl Engine {
             Answer::Nak(Nak::RemoteAccess) => Stage::Done(abi::PVRDMA_WC_REM_ACCESS_ERR),
             Answer::Nak(Nak::RemoteOperational) => Stage::Done(abi::PVRDMA_WC_REM_OP_ERR),
             Answer::RequesterFault => Stage::Done(abi::PVRDMA_WC_LOC_PROT_ERR),
-            // Out of order at the responder: what it misses is older and will be sent again first.
+            // Out of order at the responder: what it misses is older and is sent again first.
             Answer::Nak(Nak::SequenceError) | Answer::Silence => Stage::Unanswered,
         };
         sq.owed[index].stage = stage;
@@ -405,6 +405,24 @@ impl Engine {
         if stage == Stage::Unanswered {
             self.start_timer(sq, attrs);
         }
+        // Told of the gap, nobody waits for a timer; the retry counts all the same. A responder that misses what was
+        // acknowledged before says nothing (a ghost, as IBA calls it).
+        if answer == Answer::Nak(Nak::SequenceError)
+            && self.oldest(qp, sq).is_some_and(|(oldest, is_over)| is_over && oldest < index)
+        {
+            sq.deadline = Some(self.now());
+        }
+    }
+
+    /// The oldest request that is not done, and whether no answer to it comes any more. One whose responder lives, and
+    /// has it, is waited for: a slow answer is no lost one.
+    fn oldest(&self, qp: &Qp, sq: &SendQueue) -> Option<(usize, bool)> {
+        let oldest = sq.owed.iter().position(|owed| !matches!(owed.stage, Stage::Done(_)))?;
+        let is_over = match sq.owed[oldest].stage {
+            Stage::Pending => self.transport().lost(sq.token(oldest, qp.handle)),
+            stage => stage == Stage::Unanswered,
+        };
+        Some((oldest, is_over))
     }
 
     /// Makes everything from `first` on ready to be submitted again ("go back N").
@@ -431,16 +449,11 @@ impl Engine {
             return;
         }
         sq.deadline = None;
-        let Some(oldest) = sq.owed.iter().position(|owed| !matches!(owed.stage, Stage::Done(_))) else { return };
-        match sq.owed[oldest].stage {
-            Stage::Ready | Stage::Done(_) => return,
-            // Its responder lives and has the request: a slow answer is no lost one.
-            Stage::Pending if !self.transport().lost(sq.token(oldest, qp.handle)) => {
-                self.start_timer(sq, attrs);
-                return;
-            }
-            Stage::Pending | Stage::Unanswered => {}
-        }
+        let oldest = match self.oldest(qp, sq) {
+            Some((oldest, true)) => oldest,
+            Some((waiting, false)) if sq.owed[waiting].stage == Stage::Pending => return self.start_timer(sq, attrs),
+            _ => return,
+        };
         self.recall(qp, sq, oldest);
         // Whatever it was that did not answer: the next try goes by the way that there is then.
         self.look_for_path(qp, sq, attrs);
