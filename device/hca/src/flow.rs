@@ -30,7 +30,7 @@ pub enum Broken {
     #[error("more than there was room for")]
     Room,
     /// It has not been sent so much.
-    #[error("it has taken what was never sent")]
+    #[error("it has taken what was never sent, or nothing more")]
     Count,
 }
 
@@ -70,11 +70,13 @@ pub struct Outgoing {
     taken: u64,
     /// Where pieces end that are not known to be taken.
     ends: VecDeque<u64>,
+    /// The other end has counted nothing, which proves the way, and does so once.
+    proved: bool,
 }
 
 impl Outgoing {
     pub fn new(theirs: u32, staging: u32) -> Outgoing {
-        Outgoing { rings: [theirs.into(), staging.into()], sent: 0, taken: 0, ends: VecDeque::new() }
+        Outgoing { rings: [theirs.into(), staging.into()], sent: 0, taken: 0, ends: VecDeque::new(), proved: false }
     }
 
     /// How long the next piece may be, and where it goes in the other end's ring and in the memory here.
@@ -94,7 +96,9 @@ impl Outgoing {
     /// The other end has counted.
     pub fn counted(&mut self, count: u32) -> Result<(), Broken> {
         let more = u64::from(count.wrapping_sub(self.taken as u32) & !COUNT);
-        if more > self.sent - self.taken {
+        // Counts that say nothing could go on for ever.
+        let idle = more == 0 && std::mem::replace(&mut self.proved, true);
+        if idle || more > self.sent - self.taken {
             return Err(Broken::Count);
         }
         self.taken += more;
@@ -253,6 +257,7 @@ mod tests {
     fn a_count_of_what_was_never_sent_ends_it() {
         let mut out = Outgoing::new(RING, RING);
         assert_eq!(out.counted(0), Ok(()), "it proves the way");
+        assert_eq!(out.counted(0), Err(Broken::Count), "it was proved");
         assert_eq!(out.counted(1), Err(Broken::Count));
         out.sent(10);
         assert_eq!(out.counted(4), Ok(()));
