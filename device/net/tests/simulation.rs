@@ -10,10 +10,10 @@
 
 use pvrdma_net::connection::{End, Me};
 use pvrdma_net::event::{Arrival, Hold, Receipt, ReplyKey, Source, Submitted, Token};
-use pvrdma_net::frame::{Answer, Bad, Datagram, Ends, Ext, FRAME, Gid, Message, Op, Segment};
-use pvrdma_net::hosts::{HostEvent, Hosts, Why};
+use pvrdma_net::frame::{Answer, Bad, Card, Datagram, Ends, Ext, FRAME, Gid, Message, Op, Refusal, Segment, Way};
+use pvrdma_net::hosts::{BearerId, HostEvent, Hosts, Why};
 use pvrdma_net::limits::{Limits, Patience};
-use pvrdma_net::testing::wires::{Received, Wires};
+use pvrdma_net::testing::wires::{Lane, Received, Wires};
 use pvrdma_net::testing::{Rng, size};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -140,6 +140,8 @@ struct Sim {
     busy: u64,
     datagrams: u64,
     links: u64,
+    /// To adapters.
+    changes: u64,
     restarts: u64,
     refused: Vec<String>,
 }
@@ -167,6 +169,7 @@ impl Sim {
             busy: 0,
             datagrams: 0,
             links: 0,
+            changes: 0,
             restarts: 0,
             refused: Vec::new(),
         };
@@ -451,7 +454,8 @@ impl Sim {
                     self.hosts[usize::from(host - 1)].replies.remove(&key).expect("a reply ends once");
                 }
                 HostEvent::Up { .. } => self.links += 1,
-                HostEvent::Down(_) | HostEvent::Moved { .. } | HostEvent::Conflict { .. } | HostEvent::Adapter(..) => {}
+                HostEvent::Adapter(bearer, way) => self.heard_of_adapter(host, bearer, way),
+                HostEvent::Down(_) | HostEvent::Moved { .. } | HostEvent::Conflict { .. } => {}
             }
         }
         self.hosts[usize::from(host - 1)].forgotten.clear();
@@ -488,26 +492,75 @@ impl Sim {
         if of.stopped > now {
             return;
         }
-        if let Some(out) = self.wires.out(id, side) {
+        let lane = match of.hosts.over_adapter(bearer) {
+            (_, false) => Lane::Connection,
+            (_, true) => Lane::Adapter,
+        };
+        if let Some(out) = self.wires.out_on(id, side, lane) {
             let faults = now < self.plan.trouble;
             let (tokens, replies, late) = (&of.tokens, &of.replies, &mut of.late);
             let mut source = Payloads { tokens, replies, late, faults, rng: &mut self.rng };
             of.hosts.transmit(now, bearer, out, 1 << 16, &mut source);
             assert!(out.len() <= (1 << 16) + FRAME + 256);
         }
-        self.wires.send(id, side, now, STEP, &mut self.rng);
+        for lane in [Lane::Connection, Lane::Adapter] {
+            self.wires.send_on(id, side, lane, now, STEP, &mut self.rng);
+        }
         self.events(host);
+    }
+
+    // ---- adapters ------------------------------------------------------------------------------------------------
+
+    /// Those that have dialed offer an adapter now and then, or say that there is none.
+    fn offer_adapters(&mut self) {
+        let [from, to] = [0, 1].map(|_| 1 + self.rng.below(u64::from(self.plan.hosts)) as u16);
+        let of = &self.hosts[usize::from(from - 1)];
+        let bearer = of.hosts.may_offer(to).filter(|_| of.stopped <= self.now);
+        if let Some(bearer) = bearer {
+            let way = self.any_way();
+            assert!(self.hosts[usize::from(from - 1)].hosts.say_of_adapter(bearer, way));
+        }
+    }
+
+    fn any_way(&mut self) -> Way {
+        let card = Card { link: 1, mtu: 1, lid: 0, gid: [1; 16], qpn: 1, psn: 1, rkey: 1, len: 1 << 20, addr: 0 };
+        if self.rng.one_in(3) { Way::Refuse(Refusal::Soon) } else { Way::Offer(card) }
+    }
+
+    /// The one that was asked replies; the other one finds out whether it gets there.
+    fn heard_of_adapter(&mut self, host: u16, bearer: BearerId, way: Way) {
+        let Way::Offer(_) = way else { return };
+        // The connection may have ended over something that came with it.
+        let Some(other) = self.hosts[usize::from(host - 1)].hosts.host_of(bearer) else { return };
+        let reply = match other < host {
+            true => self.any_way(),
+            false if self.rng.one_in(3) => Way::Refuse(Refusal::Unreachable),
+            false => {
+                self.changes += 1;
+                Way::Switch
+            }
+        };
+        assert!(self.hosts[usize::from(host - 1)].hosts.say_of_adapter(bearer, reply));
     }
 
     /// The end `side` receives.
     fn read(&mut self, id: u64, side: usize) {
-        let Some((host, _)) = self.wires.end(id, side) else { return };
+        self.read_on(id, side, Lane::Connection);
+        self.read_on(id, side, Lane::Adapter);
+    }
+
+    fn read_on(&mut self, id: u64, side: usize, lane: Lane) {
+        let Some((host, bearer)) = self.wires.end(id, side) else { return };
+        // What has come by adapter waits for the change.
+        if lane == Lane::Adapter && !self.hosts[usize::from(host - 1)].hosts.over_adapter(bearer).0 {
+            return;
+        }
         let of = &self.hosts[usize::from(host - 1)];
         if of.stopped > self.now {
             return;
         }
         let most = if of.slow > self.now { 2000 } else { usize::MAX };
-        let Some(Received { bearer, input, news, ended, .. }) = self.wires.receive(id, side, self.now, most) else {
+        let Some(Received { bearer, input, news, ended, .. }) = self.wires.receive_on(id, side, lane, self.now, most) else {
             return;
         };
         let mut at = 0;
@@ -524,7 +577,7 @@ impl Sim {
             }
         }
         assert!(input.len() - at <= FRAME);
-        self.wires.keep(id, side, &input[at..]);
+        self.wires.keep_on(id, side, lane, &input[at..]);
         if ended {
             self.hosts[usize::from(host - 1)].hosts.closed(self.now, bearer);
             self.events(host);
@@ -619,6 +672,7 @@ impl Sim {
     fn step(&mut self) {
         self.trouble();
         self.submit_all();
+        self.offer_adapters();
         self.datagram();
         self.carry();
         for host in 1..=self.plan.hosts {
@@ -660,8 +714,17 @@ impl Sim {
 
     fn report(&self) {
         println!(
-            "seed {}: {:?} of virtual time, {:?}, {} busy, {} datagrams, {} links, {} restarts, trace {:016x}",
-            self.seed, self.now, self.answers, self.busy, self.datagrams, self.links, self.restarts, self.trace
+            "seed {}: {:?} of virtual time, {:?}, {} busy, {} datagrams, {} links, {} to adapters, {} restarts, \
+             trace {:016x}",
+            self.seed,
+            self.now,
+            self.answers,
+            self.busy,
+            self.datagrams,
+            self.links,
+            self.changes,
+            self.restarts,
+            self.trace
         );
     }
 }
@@ -688,7 +751,8 @@ fn without_trouble_all_is_done_at_the_first_try() {
     for (answer, count) in &sim.answers {
         assert!(["ack", "rnr", "sequence"].contains(answer), "{count} {answer}");
     }
-    assert!(sim.busy > 10 && sim.datagrams > 50 && sim.links == 6, "{} {} {}", sim.busy, sim.datagrams, sim.links);
+    assert!(sim.busy > 10 && sim.datagrams > 50, "{} {}", sim.busy, sim.datagrams);
+    assert_eq!((sim.links, sim.changes), (6, 3));
 }
 
 #[test]

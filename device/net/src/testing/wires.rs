@@ -1,5 +1,6 @@
 //! Bearers between hosts of a simulation, on a clock that is a number: they delay, break up, hold back and cut, by the
-//! seed of whoever holds them.
+//! seed of whoever holds them. Each is a pair of lanes, the connection and the adapters, which know nothing of each
+//! other.
 
 use super::Rng;
 use crate::hosts::BearerId;
@@ -22,7 +23,8 @@ struct Way {
 struct Wire {
     ends: [(u16, BearerId); 2],
     open: [bool; 2],
-    ways: [Way; 2],
+    /// By lane, and by end.
+    ways: [[Way; 2]; 2],
     capacity: usize,
     /// Nothing gets through before.
     cut: Duration,
@@ -42,6 +44,15 @@ pub struct Received {
     pub ended: bool,
 }
 
+/// What an end sends and receives on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The connection, which alone ends.
+    Connection,
+    /// The hosts' adapters.
+    Adapter,
+}
+
 /// All bearers.
 #[derive(Default)]
 pub struct Wires {
@@ -58,7 +69,7 @@ impl Wires {
         for (side, end) in ends.into_iter().enumerate() {
             self.by_bearer.insert(end, (id, side));
         }
-        let ways = [Way::default(), Way::default()];
+        let ways = [(); 2].map(|()| [(); 2].map(|()| Way::default()));
         self.wires.insert(id, Wire { ends, open: [true; 2], ways, capacity, cut: Duration::ZERO });
     }
 
@@ -106,13 +117,24 @@ impl Wires {
 
     /// Where what the end `side` sends next is put, if all that it made before has left.
     pub fn out(&mut self, id: u64, side: usize) -> Option<&mut Vec<u8>> {
-        self.wires.get_mut(&id).map(|wire| &mut wire.ways[side].unsent).filter(|unsent| unsent.is_empty())
+        self.out_on(id, side, Lane::Connection)
+    }
+
+    /// The same on a lane; what was made for another one may be on its way still.
+    pub fn out_on(&mut self, id: u64, side: usize, lane: Lane) -> Option<&mut Vec<u8>> {
+        let way = self.wires.get_mut(&id).map(|wire| &mut wire.ways[lane as usize][side]);
+        way.map(|way| &mut way.unsent).filter(|unsent| unsent.is_empty())
     }
 
     /// The end `side` sends as much as there is room for, or less; it arrives within two of `step`.
     pub fn send(&mut self, id: u64, side: usize, now: Duration, step: Duration, rng: &mut Rng) {
+        self.send_on(id, side, Lane::Connection, now, step, rng);
+    }
+
+    /// The same on a lane.
+    pub fn send_on(&mut self, id: u64, side: usize, lane: Lane, now: Duration, step: Duration, rng: &mut Rng) {
         let Some(wire) = self.wires.get_mut(&id) else { return };
-        let way = &mut wire.ways[side];
+        let way = &mut wire.ways[lane as usize][side];
         let room = wire.capacity.saturating_sub(way.in_flight).min(way.unsent.len());
         let part = if rng.one_in(4) { rng.below(room as u64 + 1) as usize } else { room };
         if part > 0 {
@@ -125,9 +147,14 @@ impl Wires {
 
     /// The end `side` receives no more than `most` bytes. What is not taken in is put back (`keep`).
     pub fn receive(&mut self, id: u64, side: usize, now: Duration, most: usize) -> Option<Received> {
+        self.receive_on(id, side, Lane::Connection, now, most)
+    }
+
+    /// The same on a lane.
+    pub fn receive_on(&mut self, id: u64, side: usize, lane: Lane, now: Duration, most: usize) -> Option<Received> {
         let wire = self.wires.get_mut(&id).filter(|wire| wire.open[side])?;
         let (host, bearer) = wire.ends[side];
-        let way = &mut wire.ways[1 - side];
+        let way = &mut wire.ways[lane as usize][1 - side];
         let mut taken = 0;
         while taken < most
             && let Some((arrives, bytes)) = way.flight.front_mut()
@@ -141,14 +168,19 @@ impl Wires {
             taken += part;
         }
         way.in_flight -= taken;
-        let ended = !wire.open[1 - side] && way.flight.is_empty() && wire.cut <= now;
+        let ended = lane == Lane::Connection && !wire.open[1 - side] && way.flight.is_empty() && wire.cut <= now;
         Some(Received { host, bearer, input: std::mem::take(&mut way.input), news: taken > 0, ended })
     }
 
     /// What the end `side` has received and not taken in.
     pub fn keep(&mut self, id: u64, side: usize, rest: &[u8]) {
+        self.keep_on(id, side, Lane::Connection, rest);
+    }
+
+    /// The same on a lane.
+    pub fn keep_on(&mut self, id: u64, side: usize, lane: Lane, rest: &[u8]) {
         if let Some(wire) = self.wires.get_mut(&id) {
-            wire.ways[1 - side].input = rest.to_vec();
+            wire.ways[lane as usize][1 - side].input = rest.to_vec();
         }
     }
 
@@ -156,7 +188,7 @@ impl Wires {
     pub fn cut(&mut self, id: u64, until: Duration) {
         let Some(wire) = self.wires.get_mut(&id) else { return };
         wire.cut = until;
-        for way in &mut wire.ways {
+        for way in wire.ways.iter_mut().flatten() {
             for (arrives, _) in &mut way.flight {
                 *arrives = (*arrives).max(until);
             }
