@@ -6,7 +6,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use pvrdma_tests::{Hosts, Job, Provider, Spaces, Trust, c_program, free_port, try_pair_at, wait_for_listener};
+use pvrdma_tests::{
+    Hosts, Job, Provider, Spaces, Stand, Trust, User, c_program, free_port, try_pair_at, wait_for_listener,
+};
 
 use crate::matrix::cell::{self, run_pair};
 use crate::matrix::rows::{Kind, ROWS, Row};
@@ -18,6 +20,7 @@ usage: cargo xtask hosts [PART...]
 Guests of several hosts, joined by `pvrdma link`; half an hour. Parts, all of them if none is named:
 
   rows      the pingpongs and perftest with the options of `cargo xtask matrix`, on both providers
+  hca       the same rows, with payload by adapters: the devices of one more `pvrdma run`
   three     each of three hosts with each other one, all at once
   qps       a thousand QPs over one connection
   crowd     sixty programs a host at the same time
@@ -26,7 +29,8 @@ Guests of several hosts, joined by `pvrdma link`; half an hour. Parts, all of th
 
 type Part = (&'static str, fn() -> Result<()>);
 
-const PARTS: [Part; 5] = [("rows", rows), ("three", three), ("qps", qps), ("crowd", crowd), ("trouble", trouble)];
+const PARTS: [Part; 6] =
+    [("rows", rows), ("hca", hca), ("three", three), ("qps", qps), ("crowd", crowd), ("trouble", trouble)];
 
 /// Eight QPs send more datagrams at a time than may wait for a link, and perftest waits for those that are lost.
 const MAY_LOSE: &str = "ib_send_bw -c UD -q 8 -r 800";
@@ -69,7 +73,23 @@ fn beside(hosts: &Hosts, number: usize) -> String {
 }
 
 fn rows() -> Result<()> {
-    let hosts = linked(2);
+    rows_of(linked(2))
+}
+
+/// Whoever carries requests is a guest of a network of its own.
+fn hca() -> Result<()> {
+    let network = Stand::new(User::Me);
+    let mut hosts = Hosts::apart(2, Trust::Certificates, None);
+    for number in [1, 2] {
+        hosts.host_mut(number).start_on(&network, &[]);
+    }
+    for number in [1, 2] {
+        hosts.wait_for_status(number, "\"over\": \"hca\"");
+    }
+    rows_of(hosts)
+}
+
+fn rows_of(hosts: Hosts) -> Result<()> {
     let address = beside(&hosts, 1);
     let vendor = hosts.copy(&cell::known_vendor());
     let mut bad = 0;
