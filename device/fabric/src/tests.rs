@@ -130,6 +130,7 @@ fn pieces_are_put_in_place_where_all_of_their_message_may_go() {
         peer: endpoint(0),
         grh: Grh::default(),
         qpn: endpoint(1).qpn,
+        mtu: 1024,
     };
     let start = place.as_ptr() as u64;
     let figures = there.figures(view.handle).unwrap();
