@@ -560,7 +560,8 @@ impl Sim {
             return;
         }
         let most = if of.slow > self.now { 2000 } else { usize::MAX };
-        let Some(Received { bearer, input, news, ended, .. }) = self.wires.receive_on(id, side, lane, self.now, most) else {
+        let Some(Received { bearer, input, news, ended, .. }) = self.wires.receive_on(id, side, lane, self.now, most)
+        else {
             return;
         };
         let mut at = 0;

@@ -179,7 +179,7 @@ fn text(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
     let tls = match () {
         () if report.encrypted => "TLS 1.3",
-        () if report.hosts.is_empty() => "no other hosts",
+        () if report.number == 0 => "no other hosts",
         () => "without certificates",
     };
     let (number, asked, serving) = (report.number, report.asked, report.serving);
