@@ -47,7 +47,7 @@ const BLOCKS: &[(&str, Way)] = &[
         NotHere("it takes two machines; `tests/tests/hosts.rs` has two hosts with certificates on one"),
     ),
     (
-        "pvrdma link run --roce-wire",
+        "there$ ib_write_bw",
         NotHere(
             "it takes two machines; `tests/tests/wire.rs` has two on one, `cargo xtask vm --wire` Linux's rdma_rxe",
         ),

@@ -50,7 +50,7 @@ are those of its peer. Sent again: by its timer (tries), or because its peer had
 are not shown.
 
 Paths are memory (the peer is a guest of this host), tcp with the number of the other host, hca where adapters carry
-that link, and none: nobody is there, no link is up, or --paths leaves it out. A QP of type UD has no path of its own;
+that link, roce (the peer is no guest, or not known as one: pvrdma link run --roce-wire), and none: nobody is there, no link is up, or --paths leaves it out. A QP of type UD has no path of its own;
 --trace shows those of its datagrams.
 
 No program is waited for: one that is stopped is shown as all others. Whoever carries requests to other hosts, or a

@@ -327,12 +327,16 @@ fn other_namespace() -> io::Error {
     )
 }
 
-fn other_host(number: u16) -> io::Error {
+/// Of a host with another number, and the process if it is the gateway.
+fn other_host(number: u16, gateway: Option<libc::pid_t>) -> io::Error {
     let theirs = match number {
         0 => "without a number".to_owned(),
         number => format!("with number {number}"),
     };
-    io::Error::other(format!("processes of a host {theirs} use it; end them first"))
+    io::Error::other(match gateway {
+        Some(pid) => format!("`pvrdma link run` (process {pid}) of a host {theirs} uses it; start it anew"),
+        None => format!("processes of a host {theirs} use it; end them first"),
+    })
 }
 
 impl Fabric {
@@ -385,9 +389,10 @@ impl Fabric {
             let number = seat.host.load(Ordering::Relaxed);
             let differs = found.is_ready() && number != u16::from(host);
             let lives = differs && !seat.guard.has_died() && !is_over(seat, found);
-            (lives && seat.owner.load(Ordering::SeqCst) == found.0).then_some(number)
+            let gateway = (seat.guest.load(Ordering::Relaxed) == GATEWAY).then(|| found.pid());
+            (lives && seat.owner.load(Ordering::SeqCst) == found.0).then_some((number, gateway))
         };
-        self.seats.iter().find_map(others).map_or(Ok(()), |number| Err(other_host(number)))
+        self.seats.iter().find_map(others).map_or(Ok(()), |(number, gateway)| Err(other_host(number, gateway)))
     }
 
     /// Makes sure that all who own regions see the same PIDs.

@@ -11,6 +11,7 @@ use crate::segment::*;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::taken::Taken;
 use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words, what};
+use pvrdma_device::guest::{Guest, WIRE_GID};
 use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
@@ -182,6 +183,24 @@ impl HostTransport {
         if !may && !said.swap(true, Ordering::Relaxed) {
             say(format_args!("guests of {whom} are reached by {path}, which --paths leaves out; nobody there answers"));
         }
+    }
+
+    /// Who uses an address by which the peer cannot answer is told so once.
+    fn say_what_is_of_no_use(&self, source: &Gid, peer: &Gid) {
+        static SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+        if Guest::of(peer).is_some() || SAID.load(Ordering::Relaxed) {
+            return;
+        }
+        let address = |gid: &Gid| std::net::Ipv6Addr::from(*gid).to_canonical();
+        let (own, to, wire) = (address(source), address(peer), self.segment.wire());
+        match wire {
+            Some(wire) if wire.gid == *source => return,
+            Some(wire) => {
+                say(format_args!("{to} cannot answer to {own}; GID {WIRE_GID} is for it, which is {}", wire.address()));
+            }
+            None => say(format_args!("{to} is no guest's, and no `pvrdma link run --roce-wire` has a way to it")),
+        }
+        SAID.store(true, Ordering::Relaxed);
     }
 
     // ---- the initiator copies ------------------------------------------------------------------
@@ -687,7 +706,8 @@ impl Transport for HostTransport {
         gone && slot.word.load(Ordering::Acquire) & 15 != slot_state::DONE
     }
 
-    fn path(&self, _source: &Gid, peer: &Endpoint) -> Path {
+    fn path(&self, source: &Gid, peer: &Endpoint) -> Path {
+        self.say_what_is_of_no_use(source, &peer.gid);
         let path = self.segment.path(peer);
         self.say_what_is_left_out(self.segment.route(&peer.gid));
         // The gateway is there and does nothing.

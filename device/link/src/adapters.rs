@@ -94,6 +94,11 @@ impl Adapters {
         Adapter::open(&self.choice).map_err(|why| self.refuses(host, refusal(&why), Some(why)))
     }
 
+    /// Whether they are to be used where there are some.
+    pub fn are_wanted(&self) -> bool {
+        self.choice != Choice::None
+    }
+
     /// This host refuses, and why.
     pub fn refuses(&mut self, host: u16, refusal: Refusal, more: Option<Unusable>) -> Refusal {
         let more = more.map(|why| format!(": {why}")).unwrap_or_default();

@@ -5,6 +5,7 @@
 //! self-test over the device. A floor is asked through [`machine::Machine`] and answers with [`report::Finding`]s; none
 //! changes anything.
 
+mod gateway;
 mod host;
 mod kernel;
 mod library;
@@ -118,6 +119,7 @@ fn look(machine: &Machine) -> Vec<Finding> {
     findings.extend(library.iter().flat_map(|library| providers::check(machine, library)));
     findings.extend(settings::check(machine));
     findings.extend(standin::check(machine));
+    findings.extend(gateway::check(machine));
     findings
 }
 

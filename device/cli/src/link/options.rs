@@ -84,6 +84,9 @@ pub fn parse(args: Vec<OsString>) -> anyhow::Result<Option<(Command, Option<Path
         match arg {
             Long("address") => given.address = Some(address(&args.value()?.string()?)?),
             Long("listen") => given.listen = Some(listen(&args.value()?.string()?)?),
+            Long("roce-wire") if given.wire.is_some() => {
+                return Err(Usage("--roce-wire is given twice, and one gateway has one".into()).into());
+            }
             Long("roce-wire") => given.wire = Some(wire(&args.value()?.string()?)?),
             Long("pcap") => given.capture = Some(options::file(&mut args, "--pcap")?),
             Long("hca") => given.hca = Some(hca(&args.value()?.string()?)?),

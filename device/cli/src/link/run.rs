@@ -51,6 +51,9 @@ pub fn settings(folder: &Path, listen: Option<SocketAddr>) -> anyhow::Result<(li
 pub fn run(folder: &Path, options: &Run) -> anyhow::Result<()> {
     // For RoCE nobody has to be in a fabric.
     let alone = options.wire.is_some() && options.listen.is_none() && !folder.try_exists()?;
+    if alone && options.hca != Choice::None {
+        bail!("--hca is for links to other hosts, and {} is not there; `pvrdma link init` makes it", folder.display());
+    }
     let nobody = || links::Settings { fabric: None, listen: None, folder: None, hca: Choice::None };
     let (mut settings, mut line) = match alone {
         true => (nobody(), "no other hosts".to_owned()),
@@ -59,7 +62,7 @@ pub fn run(folder: &Path, options: &Run) -> anyhow::Result<()> {
     settings.hca = options.hca.clone();
     let _ = match &options.wire {
         Some(Port::Address(address)) => write!(line, ", RoCE v2 at {address}"),
-        Some(Port::Device(name)) => write!(line, ", RoCE v1 at {name}"),
+        Some(Port::Device(name)) => write!(line, ", RoCE v1 at {name}, for guests of --roce v1"),
         None => Ok(()),
     };
     options::outlive_limits();
@@ -177,13 +180,12 @@ fn problem(report: &Report, now: SystemTime) -> Option<(bool, String)> {
 
 fn text(report: &Report, now: SystemTime) -> String {
     let mut text = String::new();
-    let tls = match () {
-        () if report.encrypted => "TLS 1.3",
-        () if report.number == 0 => "no other hosts",
-        () => "without certificates",
-    };
     let (number, asked, serving) = (report.number, report.asked, report.serving);
-    let _ = writeln!(text, "host {number}, {tls}; {asked} requests of this host on their way, {serving} of others");
+    let _ = match number {
+        0 => write!(text, "no other hosts; "),
+        _ => write!(text, "host {number}, {}; ", if report.encrypted { "TLS 1.3" } else { "without certificates" }),
+    };
+    let _ = writeln!(text, "{asked} requests of this host on their way, {serving} of others");
     if let Some((has_ended, what)) = problem(report, now) {
         let _ = writeln!(text, "{}: {what}", if has_ended { "error" } else { "warning" });
     }
@@ -191,7 +193,7 @@ fn text(report: &Report, now: SystemTime) -> String {
         let Stats { sent, unsent, received, damaged } = packets;
         let _ = write!(text, "RoCE {} at {address}, path MTU {mtu}: ", roce.name());
         let _ = write!(text, "{sent} packets out, {received} in");
-        let rest = [(unsent, "found no room"), (damaged, "were damaged")];
+        let rest = [(unsent, "could not be sent"), (damaged, "were damaged")];
         for (count, what) in rest.into_iter().filter(|(count, _)| **count > 0) {
             let _ = write!(text, ", {count} {what}");
         }
@@ -208,11 +210,12 @@ fn text(report: &Report, now: SystemTime) -> String {
                 let (out, into) = (mib(link.bytes_out), mib(link.bytes_in));
                 let over = match &host.carrier {
                     Carrier::Tcp { .. } => String::new(),
+                    Carrier::Hca { device } if report.encrypted => format!(" by {device}, not encrypted"),
                     Carrier::Hca { device } => format!(" by {device}"),
                 };
                 let why = match &host.carrier {
-                    Carrier::Tcp { why } => format!("; not by adapters: {why}"),
-                    Carrier::Hca { .. } => String::new(),
+                    Carrier::Tcp { why } if report.adapters => format!("; not by adapters: {why}"),
+                    _ => String::new(),
                 };
                 let requests = link.requests;
                 writeln!(text, "linked{over}{trip}; {out:.1} MiB out, {into:.1} in, {requests} requests{why}")
@@ -253,6 +256,7 @@ mod tests {
             asked: 0,
             serving: 2,
             hosts: vec![host(2, Some(link)), host(3, None), host(4, Some(link))],
+            adapters: true,
             wire: None,
         };
         let at = |days: u32, json| object_at(&report, json, SystemTime::UNIX_EPOCH + days * DAY);

@@ -10,11 +10,13 @@ use crate::support::trace;
 use pvrdma_device::command::{Command, CreateQp, Response};
 use pvrdma_device::guest;
 use pvrdma_device::memory::Buffer;
+use pvrdma_fabric::say::say;
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::ib_user_ioctl::*;
 use pvrdma_ffi::uapi::ib_user_verbs::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::{pvrdma_create_qp, pvrdma_create_qp_resp};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::FromZeros;
 
 // ---- create ------------------------------------------------------------------------------------
@@ -260,6 +262,21 @@ fn check_modify(asked: &ib_uverbs_modify_qp, caps: &pvrdma_device_caps) -> Resul
     if bad { Err(EINVAL) } else { Ok(()) }
 }
 
+/// A path MTU that the network does not carry is refused, and an errno does not say why. Once is enough.
+fn say_of_mtu(context: &Context, asked: &ib_uverbs_modify_qp) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let most = context.driver.device.port().active_mtu;
+    let (is_given, wanted) = (asked.attr_mask & PVRDMA_QP_PATH_MTU != 0, u32::from(asked.path_mtu));
+    if is_given && (most + 1..=PVRDMA_MTU_4096).contains(&wanted) && !SAID.swap(true, Ordering::Relaxed) {
+        let bytes = |code: u32| 128 << code;
+        say(format_args!(
+            "a path MTU of {} is refused: the network of this port carries {}",
+            bytes(wanted),
+            bytes(most)
+        ));
+    }
+}
+
 pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
     let asked: ib_uverbs_modify_qp = call.core()?;
     context.note(format_args!("qp=#{} mask={:#x} state={}", asked.qp_handle, asked.attr_mask, asked.qp_state));
@@ -299,6 +316,7 @@ pub fn modify(context: &mut Context, call: &Call) -> Result<()> {
         ..pvrdma_qp_attr::new_zeroed()
     };
     let modify = Command::ModifyQp { qp: qp.handle, attr_mask: asked.attr_mask, attrs: Box::new(attrs) };
+    say_of_mtu(context, &asked);
     context.command(&modify)?;
     // Who goes to RTR with an address has a peer from then on.
     if asked.attr_mask & PVRDMA_QP_AV != 0 && u32::from(asked.qp_state) == PVRDMA_QPS_RTR && trace::enabled() {
