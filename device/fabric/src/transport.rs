@@ -16,7 +16,7 @@ use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::*;
-use pvrdma_ffi::dev_api::PVRDMA_QPS_RESET;
+use pvrdma_ffi::dev_api::{PVRDMA_QPS_RESET, PVRDMA_QPS_RTR};
 use pvrdma_ffi::uapi::vmw_pvrdma::{PVRDMA_ACCESS_REMOTE_READ, PVRDMA_ACCESS_REMOTE_WRITE};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
@@ -182,6 +182,20 @@ impl HostTransport {
         };
         if !may && !said.swap(true, Ordering::Relaxed) {
             say(format_args!("guests of {whom} are reached by {path}, which --paths leaves out; nobody there answers"));
+        }
+    }
+
+    /// A QP is its own peer. It may be meant so; or a program has exchanged an address with one of another host, which
+    /// has the same address as long as hosts have no number.
+    fn say_who_is_met(&self, peer: &Endpoint) {
+        static SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+        let is_own = self.target(peer).is_some_and(|target| target.index == self.segment.index());
+        if let Some(wire) =
+            self.segment.wire().filter(|wire| is_own && wire.gid != peer.gid && self.segment.host() == 0)
+            && !SAID.swap(true, Ordering::Relaxed)
+        {
+            let address = wire.address();
+            say(format_args!("a QP is its own peer; guests of other hosts know this one as {address}, GID {WIRE_GID}"));
         }
     }
 
@@ -739,6 +753,9 @@ impl Transport for HostTransport {
     }
 
     fn qp_changed(&self, view: &QpView) {
+        if view.state == PVRDMA_QPS_RTR && view.peer.qpn == view.qpn {
+            self.say_who_is_met(&view.peer);
+        }
         let Some(qp) = self.segment.own().qps.get(view.handle.0 as usize) else { return };
         // Then its PSN is not here either, and nobody but us acts for it.
         if !self.segment.own().has(qp) {
