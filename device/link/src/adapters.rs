@@ -18,8 +18,8 @@ const REST: Duration = Duration::from_secs(10);
 pub enum Carrier {
     /// The connection itself.
     Tcp {
-        /// Why no adapter does.
-        why: String,
+        /// Why no adapter does; `None`: this host was told to use none.
+        why: Option<String>,
     },
     /// This host's adapter of that name.
     Hca {
@@ -94,21 +94,16 @@ impl Adapters {
         Adapter::open(&self.choice).map_err(|why| self.refuses(host, refusal(&why), Some(why)))
     }
 
-    /// Whether they are to be used where there are some.
-    pub fn are_wanted(&self) -> bool {
-        self.choice != Choice::None
-    }
-
     /// This host refuses, and why.
     pub fn refuses(&mut self, host: u16, refusal: Refusal, more: Option<Unusable>) -> Refusal {
         let more = more.map(|why| format!(": {why}")).unwrap_or_default();
-        self.peer(host).carrier = Some(Carrier::Tcp { why: format!("this host {refusal}{more}") });
+        self.peer(host).carrier = Some(Carrier::Tcp { why: Some(format!("this host {refusal}{more}")) });
         refusal
     }
 
     /// The other one does.
     pub fn is_refused(&mut self, host: u16, refusal: Refusal) {
-        self.peer(host).carrier = Some(Carrier::Tcp { why: format!("the other host {refusal}") });
+        self.peer(host).carrier = Some(Carrier::Tcp { why: Some(format!("the other host {refusal}")) });
     }
 
     /// This end begins another round later.
@@ -130,8 +125,9 @@ impl Adapters {
 
     /// What carries the frames of the link to a host.
     pub fn carrier(&self, host: u16) -> Carrier {
-        let none = || Carrier::Tcp { why: "nothing was said of adapters".to_owned() };
-        self.peers.get(&host).and_then(|peer| peer.carrier.clone()).unwrap_or_else(none)
+        let wanted = self.choice != Choice::None;
+        let none = || Carrier::Tcp { why: wanted.then(|| "nothing was said of adapters".to_owned()) };
+        self.peers.get(&host).filter(|_| wanted).and_then(|peer| peer.carrier.clone()).unwrap_or_else(none)
     }
 }
 
@@ -181,8 +177,7 @@ mod tests {
         adapters.up(2, s(1));
         assert_eq!(adapters.due(s(1)), [2]);
         assert_eq!(adapters.open(2, s(1)).err(), Some(Refusal::Unwanted));
-        let why = "this host was not told to use one (--hca)".to_owned();
-        assert_eq!(adapters.carrier(2), Carrier::Tcp { why });
+        assert_eq!(adapters.carrier(2), Carrier::Tcp { why: None });
         assert_eq!((adapters.due(s(100)), adapters.deadline()), (vec![], None));
     }
 

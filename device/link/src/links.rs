@@ -56,8 +56,6 @@ pub struct Report {
     pub serving: usize,
     /// All other hosts.
     pub hosts: Vec<HostReport>,
-    /// Adapters are to carry links where there are some.
-    pub adapters: bool,
     /// What it has for those who speak RoCE.
     pub wire: Option<WireReport>,
 }
@@ -280,8 +278,7 @@ impl Links {
         };
         let hosts = self.others.values().map(host).collect();
         let (encrypted, certificate_ends) = (self.is_encrypted(), self.certificate_ends());
-        let adapters = self.adapters.are_wanted();
-        Report { number, encrypted, certificate_ends, asked, serving, hosts, adapters, wire: None }
+        Report { number, encrypted, certificate_ends, asked, serving, hosts, wire: None }
     }
 
     /// The poll says so of a socket.

@@ -163,7 +163,9 @@ fn wire_object(wire: &WireReport) -> String {
 /// What carries the frames of a link, as fields of JSON.
 fn carrier(carrier: &Carrier) -> String {
     match carrier {
-        Carrier::Tcp { why } => format!("\"over\": \"tcp\", \"no_hca\": {}", json::quoted(why)),
+        Carrier::Tcp { why } => {
+            format!("\"over\": \"tcp\", \"no_hca\": {}", why.as_deref().map_or("null".to_owned(), json::quoted))
+        }
         Carrier::Hca { device } => format!("\"over\": \"hca\", \"hca\": {}", json::quoted(device)),
     }
 }
@@ -214,8 +216,8 @@ fn text(report: &Report, now: SystemTime) -> String {
                     Carrier::Hca { device } => format!(" by {device}"),
                 };
                 let why = match &host.carrier {
-                    Carrier::Tcp { why } if report.adapters => format!("; not by adapters: {why}"),
-                    _ => String::new(),
+                    Carrier::Tcp { why: Some(why) } => format!("; not by adapters: {why}"),
+                    Carrier::Tcp { why: None } | Carrier::Hca { .. } => String::new(),
                 };
                 let requests = link.requests;
                 writeln!(text, "linked{over}{trip}; {out:.1} MiB out, {into:.1} in, {requests} requests{why}")
@@ -242,7 +244,7 @@ mod tests {
             carrier: if number == 4 {
                 Carrier::Hca { device: "mlx5_0".into() }
             } else {
-                Carrier::Tcp { why: "the other host has none".into() }
+                Carrier::Tcp { why: Some("the other host has none".into()) }
             },
             number,
             name: format!("h{number}"),
@@ -256,7 +258,6 @@ mod tests {
             asked: 0,
             serving: 2,
             hosts: vec![host(2, Some(link)), host(3, None), host(4, Some(link))],
-            adapters: true,
             wire: None,
         };
         let at = |days: u32, json| object_at(&report, json, SystemTime::UNIX_EPOCH + days * DAY);
