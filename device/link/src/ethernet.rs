@@ -26,7 +26,7 @@ const BUFFER: libc::c_int = 4 << 20;
 const LONGEST: usize = 64 << 10;
 /// Frames that are read before others have their turn.
 const BATCH: usize = 64;
-/// What the kernel has said of a peer is asked again after this time: he may have another network card by now.
+/// What the kernel has said of a peer is asked again after this time.
 const FRESH: Duration = Duration::from_secs(1);
 /// Peers that are kept in mind. Whoever sends good frames of many GIDs has those forgotten that are there.
 const PEERS: usize = 4096;
@@ -193,7 +193,7 @@ impl Ethernet {
         };
         if peer.known.is_none() && peer.heard.is_none() {
             // The kernel may have found him since.
-            peer.known = self.neighbours.as_mut().and_then(|kernel| kernel.find(dest));
+            peer.known = self.neighbours.as_mut().and_then(|kernel| kernel.find(dest)).map(|found| found.mac);
             self.keep(to, peer);
         }
         peer.known.or(peer.heard)
@@ -201,10 +201,12 @@ impl Ethernet {
 
     fn ask(&mut self, dest: IpAddr, to: Gid, peer: Option<Peer>) -> Option<Mac> {
         let heard = peer.and_then(|peer| peer.heard);
-        let known = self.neighbours.as_mut().and_then(|kernel| kernel.find(dest));
-        if known.is_none() && heard.is_none() {
+        let found = self.neighbours.as_mut().and_then(|kernel| kernel.find(dest));
+        // Frames of ours do not tell the kernel that it is to look again: he may have another network card by now.
+        if found.map_or(heard.is_none(), |found| found.is_stale) {
             look_for(dest);
         }
+        let known = found.map(|found| found.mac);
         self.keep(to, Peer { heard, known, asked: Some(Instant::now()) });
         known.or(heard)
     }

@@ -17,6 +17,17 @@ const NDA_LLADDR: u16 = 2;
 const NUD_INCOMPLETE: u16 = 0x01;
 const NUD_FAILED: u16 = 0x20;
 const NUD_NONE: u16 = 0;
+/// It was right a while ago, and nobody has asked since.
+const NUD_STALE: u16 = 0x04;
+
+/// What the kernel says of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// The kernel would look whether that is still so before it relied on it.
+    pub is_stale: bool,
+}
 
 /// A socket to ask by.
 pub struct Neighbours {
@@ -43,7 +54,7 @@ impl Neighbours {
     }
 
     /// The MAC of an address, if the kernel knows it.
-    pub fn find(&mut self, address: IpAddr) -> Option<[u8; 6]> {
+    pub fn find(&mut self, address: IpAddr) -> Option<Found> {
         self.count = self.count.wrapping_add(1);
         self.socket.write_all(&question(self.index, self.count, address)).ok()?;
         // The answer is there when the question is asked; what was left of a former one is passed over.
@@ -88,15 +99,15 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// What is said to question `number`: `None` if it is an answer to another one, or none at all.
-fn answer(bytes: &[u8], number: u32) -> Option<Option<[u8; 6]>> {
+fn answer(bytes: &[u8], number: u32) -> Option<Option<Found>> {
     if word(bytes, 8)? != number {
         return None;
     }
     Some(entry(bytes))
 }
 
-/// The MAC that an entry says.
-fn entry(bytes: &[u8]) -> Option<[u8; 6]> {
+/// What an entry says.
+fn entry(bytes: &[u8]) -> Option<Found> {
     let len = usize::try_from(word(bytes, 0)?).ok()?;
     let bytes = bytes.get(..len)?;
     // All else is an error: there is no such entry, say.
@@ -113,7 +124,8 @@ fn entry(bytes: &[u8]) -> Option<[u8; 6]> {
         let value = rest.get(ATTRIBUTE..len)?;
         if half(rest, 2)? == NDA_LLADDR {
             // One of zeros is that of a device without addresses.
-            return <[u8; 6]>::try_from(value).ok().filter(|mac| *mac != [0; 6] && mac[0] & 1 == 0);
+            let mac = <[u8; 6]>::try_from(value).ok().filter(|mac| *mac != [0; 6] && mac[0] & 1 == 0);
+            return mac.map(|mac| Found { mac, is_stale: state & NUD_STALE != 0 });
         }
         rest = rest.get(len.next_multiple_of(4)..)?;
     }
@@ -143,8 +155,9 @@ mod tests {
     fn an_entry_says_its_mac_if_it_has_one() {
         const REACHABLE: u16 = 0x02;
         const PERMANENT: u16 = 0x80;
-        for state in [REACHABLE, PERMANENT, 0x04, 0x08, 0x10, 0x40] {
-            assert_eq!(answer(&message(state, &MAC), 7), Some(Some(MAC)), "{state:#x}");
+        for state in [REACHABLE, PERMANENT, NUD_STALE, 0x08, 0x10, 0x40] {
+            let found = Found { mac: MAC, is_stale: state == NUD_STALE };
+            assert_eq!(answer(&message(state, &MAC), 7), Some(Some(found)), "{state:#x}");
         }
         for state in [NUD_NONE, NUD_INCOMPLETE, NUD_FAILED] {
             assert_eq!(answer(&message(state, &MAC), 7), Some(None), "{state:#x}");

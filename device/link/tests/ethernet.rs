@@ -56,9 +56,11 @@ fn inside(name: &str) -> bool {
     false
 }
 
-fn shell(script: &str) {
+/// What it says.
+fn shell(script: &str) -> String {
     let output = Command::new("sh").args(["-euc", script]).output().expect("a shell");
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
 }
 
 /// What is at one end of the wire: here `red`, 10.82.0.1, and at the other end `blue`, 10.82.0.2, which `make` gets to
@@ -80,7 +82,7 @@ fn at_both_ends<T: Send>(make: impl Fn(&'static str) -> T + Sync) -> [T; 2] {
         scope.spawn(thread).join().expect("the other end")
     });
     // Both ends are up: frames pass.
-    shell("while test \"$(ip -o link show red up | grep -c LOWER_UP)\" = 0; do sleep 0.01; done");
+    until(|| shell("ip -o link show red").contains("LOWER_UP"));
     [make("red"), there]
 }
 
@@ -173,6 +175,19 @@ fn a_peer_is_found_by_the_kernel_or_because_it_was_heard() {
         assert_eq!(received(&mut red, 1), [(blue.local(), Opcode::SendOnly, b"hello".to_vec())]);
         red.send(blue.local(), &packet);
         assert_eq!(received(&mut blue, 1), [(red.local(), Opcode::SendOnly, b"hello".to_vec())]);
+    }
+}
+
+/// What the kernel was told long ago is looked at again by it, since somebody relies on it.
+#[test]
+fn the_kernel_looks_again_for_a_peer_that_is_used() {
+    if inside("the_kernel_looks_again_for_a_peer_that_is_used") {
+        let [mut red, blue] = sockets([Some("10.82.0.1"), Some("10.82.0.2")]);
+        let mac = blue.mac().map(|byte| format!("{byte:02x}")).join(":");
+        shell(&format!("ip neigh replace 10.82.0.2 lladdr {mac} dev red nud stale"));
+        red.send(blue.local(), &Packet::new(Bth::new(Opcode::SendOnly, 7, 1), b"hello"));
+        assert_eq!(red.stats().sent, 1);
+        until(|| !shell("ip neigh show 10.82.0.2").contains("STALE"));
     }
 }
 
