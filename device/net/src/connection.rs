@@ -212,11 +212,14 @@ impl Connection {
         }
         self.datagram_bytes += frame::DATAGRAM;
         self.datagrams.push_back((*datagram, payload.to_vec()));
-        if !self.datagrams_in_ring {
-            self.datagrams_in_ring = true;
+        self.datagrams_to_ring();
+        true
+    }
+
+    fn datagrams_to_ring(&mut self) {
+        if !self.datagrams.is_empty() && !std::mem::replace(&mut self.datagrams_in_ring, true) {
             self.ring.push_back(Turn::Datagrams);
         }
-        true
     }
 
     /// A segment was carried out (`Ack`), or was not. The last one's answer is the message's; any other answer than
@@ -470,7 +473,10 @@ impl Connection {
                 true => self.incoming.taken(stream, incarnation, bytes, &mut self.ring)?,
                 false => self.out.taken(stream, incarnation, bytes, &mut self.ring)?,
             },
-            Frame::Credit { bytes } => self.window_out.took(bytes)?,
+            Frame::Credit { bytes } => {
+                self.window_out.took(bytes)?;
+                self.datagrams_to_ring();
+            }
             Frame::Ping { stamp } => self.pong = Some(stamp),
             Frame::Pong { stamp } => {
                 // One that was not asked for proves nothing, and harms nobody.
@@ -565,6 +571,11 @@ impl Connection {
         while out.len() < until && self.window_out.has_room(FRAME as u64, peer.window) {
             let Some(turn) = self.ring.pop_front() else { break };
             let bytes = match turn {
+                // Credit puts it into the ring again.
+                Turn::Datagrams if !self.window_out.has_room(FRAME as u64, Limits::of_datagrams(peer.window)) => {
+                    self.datagrams_in_ring = false;
+                    0
+                }
                 Turn::Requests(stream) => self.out.segment(stream, out, source, &mut self.ring, &mut self.events),
                 Turn::Replies(stream) => self.incoming.data(stream, out, source, &mut self.ring, &mut self.events),
                 Turn::Datagrams => self.datagram(out),
@@ -613,10 +624,7 @@ impl Connection {
         if self.out.mine.contains(&datagram.ends.source_gid) {
             Frame::Datagram { datagram, payload: &payload }.encode(out);
         }
-        if !self.datagrams.is_empty() {
-            self.datagrams_in_ring = true;
-            self.ring.push_back(Turn::Datagrams);
-        }
+        self.datagrams_to_ring();
         (out.len() - start) as u64
     }
 }

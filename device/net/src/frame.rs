@@ -40,6 +40,8 @@ const HELLO_BODY: usize = 8 + 2 + 2 + 2 + 2 + 16 + 8 + 8 + 4 + 2 + 2;
 const ENDS_BODY: usize = 16 + 16 + 4 + 4;
 const SEGMENT_BODY: usize = 8 + 4 + 4 + 8 + 8 + 4 + 4 + 8 + 8;
 const DATAGRAM_BODY: usize = ENDS_BODY + 4 + 4 + 40;
+/// What is in front of a datagram's payload.
+pub const DATAGRAM_HEAD: usize = HEAD + DATAGRAM_BODY;
 const ANSWER_BODY: usize = 2;
 const DATA_BODY: usize = 8;
 const COUNT_BODY: usize = 8;

@@ -23,10 +23,13 @@ pub struct Limits {
     pub datagrams: usize,
 }
 
+/// Bytes of the window of a connection, if nobody says otherwise.
+pub const WINDOW: u64 = 4 << 20;
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            window: 4 << 20,
+            window: WINDOW,
             lane: 1 << 20,
             per_stream: 32,
             requests: 65_536,
@@ -51,6 +54,11 @@ impl Limits {
         let streams = u64::from(self.streams) * 2 * Self::OF_A_STREAM as u64;
         let kept = requests + streams + u64::from(self.gids) * 128;
         self.window + FRAME as u64 + self.datagrams as u64 + kept
+    }
+
+    /// What datagrams may take of a window: nobody else's frames wait for those that have no room at their targets.
+    pub const fn of_datagrams(window: u64) -> u64 {
+        window - window / 4
     }
 
     /// A lane takes at least two segments, and the window at least two frames: less would stand still.

@@ -2,7 +2,7 @@
 //! outside.
 
 use pvrdma_net::connection::{Connection, End, Me};
-use pvrdma_net::event::{Arrival, Event, Receipt, ReplyKey, Source, Submitted, Token};
+use pvrdma_net::event::{Arrival, Event, Hold, Receipt, ReplyKey, Source, Submitted, Token};
 use pvrdma_net::frame::*;
 use pvrdma_net::hosts::{BearerId, HALF_OPEN, HostEvent, Hosts, Why};
 use pvrdma_net::limits::{Limits, Patience};
@@ -57,12 +57,16 @@ struct Wire {
     /// Segments in the hands of the second end's caller.
     receipts: Vec<(u32, Receipt)>,
     data: u64,
+    /// Datagrams that were heard, and those in the hands of the second end's caller, if it keeps them.
+    datagrams: usize,
+    kept: Option<Vec<Hold>>,
 }
 
 impl Wire {
     fn new() -> Wire {
         let ends = [Connection::dialed(&me(1), 1, Duration::ZERO, 2), Connection::accepted(&me(2), 2, Duration::ZERO)];
-        let mut wire = Wire { now: ms(1), ends, readable: u64::MAX, receipts: Vec::new(), data: 0 };
+        let mut wire =
+            Wire { now: ms(1), ends, readable: u64::MAX, receipts: Vec::new(), data: 0, datagrams: 0, kept: None };
         wire.ends[0].announce(&gid(1), true);
         wire.ends[1].announce(&gid(2), true);
         wire.carry();
@@ -101,7 +105,13 @@ impl Wire {
                     self.data += payload.len() as u64;
                     self.ends[end].release(hold);
                 }
-                Some(Arrival::Datagram { hold, .. }) => self.ends[end].release(hold),
+                Some(Arrival::Datagram { hold, .. }) => {
+                    self.datagrams += 1;
+                    match &mut self.kept {
+                        Some(kept) => kept.push(hold),
+                        None => self.ends[end].release(hold),
+                    }
+                }
                 None => return,
             }
         }
@@ -171,6 +181,33 @@ fn a_qp_whose_messages_are_not_taken_leaves_room_for_others() {
         wire.carry();
     }
     assert_eq!(wire.events(0).len(), 32);
+}
+
+#[test]
+fn datagrams_that_are_not_taken_leave_room_for_requests() {
+    let mut wire = Wire::new();
+    wire.kept = Some(Vec::new());
+    let datagram = Datagram { ends: ends(7), qkey: 0, imm: None, solicited: false, grh: [0; 40] };
+    let (frame, mut sent, mut before) = (DATAGRAM_HEAD + DATAGRAM, 0, None);
+    // Until nothing moves any more.
+    while before != Some(wire.datagrams) {
+        before = Some(wire.datagrams);
+        while wire.ends[0].send_datagram(&datagram, &[7; DATAGRAM]) {
+            sent += 1;
+        }
+        wire.carry();
+    }
+    let (held, share) = (wire.datagrams * frame, Limits::of_datagrams(me(2).limits.window) as usize);
+    assert!((share - FRAME - frame..=share).contains(&held), "{held} of {share} bytes");
+    assert!(sent > wire.datagrams, "some wait");
+    wire.pending(8, &write(SEGMENT as u64));
+    wire.carry();
+    assert_eq!(wire.receipts.len(), 1, "a request goes past them");
+    for hold in wire.kept.take().into_iter().flatten() {
+        wire.ends[1].release(hold);
+    }
+    wire.carry();
+    assert_eq!(wire.datagrams, sent, "and they go on when there is room again");
 }
 
 #[test]
