@@ -20,7 +20,7 @@ use crate::transport::{Body, HostTransport, answer_slot, read};
 use crate::words::{encode, encode_segment};
 use pvrdma_device::memory::{Span, part_of, total};
 use pvrdma_device::transport::segment::Carried;
-use pvrdma_device::transport::{Answer, Endpoint, Op, Request, Submitted, Token};
+use pvrdma_device::transport::{Answer, Endpoint, Request, Submitted, Token};
 
 /// How a copy of a part of a payload ended that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,13 +32,10 @@ pub enum NotCopied {
 }
 
 impl HostTransport {
-    /// Takes over a request whose slot was just taken. `None`: what is in the slot is none, or it is a datagram.
+    /// Takes over a request whose slot was just taken. `None`: what is in the slot is none.
     pub(crate) fn take(&self, requester: Process, slot: u16, word: u64) -> Option<Taken> {
         let (carried, spans, count) = read(self.segment.region(requester.index)?.slots.get(usize::from(slot))?, word)?;
         let Carried::Whole(request) = carried else { return None };
-        if let Op::Datagram { .. } = request.op {
-            return None;
-        }
         Some(Taken { requester, slot, word, spans: spans[..count].to_vec(), request })
     }
 

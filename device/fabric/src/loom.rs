@@ -216,6 +216,10 @@ impl Deferred for Gateway {
     fn take(&self, taken: Taken) {
         self.0.borrow_mut().push(taken);
     }
+
+    fn take_datagram(&self, _taken: Taken, _payload: &[u8]) {
+        unreachable!("nobody sends datagrams here")
+    }
 }
 
 /// The requester takes one back that the gateway has, uses its memory for something else, and sends another in the

@@ -317,7 +317,7 @@ impl Segment {
 }
 
 /// The region that a QP number names.
-pub(crate) fn region_of(peer: &Endpoint) -> Option<usize> {
+pub fn region_of(peer: &Endpoint) -> Option<usize> {
     (peer.qpn.0 >> HANDLE_BITS).checked_sub(1).map(|index| index as usize)
 }
 

@@ -206,6 +206,11 @@ impl Deferred for TakesOver {
     fn take(&self, taken: Taken) {
         self.0.borrow_mut().push(taken);
     }
+
+    fn take_datagram(&self, taken: Taken, payload: &[u8]) {
+        assert_eq!(payload, b"datagram");
+        self.take(taken);
+    }
 }
 
 /// A message of the first process for a guest of another host.
@@ -244,6 +249,34 @@ fn what_is_for_another_host_is_answered_when_the_gateway_says_so() {
     gateway.give(&taken[0], Answer::Silence);
     near.pump_for(&done);
     assert_eq!(done.1.take(), [Answer::Ack, Answer::RnrNak(3)]);
+}
+
+/// Who sends more datagrams than leave the host is held up: their slots are theirs again when they have left. Requests
+/// have slots of their own.
+#[test]
+fn datagrams_that_have_not_left_hold_their_sender_up() {
+    let [near, gateway] = processes();
+    gateway.segment().become_gateway();
+    let op = Op::Datagram { qkey: 1, imm: None, grh: Grh::default() };
+    let send = |psn: u32| {
+        let payload = [span_of(b"datagram")];
+        near.submit(&Request { op, ..outward(psn, 8) }, &ProcessMemory, &payload)
+    };
+    let taken = TakesOver::default();
+    let mut sent = 0;
+    while sent < 2000 && send(sent) == Submitted::Answered(Answer::Ack) {
+        gateway.pump_for(&taken);
+        sent += 1;
+    }
+    assert!((100..2000).contains(&sent), "{sent} are on their way");
+    let taken = taken.0.take();
+    assert_eq!(taken.len(), sent as usize);
+    assert_eq!(near.submit(&outward(1, 0), &ProcessMemory, &[]), Submitted::Pending, "a request");
+    // The request has taken one of those that datagrams leave to it.
+    taken[..2].iter().for_each(|taken| gateway.give(taken, Answer::Ack));
+    near.pump_for(&While(|_| panic!("nobody waits for the answer"), RefCell::default()));
+    assert_eq!([send(0), send(1)], [Submitted::Answered(Answer::Ack), Submitted::Busy], "two have left");
+    taken[2..].iter().for_each(|taken| gateway.give(taken, Answer::Ack));
 }
 
 #[test]

@@ -78,6 +78,8 @@ pub trait Inbound {
 pub trait Deferred {
     /// Takes one over.
     fn take(&self, taken: Taken);
+    /// Takes a datagram over, with its payload. Its slot is its sender's again when it is answered, whatever with.
+    fn take_datagram(&self, taken: Taken, payload: &[u8]);
 }
 
 impl Inbound for Arc<dyn Station> {
@@ -506,7 +508,12 @@ impl HostTransport {
             if let Some(later) = device.deferred()
                 && let Some(request) = self.take(process, (cell & 0xffff) as u16, taken)
             {
-                later.take(request);
+                let mut buffer = [0u8; DATAGRAM_MAX as usize];
+                match datagram(&request.request, payload, &mut buffer) {
+                    _ if !matches!(request.request.op, Op::Datagram { .. }) => later.take(request),
+                    Some(bytes) => later.take_datagram(request, bytes),
+                    None => self.give(&request, Answer::Silence),
+                }
                 continue;
             }
             let reply = Reply { word: &slot.word, taken, bell: &region.bell };
@@ -529,14 +536,7 @@ impl HostTransport {
             && let Op::Datagram { .. } = request.op
         {
             let mut buffer = [0u8; DATAGRAM_MAX as usize];
-            let Some(bytes) = usize::try_from(request.len).ok().and_then(|len| buffer.get_mut(..len)) else {
-                return Answer::Silence;
-            };
-            for (chunk, word) in bytes.chunks_mut(8).zip(payload) {
-                chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
-            }
-            // As above: else these bytes may be those of a new owner of the region.
-            fence(Ordering::Acquire);
+            let Some(bytes) = datagram(request, payload, &mut buffer) else { return Answer::Silence };
             // The slot is free before the receiver can answer: a sender's slots last as long as its target is behind.
             if !reply.give(Answer::Ack) {
                 return Answer::Silence;
@@ -607,6 +607,17 @@ pub(crate) fn read(slot: &Slot, taken: u64) -> Option<(Carried, [Span; SLOT_SPAN
     };
     let held = spans.get(..count)?.iter().try_fold(0u64, |sum, span| sum.checked_add(span.len));
     (held == Some(len)).then_some((carried, spans, count))
+}
+
+/// The payload of a datagram, out of its slot. What its sender says of its length may be anything.
+fn datagram<'a>(request: &Request, payload: &SlotPayload, into: &'a mut [u8]) -> Option<&'a [u8]> {
+    let bytes = usize::try_from(request.len).ok().and_then(|len| into.get_mut(..len))?;
+    for (chunk, word) in bytes.chunks_mut(8).zip(payload) {
+        chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
+    }
+    // In this order: what is answered next fails if these bytes are those of a new owner of the region.
+    fence(Ordering::Acquire);
+    Some(bytes)
 }
 
 /// Puts an answer where its requester finds it. `false`: it was there already, or its requester has given up.

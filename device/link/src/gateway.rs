@@ -12,7 +12,7 @@ mod wire;
 
 use crate::links::{Links, Report, Settings, WAKER};
 use crate::near::Near;
-use crate::outbound::{self, Outbound, Requested};
+use crate::outbound::{Outbound, Requested};
 use crate::tell;
 use anyhow::Context;
 use datagrams::Datagrams;
@@ -96,17 +96,18 @@ impl Guests {
             let (transport, recorder) = (self.transport.clone(), self.recorder.clone());
             self.outbound.ask(hosts, now, FromGuest { transport, taken, recorder });
         }
-        for (request, bytes) in inbox.datagrams.into_inner() {
-            if self.transport.segment().route(&request.dest.gid) == Route::Wire {
+        for (taken, bytes) in inbox.datagrams.into_inner() {
+            if self.transport.segment().route(&taken.request.dest.gid) == Route::Wire {
                 if let Some(wire) = &mut self.wire {
-                    wire.send_datagram(&request, &bytes);
+                    wire.send_datagram(&taken.request, &bytes);
                 }
+                self.transport.give(&taken, pvrdma_device::transport::Answer::Ack);
                 continue;
             }
             if let Some(recorder) = &self.recorder {
-                recorder.datagram(&request, &bytes);
+                recorder.datagram(&taken.request, &bytes);
             }
-            outbound::send_datagram(hosts, &request, &bytes);
+            self.datagrams.leave(hosts, now, taken, bytes);
         }
     }
 

@@ -143,9 +143,7 @@ impl<R: Requested> Outbound<R> {
     }
 }
 
-/// Sends a datagram. One that finds no room is lost, as at a switch.
-pub fn send_datagram(hosts: &mut Hosts, request: &Request, payload: &[u8]) {
-    if let Some(datagram) = convert::datagram(request) {
-        hosts.send_datagram(&datagram, payload);
-    }
+/// Sends a datagram, or loses it. `false`: there is no room for it now.
+pub fn send_datagram(hosts: &mut Hosts, request: &Request, payload: &[u8]) -> bool {
+    convert::datagram(request).is_none_or(|datagram| hosts.send_datagram(&datagram, payload))
 }

@@ -4,12 +4,9 @@ use crate::outbound::Requested;
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::transport::segment::Segment as Piece;
 use pvrdma_device::transport::{Answer, Far, Request, Token};
-use pvrdma_fabric::copy::span_of_mut;
 use pvrdma_fabric::gateway::NotCopied;
-use pvrdma_fabric::memory::ProcessMemory;
 use pvrdma_fabric::taken::Taken;
 use pvrdma_fabric::transport::{Deferred, HostTransport, Inbound};
-use pvrdma_net::frame::DATAGRAM;
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -20,18 +17,14 @@ pub struct Inbox {
     pub answers: RefCell<Vec<(Token, Answer)>>,
     /// Requests that were taken over.
     pub requests: RefCell<Vec<Taken>>,
-    /// Datagrams, with their payload.
-    pub datagrams: RefCell<Vec<(Request, Vec<u8>)>>,
+    /// Datagrams that were taken over, with their payload.
+    pub datagrams: RefCell<Vec<(Taken, Vec<u8>)>>,
 }
 
 impl Inbound for Inbox {
-    /// Only datagrams come this way: the rest is taken over.
-    fn receive(&self, request: &Request, far: &dyn Far) -> Answer {
-        let mut bytes = vec![0; request.len.min(DATAGRAM as u64) as usize];
-        if far.pull(&ProcessMemory, &[span_of_mut(&mut bytes)]).is_ok() {
-            self.datagrams.borrow_mut().push((*request, bytes));
-        }
-        Answer::Ack
+    /// All that is one is taken over.
+    fn receive(&self, _request: &Request, _far: &dyn Far) -> Answer {
+        Answer::Silence
     }
 
     /// No guest sends pieces.
@@ -51,6 +44,10 @@ impl Inbound for Inbox {
 impl Deferred for Inbox {
     fn take(&self, taken: Taken) {
         self.requests.borrow_mut().push(taken);
+    }
+
+    fn take_datagram(&self, taken: Taken, payload: &[u8]) {
+        self.datagrams.borrow_mut().push((taken, payload.to_vec()));
     }
 }
 
