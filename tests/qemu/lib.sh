@@ -9,6 +9,7 @@ address=192.168.77.$number
 serving=1
 first=192.168.77.1
 own=/run/job/bin
+client_log=/tmp/client.log
 
 fail() {
     echo "FAIL: $*"
@@ -55,15 +56,15 @@ pair() {
 # connect PROGRAM ARGS...: the program as client of the first guest, tried again until its server is there.
 connect() {
     for _ in $(seq 100); do
-        "$@" $first >/tmp/client.log 2>&1
+        "$@" $first >$client_log 2>&1
         code=$?
-        grep -qiE "couldn't connect|unable to (init|open)|connection refused|nobody is there" /tmp/client.log || break
+        grep -qiE "couldn't connect|unable to (init|open)|connection refused|nobody is there" $client_log || break
         sleep 0.1
     done
-    cat /tmp/client.log
+    cat $client_log
     [ $code = 0 ] || fail "exit code $code"
     sed -n -e 's/.* iters in .* = \(.*usec\/iter\).*/note: \1/p' -e 's/^ *\([0-9]\{1,\} .*\)/note: \1/p' \
-        /tmp/client.log | grep -v bytes | head -n 1
+        $client_log | grep -v bytes | head -n 1
 }
 
 # serve PROGRAM ARGS...: starts a server whose clients come by rdma_cm, and says so when it listens.

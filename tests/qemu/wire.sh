@@ -4,9 +4,9 @@
 #   side=stand_in   a machine without one: guests of `pvrdma run`, and a gateway that owns the wire
 #   serving=N       the number of the guest with the servers of this step
 #   provider=WHICH  what `pvrdma run` takes
+#   gateway_options what `pvrdma link run` takes beside the address
 
 first=192.168.77.$serving
-other=192.168.77.$((3 - number))
 case $side in
 rxe)
     device=rxe0 gid=1 run= kind=-l
@@ -28,7 +28,7 @@ begin_wire() {
         rdma link add rxe0 type rxe netdev eth0 || fail 'no software RoCE'
         ;;
     stand_in)
-        setsid /run/job/bin/pvrdma link run --roce-wire "$address" >$gateway_log 2>&1 </dev/null &
+        setsid /run/job/bin/pvrdma link run --roce-wire "$address" $gateway_options >$gateway_log 2>&1 </dev/null &
         echo $! >/tmp/gateway
         for _ in $(seq 100); do
             grep -q ':12B7 ' /proc/net/udp /proc/net/udp6 && break
@@ -60,6 +60,8 @@ end_wire() {
             sleep 0.1
         done
         cat $gateway_log
+        # Not there from the beginning: each packet would wait for the host.
+        [ ! -e /tmp/wire.pcap ] || cp /tmp/wire.pcap /run/job
         [ ! -e "/proc/$(cat /tmp/gateway)" ] || fail 'the gateway stays'
         ;;
     esac
@@ -76,6 +78,22 @@ perftest_at() {
     else
         connect "$@"
     fi
+}
+
+# crowd PROGRAM ARGS...: one side of four pairs at a time, each with a port of its own.
+crowd() {
+    pairs=
+    for port in 18520 18521 18522 18523; do
+        if [ $number = $serving ]; then
+            $run "$@" -p $port &
+        else
+            (client_log=/tmp/client.$port; connect $run "$@" -p $port) &
+        fi
+        pairs="$pairs $!"
+    done
+    for pair in $pairs; do
+        wait $pair || fail "exit code $?"
+    done
 }
 
 # As in lib.sh. No netlink tells which guests of `pvrdma run` listen, but a trace does.
@@ -95,6 +113,21 @@ serve() {
     done
     cat /tmp/first.log
     fail "it does not listen: $*"
+}
+
+# is_rejected PORT: nobody listens there, and rping is told so. until_asked: the server that listens elsewhere may end.
+is_rejected() {
+    client true
+    timeout 20 $run rping -c -a $first -p "$1" -C 1 >/tmp/client.log 2>&1
+    code=$?
+    : >/run/job/asked.$STEP
+    cat /tmp/client.log
+    grep -q REJECTED /tmp/client.log || fail "it was not rejected (exit $code)"
+}
+
+until_asked() {
+    until [ -e /run/jobs/guest$((3 - number))/asked.$STEP ]; do sleep 0.1; done
+    kill $server
 }
 
 # bad_wire NETEM...: what leaves eth0 is treated so. good_wire: no longer.

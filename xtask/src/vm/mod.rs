@@ -38,7 +38,7 @@ Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock
   --wire            only RoCE between two guests on one Ethernet: Linux's software RoCE on both sides, as base line,
                     and then guests of `pvrdma run` on one of them; the stand-in's provider is ours if none is named
   --short           a few rows of it, without the base line
-  --rows TEXT       only rows of it with this in their names
+  --rows TEXT       only rows of it with this in their names; what passed the gateway is in guest1/wire.pcap
   --pyverbs         only rdma-core's own test suite, as one table of both providers
   --run SCRIPT      run this shell text in the guest instead and print what it prints
   --two             run the script in two guests of one server at once; $number says which is which
