@@ -300,6 +300,8 @@ impl Requester {
     fn part_of_read(&self, request: &Request, (remote_addr, rkey): (u64, Rkey), first: u32, packets: u32) -> Request {
         let mtu = u64::from(self.connection.mtu);
         let from = u64::from(first) * mtu;
+        // Without length no key is looked at. Linux takes it for 0 then, and does not know a READ again that names one.
+        let rkey = if request.len == 0 { Rkey(0) } else { rkey };
         Request {
             psn: request.psn.advance(first),
             packets,

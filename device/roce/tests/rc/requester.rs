@@ -472,6 +472,17 @@ fn a_read_is_asked_for_again_to_the_same_end() {
     assert_eq!(asks(&asking.sent())[0].0, 128);
 }
 
+/// C9-88: no key is looked at. A responder that takes none down knows the READ again for it.
+#[test]
+fn a_read_without_length_names_no_key() {
+    let mut asking = asking();
+    asking.submit(0, read(), 0);
+    for _ in 0..2 {
+        assert_eq!(asking.sent()[0].reth, Some(Reth { addr: 0x1000, rkey: 0, len: 0 }));
+        asking.expire();
+    }
+}
+
 #[test]
 fn what_was_acknowledged_before_it_comes_again_is_answered_at_once() {
     let mut asking = asking();
