@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Until who has dialed tries again what was refused; each further time twice as long, and at last `SELDOM`.
-const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(60);
 /// From one try to the next, whoever asks for it: opening an adapter takes milliseconds.
 const SOON: Duration = Duration::from_secs(1);
@@ -186,7 +186,7 @@ mod tests {
         let mut adapters = Adapters::new(Choice::Named("of-no-name".into()));
         adapters.up(2, s(1));
         assert_eq!(adapters.deadline(), Some(s(1)));
-        for (at, next) in [(1, 6), (6, 16), (16, 36), (36, 76), (76, 136), (136, 196)] {
+        for (at, next) in [(1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 124), (124, 184)] {
             assert_eq!((adapters.due(s(at - 1)), adapters.due(s(at))), (vec![], vec![2]));
             assert_eq!(adapters.open(2, s(at)).err(), Some(Refusal::Missing));
             assert_eq!(adapters.open(2, s(at)).err(), Some(Refusal::Soon), "a host that asks all the time");
