@@ -3,6 +3,7 @@
 
 use pvrdma_tests::{Hosts, Provider, Stand, Trust, User, c_program, figures, machine, pair, test_program, try_pair};
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 const BY_ADAPTER: &str = "\"over\": \"hca\", \"hca\": \"vmw_pvrdma0\"";
 
@@ -80,7 +81,7 @@ fn when_the_adapter_goes_qps_go_on_over_tcp() {
     let _machine = machine();
     let network = Stand::new(User::Me);
     let hosts = hosts(Trust::Certificates, &network, &[("--fault", "dead=300")]);
-    run(&hosts, "ib_write_bw -F -x 1 -n 1500 -s 65536 -u 20");
+    run(&hosts, "ib_write_bw -F -x 1 -n 1500 -s 65536 -u 18");
     hosts.wait_for_status(1, "\"over\": \"tcp\"");
     run(&hosts, "ibv_rc_pingpong -c -g 1 -n 100");
     let said = hosts.to_string();
@@ -124,4 +125,35 @@ fn a_host_that_is_killed_comes_back() {
         }
     }
     hosts.end();
+}
+
+/// Servers of virtual machines are linked by adapters as gateways are.
+#[test]
+fn servers_are_linked_by_adapters() {
+    let _machine = machine();
+    let network = Stand::new(User::Me);
+    let hosts = Hosts::apart(2, Trust::Certificates, None);
+    let servers = [1, 2].map(|number| {
+        let (host, address) = (hosts.host(number), hosts.host(number).address().to_string());
+        let (socket, settings) = (host.stand().path("server.sock"), host.stand().path("link"));
+        let job = network.job("env").args([format!("XDG_RUNTIME_DIR={}", host.stand().run_folder().display())]);
+        let job = job.args([host.stand().path("pvrdma")]).args(["serve", "--link", "--hca", "auto"]);
+        let job = job.args(["--listen", &address, "--folder"]).args([&settings]).args(["--socket"]).args([&socket]);
+        let mut server = job.spawn();
+        server.wait_for_text("pvrdma serve: ready");
+        (server, socket)
+    });
+    for (server, socket) in &servers {
+        let end = Instant::now() + Duration::from_secs(60);
+        let socket = socket.to_str().expect("a path");
+        while !network.pvrdma(&["status", "--json", "--server", socket]).ok().contains(BY_ADAPTER) {
+            assert!(Instant::now() < end, "{}", server.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    for (mut server, _) in servers {
+        server.signal(server.pid(), libc::SIGTERM);
+        server.hurry(Duration::from_secs(60));
+        server.wait().ok();
+    }
 }

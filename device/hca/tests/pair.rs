@@ -38,7 +38,7 @@ fn bytes_pass_in_both_directions() {
     let [near, far] = ends;
     let threads = [(near, 1u8), (far, 2)].map(|(mut adapter, mine)| {
         std::thread::spawn(move || {
-            const ALL: usize = 24 << 20;
+            const ALL: usize = 8 << 20;
             let byte =
                 |at: usize, whose: u8| (at as u32).wrapping_mul(0x9e37_79b9 + 2 * u32::from(whose)).to_le_bytes()[3];
             let (mut sent, mut got) = (0, 0);
