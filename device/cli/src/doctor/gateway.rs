@@ -39,7 +39,7 @@ fn judge(view: Option<&View>, own: Option<Wire>) -> Option<Finding> {
         }
         (Some(_), Some(own), Some(there)) => {
             let (own, there) = (own.to_string(), there.to_string());
-            Finding::fail(CHECK, format!("GID 2 of this guest was made for {own} (address and MTU), and it is {there} now"))
+            Finding::fail(CHECK, format!("GID 2 of this guest was made for RoCE {own} (version, address, MTU), and it is {there} now"))
                 .cure(anew)
         }
         (Some(_), Some(own), None) => {
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn what_a_guest_knows_is_compared_with_what_is_there() {
         let wire = |text: &str| Some(text.parse().unwrap());
-        let (here, moved) = (wire("192.0.2.1 1024"), wire("192.0.2.2 1024"));
+        let (here, moved) = (wire("v2 192.0.2.1 1024"), wire("v2 192.0.2.2 1024"));
         let view = |gateway, wire| View { host: Some(0), gateway, wire, processes: Vec::new() };
         let level = |view: &View, own| judge(Some(view), own).unwrap().level;
         // One that is gone has left its address behind.

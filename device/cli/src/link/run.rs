@@ -266,7 +266,7 @@ mod tests {
         assert!(shown.contains("TLS 1.3") && shown.contains("  3  h3") && shown.contains("no link"), "{shown}");
         let why = "; not by adapters: the other host has none";
         assert!(shown.contains(&format!("linked; 1.0 MiB out, 0.0 in, 3 requests{why}\n")), "{shown}");
-        assert!(shown.contains("linked by mlx5_0; 1.0 MiB out, 0.0 in, 3 requests\n"), "{shown}");
+        assert!(shown.contains("linked by mlx5_0, not encrypted; 1.0 MiB out, 0.0 in, 3 requests\n"), "{shown}");
         let shown = at(0, true);
         assert!(shown.contains("\"round_trip_us\": null") && shown.contains("\"link\": null"), "{shown}");
         assert!(shown.contains("\"over\": \"tcp\", \"no_hca\": \"the other host has none\"}"), "{shown}");
