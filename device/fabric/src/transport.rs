@@ -212,7 +212,10 @@ impl HostTransport {
         match wire {
             Some(wire) if wire.gid == *source => return,
             Some(wire) => {
-                say(format_args!("{to} cannot answer to {own}; GID {WIRE_GID} is for it, which is {}", wire.address()));
+                let here = wire.address();
+                say(format_args!(
+                    "{to} cannot answer to {own}: this host speaks RoCE at {here}, GID {WIRE_GID} of guests that start now"
+                ));
             }
             None => say(format_args!("{to} is no guest's, and no `pvrdma link run --roce-wire` has a way to it")),
         }

@@ -292,6 +292,10 @@ impl ucma::Machine for Process {
         segment.guest(process)?.has(gid).then_some(u64::from(process.incarnation) << 32 | u64::from(number))
     }
 
+    fn speaks_for_all(&self, gid: &Gid) -> bool {
+        self.transport.first_manager(gid) == Some(self.transport.segment().index())
+    }
+
     fn runs(&self, process: u64) -> bool {
         let segment = self.transport.segment();
         let found = segment.process(process as u32 as usize);

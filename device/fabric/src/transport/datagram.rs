@@ -101,6 +101,11 @@ impl HostTransport {
         });
     }
 
+    /// The first of them, by region.
+    pub fn first_manager(&self, gid: &Gid) -> Option<usize> {
+        self.managers(gid).next().map(|process| process.index)
+    }
+
     /// The processes of the guest with this address that have a management QP. Each plays the guest's kernel for its
     /// own programs, so each gets every management datagram, and knows which are for it.
     fn managers<'a>(&'a self, gid: &'a Gid) -> impl Iterator<Item = Process> + 'a {

@@ -26,7 +26,7 @@ use pvrdma_device::guest::{self, Guest, Roce};
 use pvrdma_device::handle::{Gid, Psn, QpHandle, Qpn};
 use pvrdma_device::rings::wqe::{Grh, QpKind};
 use pvrdma_device::transport::{Answer, Endpoint, Op, Request, Token};
-use pvrdma_fabric::segment::GSI;
+use pvrdma_fabric::segment::{GSI, Route};
 use pvrdma_fabric::transport::HostTransport;
 use pvrdma_roce::message;
 use pvrdma_roce::packet::{DEFAULT_PKEY, Packet};
@@ -92,6 +92,7 @@ pub struct Wire {
     readable: bool,
     asking: Asking,
     serving: Serving,
+    managers: Managers,
     turns: Turns,
 }
 
@@ -219,6 +220,7 @@ impl Wire {
             gid,
             mtu,
             readable: true,
+            managers: Managers::default(),
             turns: Turns::default(),
         }
     }
@@ -294,7 +296,7 @@ impl Wire {
 
     /// Takes packets in.
     fn receive(&mut self, now: Duration) -> bool {
-        let Wire { transport, recorder, socket, gid, asking, serving, turns, .. } = self;
+        let Wire { transport, recorder, socket, gid, asking, serving, managers, turns, .. } = self;
         for _ in 0..READS {
             if !self.readable {
                 return false;
@@ -307,8 +309,12 @@ impl Wire {
                 if packet.bth.pkey & PARTITION != DEFAULT_PKEY & PARTITION || source == *gid {
                     return;
                 }
+                // A guest's address is no stranger's, though he can forge it: guests come by memory, or by links.
+                if transport.segment().route(&source) != Route::Wire {
+                    return;
+                }
                 if packet.bth.opcode.is_datagram() {
-                    return datagram(transport, &source, gid, packet);
+                    return datagram(transport, managers, now, (&source, gid), packet);
                 }
                 let qpn = Qpn(packet.bth.dest_qpn);
                 let known = transport.segment().published(qpn);
@@ -383,13 +389,57 @@ fn send(socket: &mut Socket, recorder: Option<&Recorder>, source: Gid, dest: IpA
     socket.send(dest, packet);
 }
 
+/// Whether this is a message of a connection manager (IBA vol. 1, 13.4.3 and 16.7): all programs of the host that have
+/// one would look at it.
+fn is_for_managers(qkey: u32, payload: &[u8]) -> bool {
+    const QKEY: u32 = 0x8001_0000;
+    const LEN: usize = 256;
+    // Base version, class, class version.
+    const CM: [u8; 3] = [1, 7, 2];
+    qkey == QKEY && payload.len() == LEN && payload.starts_with(&CM)
+}
+
+/// How many messages connection managers have to look at: each costs all programs that have one. Who asks again is
+/// heard later.
+#[derive(Default)]
+struct Managers {
+    /// Messages that there is room for, and since when.
+    left: f64,
+    since: Duration,
+}
+
+impl Managers {
+    /// In a second, and at once.
+    const RATE: f64 = 4000.0;
+    const BURST: f64 = 1000.0;
+
+    fn may_hear(&mut self, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.since).as_secs_f64();
+        // At first there is room for all.
+        let before = if self.since == Duration::ZERO { Self::BURST } else { self.left };
+        self.left = (before + passed * Self::RATE).min(Self::BURST);
+        self.since = now.max(Duration::from_nanos(1));
+        let may = self.left >= 1.0;
+        self.left -= f64::from(u8::from(may));
+        may
+    }
+}
+
 /// A datagram has come. One that its QP has no room for is lost, as at a switch.
-fn datagram(transport: &HostTransport, source: &Gid, own: &Gid, packet: &Packet<'_>) {
+fn datagram(
+    transport: &HostTransport,
+    managers: &mut Managers,
+    now: Duration,
+    (source, own): (&Gid, &Gid),
+    packet: &Packet<'_>,
+) {
     let Some(deth) = packet.deth else { return };
     let dest = Endpoint { gid: *own, qpn: Qpn(packet.bth.dest_qpn) };
-    // Number 1 is the managers', and they look after themselves.
-    let is_there = || transport.segment().published(dest.qpn).is_some_and(|known| known.kind == QpKind::Ud);
-    if dest.qpn.0 != GSI && !is_there() {
+    let is_there = match dest.qpn.0 {
+        GSI => is_for_managers(deth.qkey, packet.payload) && managers.may_hear(now),
+        _ => transport.segment().published(dest.qpn).is_some_and(|known| known.kind == QpKind::Ud),
+    };
+    if !is_there {
         return;
     }
     let psn = Psn::new(packet.bth.psn);
@@ -426,6 +476,20 @@ mod tests {
         assert_eq!(interface_of("127.0.0.1".parse().unwrap()).unwrap().name, "lo");
         assert_eq!(interface_of("127.9.8.7".parse().unwrap()).unwrap().name, "lo");
         assert!(interface_of("192.0.2.1".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn managers_hear_of_messages_for_them_and_of_so_many() {
+        let mut mad = [0; 256];
+        mad[..3].copy_from_slice(&[1, 7, 2]);
+        assert!(is_for_managers(0x8001_0000, &mad));
+        assert!(!is_for_managers(0x8001_0001, &mad) && !is_for_managers(0x8001_0000, &mad[..255]));
+        // Of the subnet's manager.
+        mad[1] = 0x81;
+        assert!(!is_for_managers(0x8001_0000, &mad));
+        let mut managers = Managers::default();
+        let mut heard = |at: u64| (0..5000).filter(|_| managers.may_hear(Duration::from_millis(at))).count();
+        assert_eq!([heard(0), heard(100), heard(100), heard(10_000)], [1000, 400, 0, 1000]);
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub struct Requester {
     fresh: Psn,
     /// A request has been seen, so these are known.
     begun: bool,
+    /// The responder has answered to something that this half has sent since `begin`.
+    heard: bool,
     window: Window,
     /// Sent or asked for since an acknowledgement was last wanted.
     unasked: u64,
@@ -119,6 +121,7 @@ impl Requester {
             done: Psn::default(),
             fresh: Psn::default(),
             begun: false,
+            heard: false,
             window: Window::new(connection.mtu),
             unasked: 0,
             deadline: None,
@@ -161,7 +164,7 @@ impl Requester {
         } else {
             // Another half has had it before this one was made, or will have what is missing before it: this one knows
             // nothing of either, so it begins anew.
-            (self.begin, self.done) = (request.psn, request.psn);
+            (self.begin, self.done, self.heard) = (request.psn, request.psn, false);
         }
         if done == request.packets {
             self.answers.push_back((request.token, Answer::Ack));
@@ -352,13 +355,17 @@ impl Requester {
     pub fn receive(&mut self, now: Duration, packet: &Packet<'_>, local: &mut dyn Local) {
         let psn = Psn::new(packet.bth.psn);
         // Of nothing that is on its way: late, or nonsense. But what this half has not sent yet, another one may have
-        // sent before it, and the responder says how far it has come.
+        // sent before it, and the responder says how far it has come: to who has asked twice and heard nothing else.
         let Some(last) = self.asked.back() else { return };
-        let asks = self.fresh.ahead_of(self.done) && packet.bth.opcode == Opcode::Acknowledge;
-        let until = if asks { last.end() } else { self.fresh };
-        if psn.since(self.done) >= until.since(self.done) {
+        let is_heard = psn.since(self.done) < self.fresh.since(self.done);
+        let is_before = || {
+            let asks = !self.heard && self.tries > 0 && packet.bth.opcode == Opcode::Acknowledge;
+            asks && psn.since(self.done) < last.end().since(self.done)
+        };
+        if !is_heard && !is_before() {
             return;
         }
+        self.heard |= is_heard;
         match (packet.bth.opcode, packet.aeth.map(|aeth| aeth.syndrome)) {
             (Opcode::Acknowledge, Some(Syndrome::Ack(_))) => {
                 let heard = self.acknowledge(now, psn.advance(1));

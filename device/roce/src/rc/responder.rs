@@ -352,6 +352,11 @@ impl Responder {
         }
     }
 
+    /// Whether there is something to say to the peer.
+    pub fn has_reply(&self) -> bool {
+        !self.replies.is_empty() || self.missing
+    }
+
     /// Data of READs that waits to go out, or is being fetched.
     fn ready(&self) -> usize {
         let coming = self.out.iter().map(|handed| match handed.kind {

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a guest may hold a piece. Its answer is silence then, as if it had been lost.
+/// How long a guest may hold a piece, or have no room for it. Its answer is silence then, as if it had been lost.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long it has had one before it is looked whether it still runs.
 const LOOK: Duration = Duration::from_millis(50);
@@ -30,8 +30,8 @@ struct Half {
     life: u64,
     connection: Connection,
     half: Responder,
-    /// Its guest had no room for this.
-    stuck: Option<Piece>,
+    /// Its guest had no room for this, since then.
+    stuck: Option<(Piece, Duration)>,
     /// Pieces that its guest has.
     flying: usize,
 }
@@ -136,12 +136,13 @@ impl Serving {
         }
         let touched: Vec<Qpn> = self.touched.drain().collect();
         touched.iter().for_each(|qpn| self.hand(now, *qpn));
-        touched
+        let has_reply = |qpn: &Qpn| self.halves.get(qpn).is_some_and(|half| half.half.has_reply());
+        touched.into_iter().filter(has_reply).collect()
     }
 
     fn hand(&mut self, now: Duration, qpn: Qpn) {
         let Some(half) = self.halves.get_mut(&qpn) else { return };
-        while let Some(mut piece) = half.stuck.take().or_else(|| half.half.piece()) {
+        while let Some((mut piece, since)) = half.stuck.take().or_else(|| Some((half.half.piece()?, now))) {
             let back = comes_back(&piece.carried);
             if let Some(len) = back {
                 piece.bytes.resize(len, 0);
@@ -150,7 +151,7 @@ impl Serving {
             let (token, local) = (token(name), [span_of_mut(&mut piece.bytes)]);
             match submit(&self.transport, token, &piece.carried, &local, half.flying == 0) {
                 Submitted::Busy | Submitted::Full | Submitted::WhenAlone => {
-                    half.stuck = Some(piece);
+                    half.stuck = Some((piece, since));
                     self.is_stuck = true;
                     return;
                 }
@@ -206,6 +207,13 @@ impl Serving {
         for name in late {
             self.transport.cancel(token(name));
             turns.extend(self.answered(token(name), Answer::Silence));
+        }
+        // A stopped guest would fill this process's memory, and be told later what its peers gave up long ago.
+        for (qpn, half) in &mut self.halves {
+            if let Some((piece, _)) = half.stuck.take_if(|(_, since)| now >= *since + PATIENCE) {
+                half.half.answered(piece.ticket, Answer::Silence, Vec::new());
+                turns.push(*qpn);
+            }
         }
         let segment = self.transport.segment();
         self.halves.retain(|qpn, half| half.flying > 0 || segment.published(*qpn).is_some());

@@ -118,6 +118,8 @@ pub struct Lookup<'a> {
     pub listeners: &'a Listeners,
     pub ports: &'a Ports,
     pub directory: &'a Path,
+    /// Whether this process is the one that says that nobody listens, to strangers.
+    pub speaks_for_all: bool,
 }
 
 impl Lookup<'_> {
@@ -167,7 +169,12 @@ impl Services for Lookup<'_> {
             let here = self.ports.is_expected(*ps, &dst) || self.ports.is_held_elsewhere(*ps, &dst);
             here || self.is_held_by(0..MAX_GUESTS, *ps, &dst)
         };
-        let speaks = spaces.iter().any(|ps| self.ports.has(*ps, dst.port())) || !is_here(self.own, &self.from);
+        let is_told = match () {
+            () if is_here(self.own, &self.from) => false,
+            () if is_stranger(&self.from) => self.speaks_for_all,
+            () => true,
+        };
+        let speaks = is_told || spaces.iter().any(|ps| self.ports.has(*ps, dst.port()));
         if !speaks || spaces.iter().any(kept) { Verdict::NotNow } else { Verdict::Nobody }
     }
 }
@@ -215,6 +222,10 @@ mod tests {
 
         fn process(&self, gid: &Gid, number: u32) -> Option<u64> {
             (number == 3 && guest(7, 1).has(gid)).then_some(33)
+        }
+
+        fn speaks_for_all(&self, _gid: &Gid) -> bool {
+            true
         }
 
         fn runs(&self, process: u64) -> bool {

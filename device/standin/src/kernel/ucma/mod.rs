@@ -62,6 +62,8 @@ pub trait Machine: Sync {
     fn take_in(&self);
     /// The process with that number, if it is one of the guest with that address.
     fn process(&self, gid: &Gid, number: u32) -> Option<u64>;
+    /// Whether it speaks for its host to those who know all guests of the host by this address: one process does.
+    fn speaks_for_all(&self, gid: &Gid) -> bool;
     /// Whether that process still runs.
     fn runs(&self, process: u64) -> bool;
     /// Gets the side thread up.

@@ -460,7 +460,9 @@ impl State {
             let from = datagram.from;
             let own = self.guest();
             let (directory, ids, listeners) = (self.machine.directory(), &self.ids, &self.listeners);
-            let mut lookup = Lookup { own, from, ids, listeners, ports: &self.ports, directory };
+            let speaks_for_all = is_stranger(&from) && self.machine.speaks_for_all(&datagram.to);
+            let ports = &self.ports;
+            let mut lookup = Lookup { own, from, ids, listeners, ports, directory, speaks_for_all };
             self.cm.receive(now, from, datagram.to, &datagram.bytes, &mut lookup);
             self.carry_out();
         }
