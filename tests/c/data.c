@@ -10,6 +10,7 @@
  *                find it)
  *   -o NAMES     only these operations, as SEND,READ
  *   -a           only the side that goes to the other one asks
+ *   -z           no READ without length
  *   -g INDEX     the GID to use, if not 1
  *   -u FILE      with -k on: stop when FILE is there; either side may have it
  *   -m           the other side may die at any moment: then the exit status is 3, and no data were wrong until then
@@ -165,7 +166,7 @@ static struct plan plans[2];
 static struct session session;
 static size_t length, arena_length, arenas[2], used[2][2];
 static int peer = -1; /* the socket; -1: both sides are here */
-static int mortal, spoil, alone;
+static int mortal, spoil, alone, no_empty_read;
 static const char *until;
 static uint64_t done[KINDS], datagrams, bytes_done;
 
@@ -209,6 +210,8 @@ static void plan_one(int direction, uint32_t number, struct op *op, const struct
         op->kind = (enum kind)below(KINDS);
     while (!(session.kinds & 1u << op->kind));
     op->length = is_atomic(op->kind) ? 8 : session.length(number, session.longest);
+    if (op->kind == READ && !op->length && no_empty_read)
+        op->length = 1;
     op->imm = (uint32_t)chance();
     op->signaled = one_in(2);
     op->fence = one_in(8);
@@ -1121,7 +1124,7 @@ int main(int argc, char **argv)
     const char *service = NULL, *what = "short";
     int option;
     seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 20;
-    while ((option = getopt(argc, argv, "s:k:u:p:g:o:am")) != -1)
+    while ((option = getopt(argc, argv, "s:k:u:p:g:o:azm")) != -1)
         switch (option) {
         case 's':
             seed = strtoull(optarg, NULL, 0);
@@ -1143,6 +1146,9 @@ int main(int argc, char **argv)
             break;
         case 'a':
             alone = 1;
+            break;
+        case 'z':
+            no_empty_read = 1;
             break;
         case 'm':
             mortal = 1;
