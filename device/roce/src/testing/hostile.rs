@@ -529,7 +529,7 @@ impl Answering {
             }
             216..236 => self.transmit(usize::from(input.byte()) << (input.byte() & 15)),
             // Of pieces that there are none of.
-            236..240 => self.half.answered((u64::from(input.number()) + 1) << 32, Answer::Silence, vec![1]),
+            236..240 => self.half.answered(1 << 63 | u64::from(input.number()), Answer::Silence, vec![1]),
             _ => {
                 let mut came = 0;
                 with_bytes(input, &mut |packet| {
