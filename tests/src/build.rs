@@ -43,18 +43,15 @@ pub fn debug_provider() -> PathBuf {
     target().join("debug/libvmw_pvrdma.so")
 }
 
-/// A test program of a crate, which needs another place to run in than `cargo test` is.
-pub fn test_program(package: &str, name: &str) -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["test", "-p", package, "--test", name, "--no-run"])
+/// An example of a crate: a program that needs another place to run in than `cargo test` is.
+pub fn example(package: &str, name: &str) -> PathBuf {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "-p", package, "--example", name])
         .current_dir(workspace())
-        .output()
+        .status()
         .expect("cargo starts");
-    // Cargo says "Executable", its source, and in parentheses where it is.
-    let text = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().find_map(|line| line.split_once(&format!("tests/{name}.rs (")));
-    let program = line.and_then(|(_, rest)| rest.strip_suffix(')')).map(|program| workspace().join(program));
-    program.unwrap_or_else(|| panic!("{name} of {package}:\n{text}"))
+    assert!(status.success(), "{name} of {package} was not built");
+    target().join("debug/examples").join(name)
 }
 
 /// Cargo's target folder.

@@ -25,7 +25,7 @@ mod spaces;
 mod stress;
 mod world;
 
-pub use build::{artifacts, c_program, debug_provider, mpi_program, test_program, workspace};
+pub use build::{artifacts, c_program, debug_provider, example, mpi_program, workspace};
 pub use hosts::{Host, Hosts, Trust, free_address};
 pub use job::{Job, Output, Running};
 pub use newer::Newer;
