@@ -3,8 +3,8 @@
 //! Both sides of the stand-in need the same answer (`pvrdma run` writes it into the sysfs tree, the preload
 //! library binds it in the device), so it is computed here and stored nowhere.
 
-use crate::handle::Gid;
-use std::net::{IpAddr, Ipv6Addr};
+use crate::handle::{Gid, address_of, gid_of};
+use std::net::IpAddr;
 
 /// Length of a guest's GID table; entries past the third are empty.
 pub const GID_TBL_LEN: u32 = 16;
@@ -163,7 +163,7 @@ pub struct Wire {
 impl Wire {
     /// The address as IP has it.
     pub fn address(&self) -> IpAddr {
-        Ipv6Addr::from(self.gid).to_canonical()
+        address_of(&self.gid)
     }
 }
 
@@ -180,10 +180,7 @@ impl std::str::FromStr for Wire {
     fn from_str(text: &str) -> Result<Wire, ()> {
         let (roce, rest) = text.split_once(' ').ok_or(())?;
         let (address, mtu) = rest.split_once(' ').ok_or(())?;
-        let gid = match address.parse().map_err(drop)? {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        };
+        let gid = gid_of(address.parse().map_err(drop)?);
         let mtu = mtu.parse().ok().filter(|mtu: &u32| (256..=4096).contains(mtu) && mtu.is_power_of_two());
         Ok(Wire { roce: roce.parse()?, gid, mtu: mtu.ok_or(())? })
     }

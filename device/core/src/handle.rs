@@ -29,6 +29,8 @@ handles! {
     Rkey;
 }
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 /// The kernel driver's own context.
 pub const KERNEL: CtxHandle = CtxHandle(0);
 
@@ -67,9 +69,44 @@ impl Psn {
 /// A GID: 16 bytes in network order.
 pub type Gid = [u8; 16];
 
+/// The GID of an IP address: an IPv4 one is mapped (RFC 4291, 2.5.5.2; IBA annex A17).
+pub fn gid_of(address: IpAddr) -> Gid {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The IP address that a GID is.
+pub fn address_of(gid: &Gid) -> IpAddr {
+    Ipv6Addr::from(*gid).to_canonical()
+}
+
+/// Whether an address is that of one host: not of many, nor of nobody.
+pub fn is_of_one_host(address: IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast() && address != IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_and_gids_are_one() {
+        for text in ["192.0.2.1", "2001:db8::1", "fe80::1"] {
+            let address = text.parse().unwrap();
+            assert_eq!(address_of(&gid_of(address)), address);
+        }
+        assert_eq!(gid_of("192.0.2.1".parse().unwrap())[10..], [0xff, 0xff, 192, 0, 2, 1]);
+    }
+
+    #[test]
+    fn some_addresses_are_of_one_host() {
+        for (address, is_one) in [("10.0.0.1", true), ("2001:db8::1", true), ("224.0.0.1", false), ("ff02::1", false)] {
+            assert_eq!(is_of_one_host(address.parse().unwrap()), is_one, "{address}");
+        }
+        assert!(!is_of_one_host("255.255.255.255".parse().unwrap()) && !is_of_one_host("::".parse().unwrap()));
+    }
 
     #[test]
     fn psn_order_survives_the_wrap() {

@@ -12,7 +12,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::taken::Taken;
 use crate::words::{REQUEST_WORDS, decode, decode_answer, encode, encode_answer, to_words, what};
 use pvrdma_device::guest::{Guest, WIRE_GID};
-use pvrdma_device::handle::{Gid, PdHandle, QpHandle};
+use pvrdma_device::handle::{Gid, PdHandle, QpHandle, address_of};
 use pvrdma_device::memory::{DmaAddr, Memory, Span};
 use pvrdma_device::transport::segment::{Carried, Segment as Piece};
 use pvrdma_device::transport::*;
@@ -207,8 +207,7 @@ impl HostTransport {
         if Guest::of(peer).is_some() || SAID.load(Ordering::Relaxed) {
             return;
         }
-        let address = |gid: &Gid| std::net::Ipv6Addr::from(*gid).to_canonical();
-        let (own, to, wire) = (address(source), address(peer), self.segment.wire());
+        let (own, to, wire) = (address_of(source), address_of(peer), self.segment.wire());
         match wire {
             Some(wire) if wire.gid == *source => return,
             Some(wire) => {

@@ -7,8 +7,9 @@
 //! from. There are no routers: whoever is not on this network is not reached.
 
 use crate::neighbours::Neighbours;
-use crate::udp::{Stats, address, gid};
+use crate::udp::Stats;
 use pvrdma_device::guest::mac_of;
+use pvrdma_device::handle::{address_of, gid_of};
 use pvrdma_roce::frame::{BadFrame, Frame, Mac};
 use pvrdma_roce::headers::{ETHERTYPE_V1, Envelope, Gid, Network};
 use pvrdma_roce::packet::Packet;
@@ -120,7 +121,7 @@ pub fn mtu_of(device: &str) -> io::Result<u32> {
 
 /// The link-local address that is made of a MAC: the first GID of a port.
 pub fn link_local([a, b, c, d, e, f]: Mac) -> IpAddr {
-    address([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
+    address_of(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// The MAC that a link-local GID says, which is that of one adapter.
@@ -169,9 +170,9 @@ impl Ethernet {
     /// Sends a packet. What the device has no room for is lost, as at a switch, and so is what goes to somebody whose
     /// MAC is not known (yet).
     pub fn send(&mut self, dest: IpAddr, packet: &Packet<'_>) {
-        let to = gid(dest);
+        let to = gid_of(dest);
         let sent = self.mac_of(dest, to).is_some_and(|mac| {
-            let envelope = Envelope::v1(&gid(self.local), &to);
+            let envelope = Envelope::v1(&gid_of(self.local), &to);
             self.output.clear();
             Frame { dest: mac, source: self.mac, envelope, packet: *packet }.write(&mut self.output);
             self.socket.write(&self.output).is_ok()
@@ -255,13 +256,13 @@ impl Ethernet {
                 packet,
                 ..
             }) => {
-                if dest != gid(self.local) {
+                if dest != gid_of(self.local) {
                     // Another socket's.
                     return;
                 }
                 self.stats.received += 1;
                 self.hear(from, source);
-                take(address(from), &packet);
+                take(address_of(&from), &packet);
             }
             // Nothing else comes to a socket of this Ethertype, unless a VLAN's tag is in the way.
             Ok(_) | Err(BadFrame::Envelope(_) | BadFrame::Short(_) | BadFrame::Icrc | BadFrame::Packet(_)) => {
@@ -311,12 +312,12 @@ mod tests {
     #[test]
     fn a_link_local_address_says_its_mac_and_others_say_none() {
         let mac = [0x02, 0x50, 0x56, 1, 2, 3];
-        assert_eq!(said(&gid(link_local(mac))), Some(mac));
+        assert_eq!(said(&gid_of(link_local(mac))), Some(mac));
         assert_eq!(link_local(mac).to_string(), "fe80::50:56ff:fe01:203");
         let group = [0x03, 0x50, 0x56, 1, 2, 3];
-        assert_eq!(said(&gid(link_local(group))), None, "a group is nobody's address");
+        assert_eq!(said(&gid_of(link_local(group))), None, "a group is nobody's address");
         for other in ["10.0.0.1", "127.0.82.1", "fe80::1", "2001:db8::50:56ff:fe01:203"] {
-            assert_eq!(said(&gid(other.parse().expect("an address"))), None, "{other}");
+            assert_eq!(said(&gid_of(other.parse().expect("an address"))), None, "{other}");
         }
     }
 

@@ -5,7 +5,8 @@
 //! that is not connected and may not fragment sends 0; of a train of packets that the kernel cuts itself
 //! (`UDP_SEGMENT`), it sends 0, 1, 2 and so on. Of what comes in it is not known, see `icrc::check_any_id`.
 
-use pvrdma_roce::headers::{Envelope, Gid, Network, PORT};
+use pvrdma_device::handle::gid_of;
+use pvrdma_roce::headers::{Envelope, Network, PORT};
 use pvrdma_roce::icrc;
 use pvrdma_roce::packet::Packet;
 use std::io;
@@ -46,19 +47,6 @@ pub struct Stats {
     pub received: u64,
     /// Datagrams that are none, or whose checksum is wrong.
     pub damaged: u64,
-}
-
-/// An address as a port has it.
-pub fn gid(address: IpAddr) -> Gid {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
-/// The address of a port.
-pub fn address(gid: Gid) -> IpAddr {
-    Ipv6Addr::from(gid).to_canonical()
 }
 
 pub(crate) fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -111,7 +99,7 @@ impl Udp {
     }
 
     fn envelope(&self, source: IpAddr, dest: IpAddr, source_port: u16, id: u16) -> Envelope {
-        let mut envelope = Envelope { source_port, ..Envelope::v2(&gid(source), &gid(dest)) };
+        let mut envelope = Envelope { source_port, ..Envelope::v2(&gid_of(source), &gid_of(dest)) };
         if let Network::V4 { id: of, .. } = &mut envelope.network {
             *of = id;
         }

@@ -3,10 +3,10 @@
 
 mod wire;
 
+use pvrdma_device::handle::gid_of;
 use pvrdma_device::testing::rng::Rng;
 use pvrdma_link::ethernet::{Ethernet, link_local, open};
 use pvrdma_link::socket::Socket;
-use pvrdma_link::udp::gid;
 use pvrdma_roce::frame::{Frame, Mac};
 use pvrdma_roce::headers::{ETHERTYPE_V1, Envelope};
 use pvrdma_roce::packet::{Bth, MTU_MAX, Opcode, Packet};
@@ -194,7 +194,7 @@ fn the_kernel_looks_again_for_a_peer_that_is_used() {
 /// A frame, before something is done to it.
 fn frame(source: (Mac, IpAddr), dest: (Mac, IpAddr), payload: &[u8]) -> Vec<u8> {
     let packet = Packet::new(Bth::new(Opcode::SendOnly, 7, 1), payload);
-    let envelope = Envelope::v1(&gid(source.1), &gid(dest.1));
+    let envelope = Envelope::v1(&gid_of(source.1), &gid_of(dest.1));
     let mut bytes = Vec::new();
     Frame { dest: dest.0, source: source.0, envelope, packet }.write(&mut bytes);
     bytes

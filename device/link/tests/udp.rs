@@ -123,7 +123,10 @@ fn what_is_damaged_is_not_taken() {
     // A good one, from whatever port, behind them.
     let envelope = pvrdma_roce::headers::Envelope {
         source_port: stranger.local_addr().expect("an address").port(),
-        ..pvrdma_roce::headers::Envelope::v2(&pvrdma_link::udp::gid(from), &pvrdma_link::udp::gid(to.local()))
+        ..pvrdma_roce::headers::Envelope::v2(
+            &pvrdma_device::handle::gid_of(from),
+            &pvrdma_device::handle::gid_of(to.local()),
+        )
     };
     let mut good = Vec::new();
     Packet::new(Bth::new(Opcode::SendOnly, 7, 1), b"good").write(&mut good);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use lexopt::prelude::*;
 use pvrdma_device::guest::Guest;
+use pvrdma_device::handle::gid_of;
 use pvrdma_link::Choice;
 use pvrdma_link::gateway::Port;
 use pvrdma_net::fabric;
@@ -218,11 +219,7 @@ fn wire(text: &str) -> Result<Port, Usage> {
         return is_name.then(|| Port::Device(text.into())).ok_or_else(not_one);
     };
     let address = address.to_canonical();
-    let gid = match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    if Guest::of(&gid).is_some() {
+    if Guest::of(&gid_of(address)).is_some() {
         return Err(Usage(format!("--roce-wire {text}: that is a guest's address, and has to be this machine's")));
     }
     match fabric::unreachable(SocketAddr::new(address, PORT)) {

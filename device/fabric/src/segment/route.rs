@@ -94,10 +94,11 @@ impl Segment {
     /// Whether `process` has this address and takes in what comes for it from here, and this one may send it.
     pub(crate) fn reaches(&self, process: Process, gid: &Gid) -> bool {
         let theirs = self.fabric.paths_of(process.index);
-        let may = match (self.is_gateway, Guest::of(gid)) {
-            (false, _) => self.paths.and(theirs).memory(),
-            (true, Some(_)) => theirs.tcp(),
-            (true, None) => theirs.roce(),
+        // Nearly all who ask are no gateway, and ask for each request.
+        let may = match () {
+            () if !self.is_gateway => self.paths.and(theirs).memory(),
+            () if Guest::of(gid).is_some() => theirs.tcp(),
+            () => theirs.roce(),
         };
         may && self.fabric.has(process, self.host, gid)
     }

@@ -19,13 +19,12 @@ mod serving;
 use super::inbox::FromGuest;
 use crate::outbound::Requested;
 use crate::socket::{Socket, WireReport};
-use crate::udp;
 use asking::Asking;
 use datagrams::Datagrams;
 pub use port::{Opened, Port, interface_of, open};
 use pvrdma_capture::recorder::Recorder;
 use pvrdma_device::guest::{self, Roce};
-use pvrdma_device::handle::{Gid, Qpn};
+use pvrdma_device::handle::{Gid, Qpn, address_of, gid_of, is_of_one_host};
 use pvrdma_device::rings::wqe::QpKind;
 use pvrdma_device::transport::{Answer, Endpoint, Request, Token};
 use pvrdma_fabric::segment::Route;
@@ -94,7 +93,7 @@ impl Wire {
     /// One that has carried nothing.
     pub fn new(opened: Opened, transport: Arc<HostTransport>, recorder: Option<Arc<Recorder>>) -> Wire {
         let Opened { socket, mtu } = opened;
-        let gid = udp::gid(socket.local());
+        let gid = gid_of(socket.local());
         let roce = if matches!(socket, Socket::V1(_)) { Roce::V1 } else { Roce::V2 };
         Wire {
             asking: Asking::new(transport.clone()),
@@ -142,7 +141,7 @@ impl Wire {
         let qpn = requested.taken.request.source.qpn;
         let Request { source, dest, .. } = requested.taken.request;
         // Nobody there could answer to a guest's own address, and many would to one that is many hosts'.
-        if source.gid != self.gid || !is_somebodys(udp::address(dest.gid)) {
+        if source.gid != self.gid || !is_of_one_host(address_of(&dest.gid)) {
             return requested.answer(Answer::Silence);
         }
         self.asking.ask(requested);
@@ -151,8 +150,8 @@ impl Wire {
 
     /// A guest sends a datagram. One that cannot leave is lost.
     pub fn send_datagram(&mut self, request: &Request, payload: &[u8]) {
-        let dest = udp::address(request.dest.gid);
-        if request.source.gid == self.gid && payload.len() <= self.mtu as usize && is_somebodys(dest) {
+        let dest = address_of(&request.dest.gid);
+        if request.source.gid == self.gid && payload.len() <= self.mtu as usize && is_of_one_host(dest) {
             let packet = message::packet(request, 0, payload);
             send(&mut self.socket, self.recorder.as_deref(), self.gid, dest, &packet);
         }
@@ -189,7 +188,7 @@ impl Wire {
                 return false;
             }
             let received = socket.receive(|source, packet| {
-                let source = udp::gid(source);
+                let source = gid_of(source);
                 if let Some(recorder) = recorder {
                     recorder.packet(&source, gid, packet);
                 }
@@ -226,7 +225,7 @@ impl Wire {
         for _ in 0..SENDS {
             let Some(side) = turns.next() else { return false };
             let mut out = |dest: &Gid, packet: &Packet<'_>| {
-                send(socket, recorder.as_deref(), *gid, udp::address(*dest), packet);
+                send(socket, recorder.as_deref(), *gid, address_of(dest), packet);
             };
             let more = match side {
                 Side::Asks(qpn) => asking.transmit(now, qpn, &mut out),
@@ -263,28 +262,9 @@ impl Wire {
     }
 }
 
-/// Whether an address is that of one host.
-fn is_somebodys(address: IpAddr) -> bool {
-    let is_all = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !address.is_unspecified() && !address.is_multicast() && !is_all
-}
-
 fn send(socket: &mut Socket, recorder: Option<&Recorder>, source: Gid, dest: IpAddr, packet: &Packet<'_>) {
     if let Some(recorder) = recorder {
-        recorder.packet(&source, &udp::gid(dest), packet);
+        recorder.packet(&source, &gid_of(dest), packet);
     }
     socket.send(dest, packet);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packets_go_to_single_hosts_alone() {
-        for (address, is_one) in [("10.0.0.1", true), ("2001:db8::1", true), ("224.0.0.1", false), ("ff02::1", false)] {
-            assert_eq!(is_somebodys(address.parse().unwrap()), is_one, "{address}");
-        }
-        assert!(!is_somebodys("255.255.255.255".parse().unwrap()) && !is_somebodys("::".parse().unwrap()));
-    }
 }

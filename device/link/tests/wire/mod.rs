@@ -1,6 +1,6 @@
 //! A host on a wire of RoCE: a device, the halves of its QPs, and a socket.
 
-use pvrdma_device::handle::{Psn, QpHandle, Qpn};
+use pvrdma_device::handle::{Psn, QpHandle, Qpn, address_of, gid_of};
 use pvrdma_device::memory::{Memory, Span};
 use pvrdma_device::testing::cut::ByValue;
 use pvrdma_device::testing::driver::{ALL_ACCESS, Driver, Layout};
@@ -14,7 +14,7 @@ use pvrdma_device::transport::{
 use pvrdma_ffi::dev_api::*;
 use pvrdma_ffi::uapi::vmw_pvrdma::PVRDMA_WC_SUCCESS;
 use pvrdma_link::socket::Socket;
-use pvrdma_link::udp;
+
 use pvrdma_roce::rc::Connection;
 use pvrdma_roce::rc::requester::Requester;
 use pvrdma_roce::rc::responder::Responder;
@@ -101,7 +101,7 @@ impl Host {
     pub fn new(index: u8, socket: Socket) -> Host {
         let port = Arc::new(Port::default());
         let mut driver = Driver::on(index, Layout::Ranges, 32 << 20, port.clone());
-        driver.gid = udp::gid(socket.local());
+        driver.gid = gid_of(socket.local());
         driver.bind();
         Host {
             driver: Arc::new(driver),
@@ -155,12 +155,12 @@ impl Host {
         let Host { socket, driver, views, requesters, responders, rng, lose, .. } = self;
         let lost = |rng: &mut Rng| *lose > 0 && rng.one_in(*lose);
         let mut peers: Vec<(Qpn, IpAddr)> = Vec::new();
-        peers.extend(views.values().map(|view| (view.peer.qpn, udp::address(view.peer.gid))));
+        peers.extend(views.values().map(|view| (view.peer.qpn, address_of(&view.peer.gid))));
         while socket
             .receive(|from, packet| {
                 let qpn = Qpn(packet.bth.dest_qpn);
                 let Some(view) = views.values().find(|view| view.qpn == qpn) else { return };
-                if udp::address(view.peer.gid) != from || lost(rng) {
+                if address_of(&view.peer.gid) != from || lost(rng) {
                     return;
                 }
                 if !packet.bth.opcode.is_response() {

@@ -2,11 +2,12 @@
 
 use crate::ethernet::{self, Ethernet};
 use crate::socket::Socket;
-use crate::udp::{self, Udp};
+use crate::udp::Udp;
 use anyhow::{Context, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use pvrdma_device::guest::Guest;
+use pvrdma_device::handle::gid_of;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -57,7 +58,7 @@ fn open_v2(address: IpAddr) -> anyhow::Result<Udp> {
 
 /// By the device's first IPv4 address, or else by the link-local one that says its MAC.
 fn open_v1(name: &str) -> anyhow::Result<Ethernet> {
-    let is_usable = |address: &IpAddr| Guest::of(&udp::gid(*address)).is_none();
+    let is_usable = |address: &IpAddr| Guest::of(&gid_of(*address)).is_none();
     let all = nix::ifaddrs::getifaddrs()?.filter(|of| of.interface_name == name);
     let mut of_ipv4 = all.filter_map(|of| of.address?.as_sockaddr_in().map(|of| IpAddr::V4(of.ip())));
     let socket = Ethernet::bind(name, of_ipv4.find(is_usable)).map_err(|error| match error.raw_os_error() {

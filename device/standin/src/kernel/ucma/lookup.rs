@@ -6,10 +6,9 @@ use super::id::Id;
 use super::port::{self, Ports};
 use pvrdma_cm::connection::{Services, Verdict, Whose};
 use pvrdma_device::guest::{Guest, MAX_GUESTS};
-use pvrdma_device::handle::Gid;
+use pvrdma_device::handle::{Gid, address_of};
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -88,15 +87,9 @@ pub fn is_stranger(gid: &Gid) -> bool {
     Guest::of(gid).is_none()
 }
 
-/// Whether an address is that of one port, not of many.
-pub fn is_one(gid: &Gid) -> bool {
-    let address = Ipv6Addr::from(*gid).to_canonical();
-    !address.is_multicast() && address != IpAddr::from(Ipv4Addr::BROADCAST)
-}
-
 /// Whether both are IPv4 addresses, or neither is.
 pub fn is_alike(a: &Gid, b: &Gid) -> bool {
-    Ipv6Addr::from(*a).to_canonical().is_ipv4() == Ipv6Addr::from(*b).to_canonical().is_ipv4()
+    address_of(a).is_ipv4() == address_of(b).is_ipv4()
 }
 
 /// Whether there may be a way from our host to another guest's: hosts without a number have none.

@@ -3,7 +3,7 @@
 use super::address::{Address, Place};
 use super::id::{Id, Phase, QPT_UD, address_handle};
 use super::lookup::{
-    ID_BITS, IP_HEADER, Listeners, Lookup, directory_of, is_alike, is_here, is_one, is_same, is_stranger, links,
+    ID_BITS, IP_HEADER, Listeners, Lookup, directory_of, is_alike, is_here, is_same, is_stranger, links,
     parse_ip_header, spaces_of, whose,
 };
 use super::port::{self, Ports};
@@ -14,7 +14,7 @@ use pvrdma_cm::connection::{CommId, Event, Outgoing, Parameters, Path};
 use pvrdma_cm::manager::Manager;
 use pvrdma_cm::message::{Message, Rep, Req, SidrRep, SidrReq, private_len, sidr_status};
 use pvrdma_device::guest::{Guest, MAX_GUESTS, WIRE_GID};
-use pvrdma_device::handle::Gid;
+use pvrdma_device::handle::{Gid, address_of, is_of_one_host};
 use pvrdma_ffi::uapi::rdma_user_cm::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::c_int;
@@ -312,7 +312,7 @@ impl State {
         let (wire, remote) = (self.machine.wire()?, to.to_gid());
         // From another address of ours he would not know the way back.
         let bound = id.src.is_none_or(|src| src.place() == Place::Any || src.to_gid() == wire.gid);
-        let is_way = bound && is_one(&remote) && is_alike(&remote, &wire.gid);
+        let is_way = bound && is_of_one_host(address_of(&remote)) && is_alike(&remote, &wire.gid);
         let local = self.local_path(WIRE_GID).filter(|_| is_way)?;
         Some(Path { remote_gid: remote, ..local })
     }
