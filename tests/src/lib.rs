@@ -7,12 +7,14 @@
 //! - [`Job`] describes one program of one guest; [`Running`] is that program while it runs.
 //! - [`pair()`] runs a server and a client of the kind perftest and `ibv_rc_pingpong` are.
 //! - [`Hosts`] are several hosts with a [`Stand`] each, joined by `pvrdma link`.
+//! - [`between`] has what must work between two of them, by whatever way.
 //! - [`Newer`] runs programs of another Debian release, with a newer libibverbs.
 //! - [`pyverbs`] judges a run of rdma-core's own test suite.
 //! - [`readme`] has the lines that README.md tells its readers to type.
 //!
 //! A test that cannot run here says so through [`cannot_run`], never by returning quietly.
 
+pub mod between;
 mod build;
 mod hosts;
 mod job;

@@ -1,7 +1,7 @@
 //! Hosts whose payload goes by their RDMA adapters: whoever carries requests is a guest of one more `pvrdma run`, whose
 //! device plays the adapter.
 
-use pvrdma_tests::{Hosts, Provider, Stand, Trust, User, c_program, example, figures, machine, pair, try_pair};
+use pvrdma_tests::{Chance, Hosts, Provider, Stand, Trust, User, between, example, machine};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -27,15 +27,7 @@ fn sent(network: &Stand) -> u64 {
 }
 
 fn run(hosts: &Hosts, line: &str) {
-    let words: Vec<&str> = line.split(' ').collect();
-    let [server, client] = hosts.both(&Provider::Ours, &words);
-    let (server, client) = try_pair(server, client).unwrap_or_else(|failure| panic!("{failure}\n{hosts}"));
-    let (server, client) = (server.ok(), client.ok());
-    if line.starts_with("ib_") {
-        assert!(figures(&client).is_some(), "{client}");
-    } else {
-        assert!(server.contains("iters in") && client.contains("iters in"), "{server}{client}");
-    }
+    between::ping(hosts, &Provider::Ours, line);
 }
 
 #[test]
@@ -56,15 +48,7 @@ fn payload_goes_by_the_adapters() {
     let _machine = machine();
     let network = Stand::new(User::Me);
     let hosts = hosts(Trust::Plain, &network, &[]);
-    let (data, apart) = (hosts.copy(&c_program("tests/c/data.c", &[])), hosts.copy(&c_program("tests/c/apart.c", &[])));
-    let cases = hosts.host(1).job(&apart).ok();
-    let all: String = cases.lines().map(|case| format!("ok {case}\n")).collect();
-    let [server, client] = hosts.both(&Provider::Ours, &[&apart, "all"]);
-    let (server, client) = pair(server, client);
-    assert_eq!((server.ok(), client.ok()), (all.clone(), all));
-    let [server, client] = hosts.both(&Provider::Ours, &[&data, "-k", "few", "-s", "1"]);
-    let (server, client) = pair(server, client);
-    assert_eq!(server.ok(), client.ok(), "both sides make the same plan");
+    between::every_byte_and_every_error(&hosts, &Provider::Ours, None, &mut Chance::from_environment());
     let before = sent(&network);
     for line in ["ibv_rc_pingpong -c -g 1 -n 10 -s 1048577", "ibv_ud_pingpong -c -g 1 -n 100 -e"] {
         run(&hosts, line);

@@ -4,24 +4,10 @@
 //! What happens when something between them breaks is in `broken_links.rs`.
 
 use pvrdma_tests::{
-    Chance, Hosts, Job, Provider, Running, Trust, c_program, figures, free_port, machine, pair, pair_by_address,
-    try_pair, wait_for_listener,
+    Chance, Hosts, Job, Provider, Running, Trust, between, free_port, machine, pair, wait_for_listener,
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
-
-/// A server on host 1 and a client on host 2, both well.
-fn ping(hosts: &Hosts, provider: &Provider, line: &str) {
-    let words: Vec<&str> = line.split(' ').collect();
-    let [server, client] = hosts.both(provider, &words);
-    let (server, client) = try_pair(server, client).unwrap_or_else(|failure| panic!("{failure}\n{hosts}"));
-    let (server, client) = (server.ok(), client.ok());
-    if line.starts_with("ib_") {
-        assert!(figures(&client).is_some(), "{client}");
-    } else {
-        assert!(server.contains("iters in") && client.contains("iters in"), "{server}{client}");
-    }
-}
 
 /// `pvrdma link status --json` of host 1 about host 2.
 fn link(hosts: &Hosts) -> Value {
@@ -34,7 +20,7 @@ fn programs_of_both(trust: Trust, lines: &[&str]) {
     let hosts = Hosts::linked(2, trust);
     for provider in Provider::BOTH {
         for line in lines {
-            ping(&hosts, &provider, line);
+            between::ping(&hosts, &provider, line);
         }
     }
     let link = link(&hosts);
@@ -80,29 +66,14 @@ fn the_same_by_certificates() {
     );
 }
 
-/// All opcodes with many sizes against a model (tests/c/data.c); each error at both ends, and sizes around what one
-/// frame holds (tests/c/apart.c).
 #[test]
 fn every_byte_and_every_error() {
     let _machine = machine();
     let mut chance = Chance::from_environment();
     for trust in [Trust::Plain, Trust::Certificates] {
         let hosts = Hosts::linked(2, trust);
-        let data = hosts.copy(&c_program("tests/c/data.c", &[]));
-        let apart = hosts.copy(&c_program("tests/c/apart.c", &[]));
-        let cases = hosts.host(1).job(&apart).ok();
-        assert_eq!(cases.lines().count(), 14, "{cases}");
-        let all: String = cases.lines().map(|case| format!("ok {case}\n")).collect();
         for provider in Provider::BOTH {
-            let [server, client] = hosts.both(&provider, &[&apart, "all"]);
-            let (server, client) = pair(server, client);
-            assert_eq!((server.ok(), client.ok()), (all.clone(), all.clone()));
-            let seed = chance.any().to_string();
-            let [server, client] = hosts.both(&provider, &[&data, "-k", "few", "-s", &seed]);
-            let (server, client) = pair(server, client);
-            let said = server.ok();
-            assert_eq!(said, client.ok(), "both sides make the same plan");
-            assert!(said.contains("MiB exact"), "{said}");
+            between::every_byte_and_every_error(&hosts, &provider, None, &mut chance);
         }
         hosts.end();
     }
@@ -114,17 +85,7 @@ fn connections_by_address() {
     let hosts = Hosts::linked(2, Trust::Plain);
     let address = hosts.host(1).first_guest();
     for provider in Provider::BOTH {
-        let job = |number: usize, line: &[&str]| -> Job<'_> {
-            hosts.host(number).job(line[0]).provider(&provider).args(&line[1..])
-        };
-        let lines: [(&[&str], &[&str]); 3] = [
-            (&["rping", "-s", "-v", "-C", "10"], &["rping", "-c", "-v", "-C", "10", "-a", &address]),
-            (&["ucmatose", "-c", "8"], &["ucmatose", "-c", "8", "-s", &address]),
-            (&["udaddy"], &["udaddy", "-s", &address]),
-        ];
-        for (server, client) in lines {
-            pair_by_address(job(1, server), job(2, client));
-        }
+        between::by_address(&hosts, &provider, &address);
     }
     hosts.end();
 }

@@ -1,7 +1,7 @@
 //! Guests of RoCE v1 and whoever speaks it on their Ethernet: here guests of another host, by an address that no guest
 //! has. Each host is a network namespace, since it takes a network device and CAP_NET_RAW.
 
-use pvrdma_tests::{Hosts, Job, Provider, Spaces, Trust, machine, pair_by_address, try_pair_at};
+use pvrdma_tests::{Hosts, Job, Provider, Spaces, Trust, cannot_run, machine, pair_by_address, try_pair_at};
 
 /// What `pvrdma link run` of each host speaks RoCE at.
 const DEVICE: &str = "eth0";
@@ -10,7 +10,7 @@ fn hosts() -> Option<Hosts> {
     let spaces = match Spaces::new(2) {
         Ok(spaces) => spaces,
         Err(why) => {
-            println!("NOT RUN: hosts with network devices of their own: {why}");
+            cannot_run("hosts with network devices of their own", &why);
             return None;
         }
     };

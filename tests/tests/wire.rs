@@ -2,8 +2,8 @@
 //! but an address; `cargo xtask vm --wire` has Linux's `rdma_rxe` in their place.
 
 use pvrdma_tests::{
-    Chance, Hosts, Job, Output, Provider, Spaces, c_program, figures, free_port, machine, pair, pair_by_address,
-    try_pair, wait_for_listener,
+    Chance, Hosts, Output, Provider, Spaces, between, c_program, cannot_run, free_port, machine, pair, pair_by_address,
+    wait_for_listener,
 };
 use serde_json::Value;
 use std::net::UdpSocket;
@@ -39,14 +39,7 @@ fn pingpongs_and_perftest() {
             "ib_send_lat -F -x 2 -n 200 -c UD",
             "ib_atomic_bw -F -x 2 -n 200",
         ] {
-            let words: Vec<&str> = line.split(' ').collect();
-            let [server, client] = hosts.both(&provider, &words);
-            let (server, client) = try_pair(server, client).unwrap_or_else(|failure| panic!("{failure}\n{hosts}"));
-            let (server, client) = (server.ok(), client.ok());
-            match line.starts_with("ib_") {
-                true => assert!(figures(&client).is_some(), "{client}"),
-                false => assert!(server.contains("iters in") && client.contains("iters in"), "{server}{client}"),
-            }
+            between::ping(&hosts, &provider, line);
         }
     }
     for number in [1, 2] {
@@ -56,27 +49,13 @@ fn pingpongs_and_perftest() {
     hosts.end();
 }
 
-/// All opcodes with many sizes and path MTUs against a model (tests/c/data.c); each error at both ends
-/// (tests/c/apart.c).
 #[test]
 fn every_byte_and_every_error() {
     let _machine = machine();
     let mut chance = Chance::from_environment();
     let hosts = Hosts::on_wire(2, None);
-    let data = hosts.copy(&c_program("tests/c/data.c", &[]));
-    let apart = hosts.copy(&c_program("tests/c/apart.c", &[]));
-    let cases = hosts.host(1).job(&apart).ok();
-    let all: String = cases.lines().map(|case| format!("ok {case}\n")).collect();
     for provider in Provider::BOTH {
-        let [server, client] = hosts.both(&provider, &[&apart, "-g", "2", "all"]);
-        let (server, client) = pair(server, client);
-        assert_eq!((server.ok(), client.ok()), (all.clone(), all.clone()));
-        let seed = chance.any().to_string();
-        let [server, client] = hosts.both(&provider, &[&data, "-g", "2", "-k", "few", "-s", &seed]);
-        let (server, client) = pair(server, client);
-        let said = server.ok();
-        assert_eq!(said, client.ok(), "both sides make the same plan");
-        assert!(said.contains("MiB exact"), "{said}");
+        between::every_byte_and_every_error(&hosts, &provider, Some("2"), &mut chance);
     }
     hosts.end();
 }
@@ -87,25 +66,18 @@ fn connections_by_address() {
     let _machine = machine();
     let spaces = match Spaces::new(2) {
         Ok(spaces) => spaces,
-        Err(why) => return println!("NOT RUN: hosts with addresses of their own: {why}"),
+        Err(why) => return cannot_run("hosts with addresses of their own", &why),
     };
     let hosts = Hosts::on_wire(2, Some(spaces));
     let address = hosts.host(1).wire().to_string();
     for provider in Provider::BOTH {
-        let job = |number: usize, line: &[&str]| -> Job<'_> {
-            hosts.host(number).job(line[0]).provider(&provider).args(&line[1..])
-        };
-        let lines: [(&[&str], &[&str]); 5] = [
-            (&["rping", "-s", "-v", "-C", "10"], &["rping", "-c", "-v", "-C", "10", "-a", &address]),
-            // It listens at that address and no other.
-            (&["rping", "-s", "-C", "3", "-a", &address], &["rping", "-c", "-C", "3", "-a", &address]),
-            (&["ucmatose", "-c", "8"], &["ucmatose", "-c", "8", "-s", &address]),
-            (&["udaddy"], &["udaddy", "-s", &address]),
-            (&["ib_send_bw", "-F", "-R", "-n", "200"], &["ib_send_bw", "-F", "-R", "-n", "200", &address]),
-        ];
-        for (server, client) in lines {
-            pair_by_address(job(1, server), job(2, client));
-        }
+        between::by_address(&hosts, &provider, &address);
+        let job = |number: usize| hosts.host(number).job("rping").provider(&provider).args(["-C", "3", "-a", &address]);
+        // It listens at that address and no other.
+        pair_by_address(job(1).args(["-s"]), job(2).args(["-c"]));
+        let job =
+            |number: usize| hosts.host(number).job("ib_send_bw").provider(&provider).args(["-F", "-R", "-n", "200"]);
+        pair_by_address(job(1), job(2).args([&address]));
     }
     // Nobody listens, and somebody says so: a process of the host that has a device and a manager.
     let other = hosts.host(1).job("rping").guest("other").args(["-s", "-p", "9999"]).spawn();

@@ -79,11 +79,9 @@ fn a_request_whose_answer_is_being_delivered_is_not_lost() {
     assert_eq!(*still_there.1.borrow(), [Answer::Ack]);
 }
 
-#[test]
-fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
-    let [here, there] = processes();
-    let (mut byte, place) = (7u8, AtomicU64::new(0));
-    let view = QpView {
+/// A QP of process 1 that process 0 may write to and read from by itself.
+fn writable() -> QpView {
+    QpView {
         handle: QpHandle(3),
         kind: QpKind::Rc,
         state: PVRDMA_QPS_RTS,
@@ -94,7 +92,14 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
         grh: Grh::default(),
         qpn: endpoint(1).qpn,
         mtu: 1024,
-    };
+    }
+}
+
+#[test]
+fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
+    let [here, there] = processes();
+    let (mut byte, place) = (7u8, AtomicU64::new(0));
+    let view = writable();
     let start = place.as_ptr() as u64;
     assert!(there.expected_psn(view.handle).is_some());
     there.mr_added(0x101, &Bounds { pd: view.pd, access: view.access, start, length: 8 });
@@ -120,18 +125,7 @@ fn who_polls_hears_of_bytes_that_were_written_beside_its_device() {
 fn pieces_are_put_in_place_where_all_of_their_message_may_go() {
     let [here, there] = processes();
     let place = [const { AtomicU64::new(0) }; 2];
-    let view = QpView {
-        handle: QpHandle(3),
-        kind: QpKind::Rc,
-        state: PVRDMA_QPS_RTS,
-        placeable: true,
-        pd: PdHandle(1),
-        access: PVRDMA_ACCESS_REMOTE_WRITE | PVRDMA_ACCESS_REMOTE_READ,
-        peer: endpoint(0),
-        grh: Grh::default(),
-        qpn: endpoint(1).qpn,
-        mtu: 1024,
-    };
+    let view = writable();
     let start = place.as_ptr() as u64;
     let figures = there.figures(view.handle).unwrap();
     assert!(there.expected_psn(view.handle).is_some());

@@ -1,7 +1,8 @@
-//! Two adapters of this process, written from one into the other: each check in its turn, and a line for each that holds.
+//! Two adapters of this process, written from one into the other: each check in its turn, and a line for each that
+//! holds.
 //!
-//! It takes a device, so it is a program and no test: `tests/tests/hca.rs` runs it in a guest of `pvrdma run`, with both
-//! providers.
+//! It takes a device, so it is a program and no test: `tests/tests/hca.rs` runs it in a guest of `pvrdma run`, with
+//! both providers.
 
 use pvrdma_hca::{Adapter, Choice, Unusable};
 use std::io::ErrorKind;
