@@ -192,11 +192,7 @@ impl Wire {
                 if let Some(recorder) = recorder {
                     recorder.packet(&source, gid, packet);
                 }
-                if packet.bth.pkey & PARTITION != DEFAULT_PKEY & PARTITION || source == *gid {
-                    return;
-                }
-                // A guest's address is no stranger's, though he can forge it: guests come by memory, or by links.
-                if transport.segment().route(&source) != Route::Wire {
+                if !is_heard(transport.segment().route(&source), packet.bth.pkey) {
                     return;
                 }
                 if packet.bth.opcode.is_datagram() {
@@ -267,4 +263,22 @@ fn send(socket: &mut Socket, recorder: Option<&Recorder>, source: Gid, dest: IpA
         recorder.packet(&source, &gid_of(dest), packet);
     }
     socket.send(dest, packet);
+}
+
+/// Whether a packet of this partition is listened to that comes from where `route` leads. A guest's address, and this
+/// host's, are no stranger's, though he can forge them: guests come by memory, or by links.
+fn is_heard(route: Route, pkey: u16) -> bool {
+    route == Route::Wire && pkey & PARTITION == DEFAULT_PKEY & PARTITION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_no_stranger_is_not_heard_from_the_wire() {
+        assert!(is_heard(Route::Wire, 0xffff) && is_heard(Route::Wire, 0x7fff));
+        assert!(!is_heard(Route::Here, 0xffff) && !is_heard(Route::Host(2), 0xffff));
+        assert!(!is_heard(Route::Wire, 0x8001));
+    }
 }
