@@ -16,6 +16,9 @@ const FOR_EVER: Duration = Duration::from_secs(6 * 3600);
 /// Long enough for anything that must happen, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the status of a host says of a link that adapters carry.
+pub const BY_ADAPTER: &str = "\"over\": \"hca\", \"hca\": \"vmw_pvrdma0\"";
+
 /// How hosts know each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
@@ -213,6 +216,17 @@ impl Hosts {
             hosts.push(host);
         }
         Hosts { hosts, spaces }
+    }
+
+    /// Two hosts, running, whose link is carried by their adapters: those who carry requests are guests of `network`. The
+    /// second one has more options of `pvrdma run`.
+    pub fn by_adapters(trust: Trust, network: &Stand, options: &[(&str, &str)]) -> Hosts {
+        let mut hosts = Hosts::apart(2, trust, None);
+        hosts.host_mut(1).start_on(network, &[("--guest", "first")]);
+        hosts.host_mut(2).start_on(network, &[&[("--guest", "second")], options].concat());
+        hosts.wait_for_status(1, BY_ADAPTER);
+        hosts.wait_for_status(2, BY_ADAPTER);
+        hosts
     }
 
     /// The same, running and linked, on loopback.

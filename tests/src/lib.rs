@@ -28,7 +28,7 @@ mod stress;
 mod world;
 
 pub use build::{artifacts, c_program, debug_provider, example, mpi_program, workspace};
-pub use hosts::{Host, Hosts, Trust, free_address};
+pub use hosts::{BY_ADAPTER, Host, Hosts, Trust, free_address};
 pub use job::{Job, Output, Running};
 pub use newer::Newer;
 pub use pair::{

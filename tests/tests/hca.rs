@@ -1,21 +1,9 @@
 //! Hosts whose payload goes by their RDMA adapters: whoever carries requests is a guest of one more `pvrdma run`, whose
 //! device plays the adapter.
 
-use pvrdma_tests::{Chance, Hosts, Provider, Stand, Trust, User, between, example, machine};
+use pvrdma_tests::{BY_ADAPTER, Chance, Hosts, Provider, Stand, Trust, User, between, example, machine};
 use serde_json::Value;
 use std::time::{Duration, Instant};
-
-const BY_ADAPTER: &str = "\"over\": \"hca\", \"hca\": \"vmw_pvrdma0\"";
-
-/// Two hosts with an adapter each, on one network.
-fn hosts(trust: Trust, network: &Stand, options: &[(&str, &str)]) -> Hosts {
-    let mut hosts = Hosts::apart(2, trust, None);
-    hosts.host_mut(1).start_on(network, &[("--guest", "first")]);
-    hosts.host_mut(2).start_on(network, &[&[("--guest", "second")], options].concat());
-    hosts.wait_for_status(1, BY_ADAPTER);
-    hosts.wait_for_status(2, BY_ADAPTER);
-    hosts
-}
 
 /// What the adapters of a network have sent.
 fn sent(network: &Stand) -> u64 {
@@ -47,7 +35,7 @@ fn bytes_pass_and_an_end_is_noticed() {
 fn payload_goes_by_the_adapters() {
     let _machine = machine();
     let network = Stand::new(User::Me);
-    let hosts = hosts(Trust::Plain, &network, &[]);
+    let hosts = Hosts::by_adapters(Trust::Plain, &network, &[]);
     between::every_byte_and_every_error(&hosts, &Provider::Ours, None, &mut Chance::from_environment());
     let before = sent(&network);
     for line in ["ibv_rc_pingpong -c -g 1 -n 10 -s 1048577", "ibv_ud_pingpong -c -g 1 -n 100 -e"] {
@@ -64,7 +52,7 @@ fn payload_goes_by_the_adapters() {
 fn when_the_adapter_goes_qps_go_on_over_tcp() {
     let _machine = machine();
     let network = Stand::new(User::Me);
-    let hosts = hosts(Trust::Certificates, &network, &[("--fault", "dead=300")]);
+    let hosts = Hosts::by_adapters(Trust::Certificates, &network, &[("--fault", "dead=300")]);
     run(&hosts, "ib_write_bw -F -x 1 -n 1500 -s 65536 -u 18");
     hosts.wait_for_status(1, "\"over\": \"tcp\"");
     run(&hosts, "ibv_rc_pingpong -c -g 1 -n 100");
@@ -99,7 +87,7 @@ fn one_adapter_is_none() {
 fn a_host_that_is_killed_comes_back() {
     let _machine = machine();
     let network = Stand::new(User::Me);
-    let mut hosts = hosts(Trust::Plain, &network, &[]);
+    let mut hosts = Hosts::by_adapters(Trust::Plain, &network, &[]);
     for number in [2, 1] {
         hosts.host_mut(number).kill();
         hosts.wait_for_link(3 - number, false);

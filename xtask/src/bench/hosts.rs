@@ -4,7 +4,7 @@ use std::fs;
 
 use pvrdma_perftest::socket::{Waiting, half_trip, stream};
 use pvrdma_perftest::{Line, median};
-use pvrdma_tests::{Host, Hosts, Provider, Trust};
+use pvrdma_tests::{Host, Hosts, Provider, Stand, Trust, User};
 
 use super::programs::LATENCIES;
 
@@ -26,6 +26,8 @@ struct Way {
     hosts: Hosts,
     /// What programs need to go it.
     options: &'static [&'static str],
+    /// Those who carry requests are processes of the machine, and of nobody else: what they spend can be seen.
+    plain: bool,
 }
 
 impl Way {
@@ -36,11 +38,15 @@ impl Way {
 
 /// Measures and prints.
 pub fn print() {
+    // Their adapters are devices of one more `pvrdma run`.
+    let network = Stand::new(User::Me);
+    let by_adapters = Hosts::by_adapters(Trust::Plain, &network, &[]);
     let ways = [
-        Way { name: "plain", hosts: Hosts::linked(2, Trust::Plain), options: &[] },
-        Way { name: "TLS 1.3", hosts: Hosts::linked(2, Trust::Certificates), options: &[] },
-        Way { name: "RoCE, 4096", hosts: Hosts::on_wire(2, None), options: &["-x", "2"] },
-        Way { name: "RoCE, 1024", hosts: Hosts::on_wire(2, None), options: &["-x", "2", "-m", "1024"] },
+        Way { name: "plain", hosts: Hosts::linked(2, Trust::Plain), options: &[], plain: true },
+        Way { name: "TLS 1.3", hosts: Hosts::linked(2, Trust::Certificates), options: &[], plain: true },
+        Way { name: "RoCE, 4096", hosts: Hosts::on_wire(2, None), options: &["-x", "2"], plain: true },
+        Way { name: "RoCE, 1024", hosts: Hosts::on_wire(2, None), options: &["-x", "2", "-m", "1024"], plain: true },
+        Way { name: "adapters", hosts: by_adapters, options: &[], plain: false },
     ];
     println!("Two guests on two hosts of one machine; RoCE by its path MTU; median of {RUNS} runs\n");
     print!("{:<58}", "");
@@ -58,7 +64,7 @@ pub fn print() {
     }
     let asleep = median((0..RUNS).map(|_| half_trip(8, 5_000, Waiting::Asleep)).collect());
     println!("\nhalf a round trip of 8 bytes whose ends sleep: {asleep:.1} us");
-    for way in &ways {
+    for way in ways.iter().filter(|way| way.plain) {
         let spent = processor_time(way);
         println!("{}: {:.2} and {:.2} s of processor for each GiB that was written", way.name, spent[0], spent[1]);
     }
