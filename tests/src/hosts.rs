@@ -218,8 +218,8 @@ impl Hosts {
         Hosts { hosts, spaces }
     }
 
-    /// Two hosts, running, whose link is carried by their adapters: those who carry requests are guests of `network`. The
-    /// second one has more options of `pvrdma run`.
+    /// Two hosts, running, whose link is carried by their adapters: those who carry requests are guests of `network`.
+    /// The second one has more options of `pvrdma run`.
     pub fn by_adapters(trust: Trust, network: &Stand, options: &[(&str, &str)]) -> Hosts {
         let mut hosts = Hosts::apart(2, trust, None);
         hosts.host_mut(1).start_on(network, &[("--guest", "first")]);

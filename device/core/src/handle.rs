@@ -1,5 +1,7 @@
 //! Object numbers, each its own type: a CQ handle cannot be passed for a QP handle by mistake.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 macro_rules! handles {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
@@ -28,8 +30,6 @@ handles! {
     /// Remote key of an MR.
     Rkey;
 }
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The kernel driver's own context.
 pub const KERNEL: CtxHandle = CtxHandle(0);

@@ -50,6 +50,22 @@ fn a_refused_change_changes_nothing() {
     assert_eq!(a.query().qp_state, PVRDMA_QPS_RTR);
 }
 
+/// A connection's packets are no longer than those that the port carries.
+#[test]
+fn a_path_mtu_above_the_ports_is_refused() {
+    let fabric = Fabric::new();
+    let [a, b] =
+        [0, 1].map(|index| End::new(&Arc::new(Driver::narrow(&fabric, index, Layout::Pdir, 1024)), QpSize::default()));
+    let path = |mtu| Path { mtu, ..Path::default() };
+    a.modify(path(PVRDMA_MTU_1024).init()).unwrap();
+    let before = a.query();
+    for mtu in [PVRDMA_MTU_2048, PVRDMA_MTU_4096] {
+        assert!(matches!(a.modify(path(mtu).rtr(b.endpoint())), Err(CommandError::Invalid(_))), "{mtu}");
+        assert_eq!(format!("{:?}", a.query()), format!("{before:?}"));
+    }
+    a.modify(path(PVRDMA_MTU_1024).rtr(b.endpoint())).unwrap();
+}
+
 #[test]
 fn every_transition_is_legal_or_refused_as_the_table_says() {
     use PVRDMA_QPS_ERR as ERR;

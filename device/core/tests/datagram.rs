@@ -85,6 +85,25 @@ fn a_datagram_arrives_behind_forty_bytes() {
     }
 }
 
+/// A datagram is one packet, so it is as long as those that the port carries.
+#[test]
+fn a_port_that_carries_less_takes_shorter_ones() {
+    let fabric = Fabric::new();
+    let [a, b] = [0, 1].map(|index| {
+        let driver = Arc::new(Driver::narrow(&fabric, index, Layout::Pdir, 1024));
+        let ctx = driver.context();
+        end(&driver, ctx, driver.pd(ctx))
+    });
+    assert_eq!(a.driver.device.port().active_mtu, PVRDMA_MTU_1024);
+    let (local, inbox) = (a.region(4096), b.region(4096));
+    for (n, len, status) in [(1, 1024, 0), (2, 1025, PVRDMA_WC_LOC_LEN_ERR)] {
+        b.recv(&RecvWr::new(70, &[sge(&inbox, 0, 4096)]));
+        a.send(&SendWr::datagram(n, &[sge(&local, 0, len)], &a.av(&b, QKEY)));
+        assert_eq!(a.send_cq.ends(), [(n, status)], "{len} bytes");
+    }
+    assert_eq!(b.recv_cq.ends(), [(70, 0)]);
+}
+
 #[test]
 fn the_header_and_the_completion_tell_what_the_sender_chose() {
     let bench = bench();

@@ -149,6 +149,9 @@ impl Region {
     }
 }
 
+/// What a port carries, unless it is said.
+const MTU: u32 = 4096;
+
 impl Driver {
     /// A guest on `fabric`; `index` makes its GID.
     pub fn new(fabric: &Arc<Fabric>, index: u8, layout: Layout) -> Driver {
@@ -158,7 +161,7 @@ impl Driver {
     /// A guest on `fabric` for which the device holds no more than `memory_limit` bytes.
     pub fn limited(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, memory_limit: u64) -> Driver {
         let port = Port::new(fabric);
-        let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit, Clock::default());
+        let driver = Driver::make(index, layout, ram_len, port.clone(), memory_limit, MTU, Clock::default());
         driver.plug(&port);
         driver
     }
@@ -166,7 +169,15 @@ impl Driver {
     /// A guest on `fabric` whose device has its time from `clock`.
     pub fn timed(fabric: &Arc<Fabric>, index: u8, layout: Layout, ram_len: usize, clock: &Clock) -> Driver {
         let port = Port::new(fabric);
-        let driver = Driver::make(index, layout, ram_len, port.clone(), DEFAULT_MEMORY_LIMIT, clock.clone());
+        let driver = Driver::make(index, layout, ram_len, port.clone(), DEFAULT_MEMORY_LIMIT, MTU, clock.clone());
+        driver.plug(&port);
+        driver
+    }
+
+    /// A guest on `fabric` whose port carries packets with so many bytes of payload.
+    pub fn narrow(fabric: &Arc<Fabric>, index: u8, layout: Layout, mtu: u32) -> Driver {
+        let port = Port::new(fabric);
+        let driver = Driver::make(index, layout, 64 << 20, port.clone(), DEFAULT_MEMORY_LIMIT, mtu, Clock::default());
         driver.plug(&port);
         driver
     }
@@ -184,7 +195,7 @@ impl Driver {
 
     /// A guest on any transport, with `ram_len` bytes of memory and no GID yet: see `bind`.
     pub fn on(index: u8, layout: Layout, ram_len: usize, transport: Arc<dyn Transport>) -> Driver {
-        Driver::make(index, layout, ram_len, transport, DEFAULT_MEMORY_LIMIT, Clock::default())
+        Driver::make(index, layout, ram_len, transport, DEFAULT_MEMORY_LIMIT, MTU, Clock::default())
     }
 
     fn make(
@@ -193,6 +204,7 @@ impl Driver {
         ram_len: usize,
         transport: Arc<dyn Transport>,
         memory_limit: u64,
+        mtu: u32,
         clock: Clock,
     ) -> Driver {
         let (ram, bell) = (Arc::new(Ram::new(ram_len)), Arc::new(Bell::default()));
@@ -202,7 +214,7 @@ impl Driver {
             qpn_base: u32::from(index) << 15,
             max_uar: 16,
             memory_limit,
-            mtu: 4096,
+            mtu,
         };
         let device = Device::with_clock(config, ram.clone(), bell.clone(), transport, clock);
         let mut gid = [0; 16];
