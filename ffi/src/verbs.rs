@@ -20,10 +20,18 @@ type Cond = [u64; 6];
 
 // ---- objects -----------------------------------------------------------------------------------
 
-/// Only its address is used.
+/// What libibverbs knows of a device before it is open. Texts end with a 0.
 #[repr(C)]
 pub struct ibv_device {
-    _opaque: [u64; 83],
+    _ops: [*const c_void; 2],
+    pub node_type: c_int,
+    pub transport_type: c_int,
+    /// Name of the device, and of its character device.
+    pub name: [c_char; 64],
+    pub dev_name: [c_char; 64],
+    /// Where sysfs has the character device, and the device.
+    pub dev_path: [c_char; 256],
+    pub ibdev_path: [c_char; 256],
 }
 
 /// Embedded at a release-dependent place in `verbs_context`; see [`crate::pabi`].

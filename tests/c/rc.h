@@ -74,12 +74,16 @@ static inline double now_ms(void)
     return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
 }
 
+/* The first device, or the one that PVRDMA_DEVICE names: machines may have others. */
 static inline struct device open_device(void)
 {
     struct device device = {0};
-    struct ibv_device **list = ibv_get_device_list(NULL);
-    CHECK(list && list[0], "no RDMA device");
-    device.context = ibv_open_device(list[0]);
+    const char *name = getenv("PVRDMA_DEVICE");
+    struct ibv_device **list = ibv_get_device_list(NULL), **it = list;
+    while (it && *it && name && strcmp(ibv_get_device_name(*it), name))
+        it++;
+    CHECK(it && *it, "no RDMA device");
+    device.context = ibv_open_device(*it);
     CHECK(device.context);
     ibv_free_device_list(list);
     device.pd = ibv_alloc_pd(device.context);

@@ -1,7 +1,8 @@
 # Shell functions for guests that meet on a wire, beside those of lib.sh. A step says before it which this guest is:
 #
 #   side=rxe        a machine with an adapter: Linux's software RoCE, on eth0
-#   side=stand_in   a machine without one: guests of `pvrdma run`, and a gateway that owns the wire
+#   side=stand-in   a machine without one: guests of `pvrdma run`, and a gateway that owns the wire
+#   side=host       a host of a fabric: guests of `pvrdma run`, and a gateway with Linux's software RoCE as its adapter
 #   serving=N       the number of the guest with the servers of this step
 #   provider=WHICH  what `pvrdma run` takes
 #   gateway_options what `pvrdma link run` takes beside the address
@@ -11,8 +12,12 @@ case $side in
 rxe)
     device=rxe0 gid=1 run= kind=-l
     ;;
-stand_in)
+stand-in)
     device=vmw_pvrdma0 gid=2 kind= run="/run/job/bin/pvrdma run --provider $provider --"
+    ;;
+host)
+    device=vmw_pvrdma0 gid=1 kind= run="/run/job/bin/pvrdma run --provider $provider --"
+    . /run/job/adapters.sh
     ;;
 esac
 gateway_log=/run/job/gateway.log
@@ -27,7 +32,7 @@ begin_wire() {
         load software_roce
         rdma link add rxe0 type rxe netdev eth0 || fail 'no software RoCE'
         ;;
-    stand_in)
+    stand-in)
         setsid /run/job/bin/pvrdma link run --roce-wire "$address" $gateway_options >$gateway_log 2>&1 </dev/null &
         echo $! >/tmp/gateway
         for _ in $(seq 100); do
@@ -53,19 +58,23 @@ end_wire() {
         cat /tmp/warnings
         [ ! -s /tmp/warnings ] || echo "note: $(wc -l </tmp/warnings) warnings of this kernel, see its dmesg.log"
         ;;
-    stand_in)
-        kill "$(cat /tmp/gateway)" || fail 'the gateway is gone'
-        for _ in $(seq 100); do
-            [ -e "/proc/$(cat /tmp/gateway)" ] || break
-            sleep 0.1
-        done
-        cat $gateway_log
+    stand-in)
+        end_gateway
         # Not there from the beginning: each packet would wait for the host.
         [ ! -e /tmp/wire.pcap ] || cp /tmp/wire.pcap /run/job
-        [ ! -e "/proc/$(cat /tmp/gateway)" ] || fail 'the gateway stays'
         ;;
     esac
     true
+}
+
+end_gateway() {
+    kill "$(cat /tmp/gateway)" || fail 'the gateway is gone'
+    for _ in $(seq 100); do
+        [ -e "/proc/$(cat /tmp/gateway)" ] || break
+        sleep 0.1
+    done
+    cat $gateway_log
+    [ ! -e "/proc/$(cat /tmp/gateway)" ] || fail 'the gateway stays'
 }
 
 # perftest_at SIZE COUNT PROGRAM ARGS...: one side of a perftest program.
@@ -101,7 +110,7 @@ serve() {
     rm -f /tmp/trace
     case $side in
     rxe) "$@" >/tmp/first.log 2>&1 & ;;
-    stand_in) /run/job/bin/pvrdma run --provider $provider --trace /tmp/trace -- "$@" >/tmp/first.log 2>&1 & ;;
+    *) /run/job/bin/pvrdma run --provider $provider --trace /tmp/trace -- "$@" >/tmp/first.log 2>&1 & ;;
     esac
     server=$!
     for _ in $(seq 200); do

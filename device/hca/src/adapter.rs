@@ -13,6 +13,7 @@ use std::alloc::{self, Layout};
 use std::ffi::{CStr, c_int, c_void};
 use std::io::{self, Read};
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::ptr::{self, null_mut};
 use std::sync::OnceLock;
 
@@ -115,6 +116,8 @@ impl Drop for Memory {
 pub struct Adapter {
     verbs: &'static Verbs,
     name: String,
+    /// Where sysfs has its character device, as long as anybody may open it.
+    node: PathBuf,
     context: *mut ibv_context,
     pd: *mut ibv_pd,
     channel: *mut ibv_comp_channel,
@@ -185,6 +188,8 @@ impl Adapter {
         let mut adapter = Adapter {
             verbs,
             name: name.to_owned(),
+            // SAFETY: promise of the caller; libibverbs has ended the text with a 0.
+            node: unsafe { CStr::from_ptr((*device).dev_path.as_ptr()) }.to_string_lossy().into_owned().into(),
             context: null_mut(),
             pd: null_mut(),
             channel: null_mut(),
@@ -377,6 +382,17 @@ impl Adapter {
     pub fn is_proved(&mut self) -> io::Result<bool> {
         self.reap()?;
         Ok(self.completed > 0)
+    }
+
+    /// An error: the adapter is about to be taken away, which waits until nobody has it open. Some drivers tell of it
+    /// by an event (`IBV_EVENT_DEVICE_FATAL`); others, software RoCE among them, by nothing else than this.
+    pub fn is_there(&self) -> io::Result<()> {
+        match self.node.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::other(format!("{}: it was removed", self.name)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The poll says that there may be something, on one of both descriptors. An error: the adapter is of no use any

@@ -77,6 +77,14 @@ impl Bearer {
         (self.readable, self.writable) = (true, true);
     }
 
+    /// From time to time: the poll does not tell of an adapter that is being removed.
+    pub fn look_for_adapter(&mut self) {
+        if let Some(gone) = self.adapter.as_ref().and_then(|adapter| adapter.is_there().err()) {
+            self.failed = Some(gone);
+            (self.readable, self.writable) = (true, true);
+        }
+    }
+
     /// What comes from now on comes over the adapter. `false`: something has come another way.
     pub fn read_adapter(&mut self) -> bool {
         if !self.reads_adapter {

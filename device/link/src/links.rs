@@ -300,7 +300,10 @@ impl Links {
         // What has come is taken in before time passes, even if the poll has not told of it yet: this process may have
         // been stopped, and that is no silence of the others.
         if self.hosts.deadline().is_some_and(|deadline| deadline <= now) {
-            self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false, false));
+            for place in self.places.values_mut() {
+                place.bearer.is_ready(true, false, false);
+                place.bearer.look_for_adapter();
+            }
         }
         self.offer_adapters(now);
         for key in self.keys() {

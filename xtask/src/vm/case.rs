@@ -141,9 +141,9 @@ pub fn job_of(results: &Path, index: usize) -> PathBuf {
 /// Writes the guest's `run.sh` and its steps.
 fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> Result<()> {
     let scripts = house.root.join("tests/qemu");
-    fs::copy(scripts.join("run.sh"), job.join("run.sh"))?;
-    fs::copy(scripts.join("lib.sh"), job.join("lib.sh"))?;
-    fs::copy(scripts.join("wire.sh"), job.join("wire.sh"))?;
+    for name in ["run.sh", "lib.sh", "wire.sh", "adapters.sh"] {
+        fs::copy(scripts.join(name), job.join(name))?;
+    }
     fs::copy(house.root.join("tests/pyverbs/run.py"), job.join("run.py"))?;
     if let Provider::Ours(file) = provider {
         fs::copy(file, job.join("provider.so"))
@@ -155,7 +155,7 @@ fn write_job(house: &House, provider: &Provider, steps: &[Step], job: &Path) -> 
     for name in ["pvrdma", "libpvrdma_standin.so", "libvmw_pvrdma.so"] {
         fs::copy(built.join(name), job.join("bin").join(name)).with_context(|| format!("cannot read {name}"))?;
     }
-    for program in ["data", "rc_loop", "srq_loop", "wire"] {
+    for program in ["apart", "data", "rc_loop", "srq_loop", "wire"] {
         let file = pvrdma_tests::c_program(&format!("tests/c/{program}.c"), &[]);
         fs::copy(file, job.join("bin").join(program)).with_context(|| format!("cannot read {program}"))?;
     }

@@ -4,12 +4,14 @@
 //! installed), builds the device and the provider, boots a guest for each provider, and prints a table.
 //! Runs without hardware virtualisation. Everything it starts ends with it.
 
+mod adapters;
 pub(crate) mod apt;
 mod case;
 mod child;
 mod cpio;
 mod guest;
 mod kernel;
+mod pairs;
 mod qemu;
 mod steps;
 mod suite;
@@ -25,10 +27,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
 use case::{Outcome, Servers};
+use pairs::Choice;
 
 const USAGE: &str = "\
-usage: cargo xtask vm [--provider system|ours]... [--full | --hosts | --wire [--short | --rows TEXT] | --pyverbs | --run SCRIPT [--two]]
-                      [--fetch-only] [--refresh]
+usage: cargo xtask vm [--provider system|ours]... [PART] [--fetch-only] [--refresh]
+       PART is one of --full, --hosts, --wire, --hca, --pyverbs and --run SCRIPT
 
 Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock RDMA programs in it.
 
@@ -37,8 +40,9 @@ Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock
   --hosts           only two guests on two servers, which are two hosts of a fabric
   --wire            only RoCE between two guests on one Ethernet: Linux's software RoCE on both sides, as base line,
                     and then guests of `pvrdma run` on one of them; the stand-in's provider is ours if none is named
-  --short           a few rows of it, without the base line
-  --rows TEXT       only rows of it with this in their names; what passed the gateway is in guest1/wire.pcap
+  --hca             only guests of `pvrdma run` on two hosts whose adapters are Linux's software RoCE; our provider as well
+  --short           a few rows of --wire, without the base line, or of --hca
+  --rows TEXT       only rows of them with this in their names; what passed a gateway of --wire is in guest1/wire.pcap
   --pyverbs         only rdma-core's own test suite, as one table of both providers
   --run SCRIPT      run this shell text in the guest instead and print what it prints
   --two             run the script in two guests of one server at once; $number says which is which
@@ -80,6 +84,7 @@ struct Options {
     full: bool,
     hosts: bool,
     wire: bool,
+    hca: bool,
     short: bool,
     rows: Option<String>,
     pyverbs: bool,
@@ -142,8 +147,10 @@ pub fn main(args: Vec<String>) -> Result<()> {
             failed += print_table("your script", &provider, &outcomes);
             continue;
         }
-        if options.wire {
-            failed += wire::run(&house, &provider, &wire::Choice { short: options.short, rows: options.rows.clone() })?;
+        if options.wire || options.hca {
+            let choice = Choice { short: options.short, named: options.rows.clone() };
+            let table = if options.wire { wire::run } else { adapters::run };
+            failed += table(&house, &provider, &choice)?;
             continue;
         }
         if options.pyverbs {
@@ -183,6 +190,7 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             "--full" => options.full = true,
             "--hosts" => options.hosts = true,
             "--wire" => options.wire = true,
+            "--hca" => options.hca = true,
             "--short" => options.short = true,
             "--rows" => options.rows = Some(args.next().context("--rows needs a part of a name")?),
             "--pyverbs" => options.pyverbs = true,
@@ -199,15 +207,16 @@ fn parse(args: Vec<String>) -> Result<Option<Options>> {
             other => bail!("unknown option {other}\n{USAGE}"),
         }
     }
-    let kinds = [options.full, options.hosts, options.wire, options.pyverbs, options.run.is_some()];
+    let pairs = options.wire || options.hca;
+    let kinds = [options.full, options.hosts, options.wire, options.hca, options.pyverbs, options.run.is_some()];
     if kinds.iter().filter(|kind| **kind).count() > 1 {
-        bail!("one of --full, --hosts, --wire, --pyverbs and --run\n{USAGE}");
+        bail!("one of --full, --hosts, --wire, --hca, --pyverbs and --run\n{USAGE}");
     }
-    if options.two && options.run.is_none() || (options.short || options.rows.is_some()) && !options.wire {
-        bail!("--two goes with --run, --short and --rows with --wire\n{USAGE}");
+    if options.two && options.run.is_none() || (options.short || options.rows.is_some()) && !pairs {
+        bail!("--two goes with --run, --short and --rows with --wire or --hca\n{USAGE}");
     }
     if !options.system && !options.ours {
-        (options.system, options.ours) = (!options.wire, true);
+        (options.system, options.ours) = (!pairs, true);
     }
     Ok(Some(options))
 }
@@ -313,9 +322,11 @@ mod tests {
     }
 
     #[test]
-    fn wire_is_for_our_provider_unless_told() {
-        let options = options(&["--wire"]).unwrap().unwrap();
-        assert!(!options.system && options.ours && options.wire);
+    fn guests_of_pvrdma_run_have_our_provider_unless_told() {
+        for part in ["--wire", "--hca"] {
+            let options = options(&[part]).unwrap().unwrap();
+            assert!(!options.system && options.ours && (options.wire || options.hca));
+        }
     }
 
     #[test]
@@ -327,6 +338,7 @@ mod tests {
         assert!(options(&["--full", "--pyverbs"]).is_err());
         assert!(options(&["--full", "--hosts"]).is_err());
         assert!(options(&["--full", "--wire"]).is_err());
+        assert!(options(&["--wire", "--hca"]).is_err());
         assert!(options(&["--short"]).is_err());
         assert!(options(&["--run"]).is_err());
     }

@@ -3,73 +3,14 @@
 //! Called by `mod.rs`. One guest plays a machine with an adapter (`rdma_rxe`), the other one runs its programs in
 //! guests of `pvrdma run`, whose gateway owns the wire. First both have software RoCE: what fails there is not for us
 //! to mend.
-//! The shell functions are in `tests/qemu/wire.sh`.
-
-use std::time::Duration;
 
 use anyhow::Result;
 
-use super::case::{self, Outcome, Servers, Step};
+use super::pairs::{Choice, Row, Side, Table, Ways, chosen};
 use super::{House, Provider};
-
-/// Time limit of a step. A connection that nobody answers is given up before that.
-const STEP: Duration = Duration::from_secs(30);
-
-/// What a guest has for RDMA.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    SoftwareRoce,
-    StandIn,
-}
-
-impl Side {
-    fn name(self) -> &'static str {
-        match self {
-            Side::SoftwareRoce => "rxe",
-            Side::StandIn => "stand_in",
-        }
-    }
-}
-
-/// Who is the server of a row.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ways {
-    /// Nobody: each side does this by itself.
-    Alone,
-    /// Each side once.
-    Each,
-    /// Software RoCE only: see [`DIFFERS`].
-    SoftwareRoce,
-}
-
-/// A row of the table: the same name on both sides.
-struct Row {
-    name: String,
-    server: String,
-    client: String,
-    ways: Ways,
-    /// Whether the short list has it.
-    short: bool,
-}
 
 /// How the names of rows end in which software RoCE is only asked.
 const ASKED: &str = "READ, atomics";
-
-/// What of it is run.
-#[derive(Default)]
-pub struct Choice {
-    /// A few rows, and no base line.
-    pub short: bool,
-    /// Only rows with this in their names.
-    pub rows: Option<String>,
-}
-
-impl Choice {
-    fn has(&self, row: &Row) -> bool {
-        let named = self.rows.as_ref().is_none_or(|part| row.name.contains(part));
-        row.ways == Ways::Alone || named && (row.short || !self.short)
-    }
-}
 
 /// What Linux's software RoCE does in its own way, with itself too. The rows allow for it.
 const DIFFERS: &str = "\
@@ -86,65 +27,30 @@ Of software RoCE, whoever its peer is:
 Of perftest: it asks for as many READs in flight as the other device can have (128), so it has `-o 16` here.
 ";
 
-/// Runs it, prints the tables and gives the number of rows that failed.
+/// Runs it, prints the tables and gives the number of rows that failed. The short list has no base line.
 pub fn run(house: &House, provider: &Provider, choice: &Choice) -> Result<usize> {
     let mut failed = 0;
-    let mut table = |folder: &str, sides: [Side; 2]| -> Result<()> {
-        let results = house.dir.join("results").join(folder);
-        let outcomes = case::run(house, provider, &results, Servers::None, &steps(sides, provider, choice))?;
-        failed += print_table(sides, &outcomes);
-        Ok(())
-    };
     if !choice.short {
-        table("wire-base", [Side::SoftwareRoce; 2])?;
+        failed += table([Side::SoftwareRoce; 2], choice).run(house, provider, "wire-base")?;
     }
-    table(&format!("wire-{}", provider.name()), [Side::StandIn, Side::SoftwareRoce])?;
+    let folder = format!("wire-{}", provider.name());
+    failed += table([Side::StandIn, Side::SoftwareRoce], choice).run(house, provider, &folder)?;
     print!("{DIFFERS}");
     Ok(failed)
 }
 
-/// The steps of both guests. Two of one kind serve each other in one direction only.
-fn steps(sides: [Side; 2], provider: &Provider, choice: &Choice) -> [Vec<Step>; 2] {
-    let mut guests = [Vec::new(), Vec::new()];
-    for row in rows().into_iter().filter(|row| choice.has(row)) {
-        let servers = match row.ways {
-            Ways::Each if sides[0] != sides[1] => 0..2,
-            Ways::Each | Ways::Alone => 0..1,
-            Ways::SoftwareRoce if sides[0] != sides[1] => 1..2,
-            Ways::SoftwareRoce => 0..0,
-        };
-        for server in servers {
-            for (guest, steps) in guests.iter_mut().enumerate() {
-                let side = sides[guest].name();
-                let name = match row.ways {
-                    Ways::Alone => row.name.clone(),
-                    _ => format!("{}: {} serves", row.name, sides[server].name().replace('_', "-")),
-                };
-                let what = if guest == server { &row.server } else { &row.client };
-                let script = format!(
-                    "side={side} serving={} provider={} gateway_options='{}'\n. /run/job/wire.sh\n{what}",
-                    server + 1,
-                    provider.name(),
-                    if choice.rows.is_some() { "--pcap /tmp/wire.pcap" } else { "" }
-                );
-                steps.push(Step { name, script, limit: STEP, judge: None });
-            }
-        }
-    }
-    guests
+/// What passes the gateway is written down if rows are named: somebody looks for something.
+fn table(sides: [Side; 2], choice: &Choice) -> Table {
+    let gateway_options = choice.named.as_ref().map_or("", |_| "--pcap /tmp/wire.pcap").to_owned();
+    Table { sides, rows: chosen(rows(), choice), gateway_options }
 }
 
 fn rows() -> Vec<Row> {
-    let mut rows = vec![alone("the wire is there", "begin_wire")];
+    let mut rows = vec![Row::alone("the wire is there", "begin_wire")];
     let short = ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
     let mut both = |name: &str, server: &str, client: &str| {
-        rows.push(Row {
-            name: name.to_owned(),
-            server: server.to_owned(),
-            client: client.to_owned(),
-            ways: if name.ends_with(ASKED) { Ways::SoftwareRoce } else { Ways::Each },
-            short: short.contains(&name),
-        });
+        let ways = if name.ends_with(ASKED) { Ways::SoftwareRoce } else { Ways::Each };
+        rows.push(Row { ways, short: short.contains(&name), ..Row::of(name, server, client) });
     };
     let by_address = [
         ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
@@ -220,45 +126,8 @@ fn rows() -> Vec<Row> {
             );
         }
     }
-    rows.push(alone("the wire goes away", "end_wire"));
+    rows.push(Row::alone("the wire goes away", "end_wire"));
     rows
-}
-
-/// A row that both sides do by themselves.
-fn alone(name: &str, script: &str) -> Row {
-    Row { name: name.to_owned(), server: script.to_owned(), client: script.to_owned(), ways: Ways::Alone, short: true }
-}
-
-/// Prints a line for each row, with the verdict of both guests.
-fn print_table(sides: [Side; 2], outcomes: &[Outcome]) -> usize {
-    let names = sides.map(|side| side.name().replace('_', "-"));
-    let (first, second) = outcomes.split_at(outcomes.len() / 2);
-    let width = first.iter().map(|outcome| outcome.name.chars().count()).max().unwrap_or(0);
-    println!("\n{} and {} on one wire", names[0], names[1]);
-    println!("  {:<8}  {:<8}", names[0], names[1]);
-    let mut failed = 0;
-    for rows in first.iter().zip(second) {
-        let rows = [rows.0, rows.1];
-        failed += usize::from(rows.iter().any(|row| !row.passed));
-        let verdict = |row: &Outcome| if row.passed { "ok" } else { "FAIL" };
-        println!(
-            "  {:<8}  {:<8}  {:width$}  {:>5.1} s  {}",
-            verdict(rows[0]),
-            verdict(rows[1]),
-            rows[0].name,
-            rows[0].time.max(rows[1].time).as_secs_f64(),
-            note(rows)
-        );
-        for row in rows.iter().filter(|row| !row.passed) {
-            println!("{:>24}{}", "", row.note);
-        }
-    }
-    failed
-}
-
-/// The client tells of figures, the server rarely.
-fn note(rows: [&Outcome; 2]) -> &str {
-    rows.into_iter().filter(|row| row.passed).map(|row| row.note.as_str()).find(|note| !note.is_empty()).unwrap_or("")
 }
 
 #[cfg(test)]
@@ -266,7 +135,8 @@ mod tests {
     use super::*;
 
     fn names(sides: [Side; 2], short: bool) -> [Vec<String>; 2] {
-        steps(sides, &Provider::System, &Choice { short, rows: None })
+        table(sides, &Choice { short, named: None })
+            .steps(&Provider::System)
             .map(|steps| steps.into_iter().map(|step| step.name).collect())
     }
 

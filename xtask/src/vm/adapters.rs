@@ -1,0 +1,111 @@
+//! Linux's software RoCE as the adapters of two hosts: a guest plays each, and its programs run in guests of
+//! `pvrdma run`, whose gateways reach each other by `rdma_rxe`.
+//!
+//! Called by `mod.rs`. The settings are made in the guests, with the commands of README.md. More shell functions are
+//! in `tests/qemu/adapters.sh`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::pairs::{Choice, Row, Side, Table, chosen};
+use super::{House, Provider};
+
+/// Runs it, prints the table and gives the number of rows that failed.
+pub fn run(house: &House, provider: &Provider, choice: &Choice) -> Result<usize> {
+    let table = Table { sides: [Side::Host; 2], rows: chosen(rows(), choice), gateway_options: String::new() };
+    table.run(house, provider, &format!("adapters-{}", provider.name()))
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = vec![Row::alone("two hosts are linked by their adapters", "begin_hosts")];
+    let short = [
+        "ibv_rc_pingpong -c",
+        "ibv_ud_pingpong -c",
+        "every operation, byte for byte",
+        "rdma_cm: rping",
+        ON,
+        "back again by adapters",
+    ];
+    let mut both = |name: &str, server: &str, client: &str| {
+        rows.push(Row { short: short.contains(&name), ..Row::of(name, server, client) });
+    };
+    let by_address = [
+        ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
+        ("ibv_rc_pingpong -c -e, 64 KiB", "ibv_rc_pingpong -d $device -g $gid -c -e -s 65536 -n 50"),
+        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g $gid -c -s 1000 -n 100"),
+        ("ibv_srq_pingpong -c", "ibv_srq_pingpong -d $device -g $gid -c -q 4 -n 50"),
+        ("every operation, byte for byte", "$own/data -k few -s 1 -g $gid -p 18515"),
+        ("every error, at both ends", "$own/apart all -g $gid -p 18515"),
+    ];
+    for (name, command) in by_address {
+        both(name, &format!("$run {command}"), &format!("connect $run {command}"));
+    }
+    for program in ["ib_send", "ib_write", "ib_read"] {
+        let bw = format!("perftest_at 4096 100 {program}_bw -b -q 4");
+        both(&format!("{program}_bw -b -q 4, 4 KiB"), &bw, &bw);
+        let bw = format!("perftest_at 8 200 {program}_bw");
+        both(&format!("{program}_bw 8 B"), &bw, &bw);
+    }
+    for line in ["ib_atomic_lat -A FETCH_AND_ADD", "ib_atomic_bw -A CMP_AND_SWAP", "ib_send_lat -c UD"] {
+        let script = format!("perftest_at 8 100 {line}");
+        both(line, &script, &script);
+    }
+    let crowd = "crowd ibv_rc_pingpong -d $device -g $gid -c -s 5000 -n 50";
+    both("four at a time: ibv_rc_pingpong -c", crowd, crowd);
+    let by_rdma_cm = [
+        ("rping", "rping -s -a $guest -C 5 -V -S 4000", "rping -c -a $first_guest -C 5 -V -S 4000"),
+        ("ucmatose, 3 connections", "ucmatose -b $guest -c 3", "ucmatose -s $first_guest -c 3"),
+        ("udaddy", "udaddy -b $guest", "udaddy -s $first_guest"),
+    ];
+    for (name, server, client) in by_rdma_cm {
+        both(&format!("rdma_cm: {name}"), &format!("serve {server}; served"), &format!("client $run {client}"));
+    }
+    let data = "$own/data -k connected -s 2 -g $gid -p 18515";
+    both(
+        "1 % loss between the adapters: every operation of RC",
+        &format!("bad_wire loss 1%; $run {data} || fail \"exit code $?\"; good_wire"),
+        &format!("bad_wire loss 1%; connect $run {data}; good_wire"),
+    );
+    rows.extend(figures("rxe by itself", "by_itself; "));
+    let stream = "by_itself; serve rstream -b $address -S 65536 -C 400; served";
+    rows.push(Row::of(
+        "rxe by itself: rsockets, 64 KiB",
+        stream,
+        "by_itself; client rstream -s $first -S 65536 -C 400 >/tmp/rstream; cat /tmp/rstream; note /tmp/rstream",
+    ));
+    rows.extend(figures("by adapters", ""));
+    rows.push(Row::alone("all of it went by adapters", "goes_over hca; rxe_has_sent 1000"));
+    // A minute: who has lost an adapter tries it again after ten seconds.
+    let longer = |row: Row| Row { limit: Duration::from_secs(60), ..row };
+    rows.push(longer(Row {
+        short: true,
+        ..Row::of(
+            ON,
+            "under_load 'rdma link delete rxe0'; served; note /tmp/first.log",
+            "connect $run $own/apart $load",
+        )
+    }));
+    rows.extend(figures("over TCP", "goes_over tcp; "));
+    rows.push(longer(Row { short: true, ..Row::alone("back again by adapters", "add_adapter; goes_over hca") }));
+    rows.push(Row::alone("the hosts go away", "end_hosts"));
+    rows
+}
+
+/// Its server's adapter is taken away.
+const ON: &str = "an adapter goes under load: QPs go on over TCP";
+
+/// The same programs each way, behind `before`.
+fn figures(way: &str, before: &str) -> Vec<Row> {
+    let lines = [
+        ("ib_send_lat, 8 B", "perftest_at 8 500 ib_send_lat"),
+        ("ib_write_bw, 64 KiB", "perftest_at 65536 400 ib_write_bw"),
+        ("ib_write_bw, 1 MiB", "perftest_at 1048576 25 ib_write_bw"),
+    ];
+    lines
+        .map(|(name, line)| {
+            let script = format!("{before}{line}");
+            Row::of(&format!("{way}: {name}"), &script, &script)
+        })
+        .into()
+}
