@@ -13,7 +13,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use pvrdma_hca::{self as hca, Choice};
-use pvrdma_net::connection::{Me, Stats};
+use pvrdma_net::connection::{End, Me, Stats};
 use pvrdma_net::fabric::FabricHost;
 use pvrdma_net::folder;
 use pvrdma_net::frame::{Card, Refusal, Way};
@@ -750,7 +750,9 @@ impl Links {
 
     fn close(&mut self, id: BearerId, why: Why, now: Duration) {
         if let Why::End(end) = why {
-            self.log.once("end", format_args!("a connection was ended: {end}"));
+            // Neither hides the other one.
+            let kind = if end == End::Silent { "silent" } else { "end" };
+            self.log.once(kind, format_args!("a connection was ended: {end}"));
         }
         let Some(key) = self.by_bearer.remove(&id) else { return };
         let Some(mut place) = self.places.remove(&key) else { return };

@@ -54,8 +54,10 @@ pub struct Outcome {
 pub enum Servers {
     /// One server for all.
     One,
-    /// A server for each, linked as hosts of a fabric.
+    /// A server for each, linked as hosts of a fabric, over TCP.
     Linked,
+    /// The same by adapters: each server is a guest of one `pvrdma run`, whose device is its adapter.
+    LinkedByAdapters,
     /// None: what the guests have for RDMA they bring themselves.
     None,
 }
@@ -78,8 +80,13 @@ pub fn run(
     }
     let sockets: Vec<String> = (0..guests.len()).map(socket).collect();
     let mut running = match servers {
-        Servers::One => vec![Server::start(house, &sockets, &[], &results.join("server.log"), &run)?],
-        Servers::Linked => linked(house, &sockets, results, &run)?,
+        Servers::One => {
+            let command = Command::new(&house.server);
+            vec![Server::start(command, &sockets, &[], &results.join("server.log"), &run)?]
+        }
+        Servers::Linked | Servers::LinkedByAdapters => {
+            linked(house, &sockets, results, &run, servers == Servers::LinkedByAdapters)?
+        }
         Servers::None => Vec::new(),
     };
     let started = Instant::now();
@@ -121,6 +128,11 @@ pub fn run(
                 end => format!("{end:?}, see {}", job.join("console.log").display()),
             },
         });
+    }
+    if servers == Servers::LinkedByAdapters {
+        for server in &running {
+            outcomes.push(server.goes_by_adapter(house, &run)?);
+        }
     }
     for server in &mut running {
         outcomes.push(server.stop(&run)?);
@@ -177,16 +189,16 @@ struct Server {
 }
 
 impl Server {
-    /// Serves `sockets`, which are below `run`, with more `options`.
-    fn start(house: &House, sockets: &[String], options: &[String], log: &Path, run: &Path) -> Result<Server> {
+    /// Serves `sockets`, which are below `run`, by `pvrdma`, or what starts it, with more `options`.
+    fn start(mut pvrdma: Command, sockets: &[String], options: &[String], log: &Path, run: &Path) -> Result<Server> {
         let file = fs::File::create(log)?;
-        let mut command = Command::new(&house.server);
+        let command = &mut pvrdma;
         command.arg("serve").args(options);
         for socket in sockets {
             command.args(["--socket", socket]);
         }
         command.current_dir(run).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let mut child = Child::start(command, Duration::from_secs(3600))?;
+        let mut child = Child::start(pvrdma, Duration::from_secs(3600))?;
         let deadline = Instant::now() + SERVER_START;
         while !sockets.iter().all(|socket| run.join(socket).exists()) {
             ensure!(
@@ -197,6 +209,21 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(Server { child, sockets: sockets.to_vec(), log: log.to_owned() })
+    }
+
+    /// All that it has sent to the other host went by its adapter, and still does.
+    fn goes_by_adapter(&self, house: &House, run: &Path) -> Result<Outcome> {
+        let mut command = Command::new(&house.server);
+        command.args(["status", "--json", "--server", &self.sockets[0]]).current_dir(run);
+        let status = String::from_utf8_lossy(&command.output()?.stdout).into_owned();
+        let log = fs::read_to_string(&self.log)?;
+        let passed = status.contains("\"over\": \"hca\"") && !log.contains("not reached by the adapter");
+        Ok(Outcome {
+            name: "the link goes by adapters".to_owned(),
+            passed,
+            time: Duration::ZERO,
+            note: if passed { String::new() } else { format!("{}\n{status}", self.log.display()) },
+        })
     }
 
     fn stop(&mut self, run: &Path) -> Result<Outcome> {
@@ -218,7 +245,7 @@ impl Server {
 }
 
 /// A host for each guest, all of one fabric, on loopback.
-fn linked(house: &House, sockets: &[String], results: &Path, run: &Path) -> Result<Vec<Server>> {
+fn linked(house: &House, sockets: &[String], results: &Path, run: &Path, by_adapters: bool) -> Result<Vec<Server>> {
     let link = |host: usize, words: &[&str]| -> Result<()> {
         let mut command = Command::new(&house.server);
         command.arg("link").args(words).args(["--folder", &folder(host)]).current_dir(run);
@@ -234,9 +261,15 @@ fn linked(house: &House, sockets: &[String], results: &Path, run: &Path) -> Resu
         link(host, &["join", "--update", &format!("{}/fabric.toml", folder(0))])?;
     }
     let start = |(host, socket): (usize, &String)| {
-        let options = ["--link".to_owned(), "--folder".to_owned(), folder(host)];
+        let mut options = vec!["--link".to_owned(), "--folder".to_owned(), folder(host)];
         let log = results.join(format!("server{}.log", host + 1));
-        Server::start(house, std::slice::from_ref(socket), &options, &log, run)
+        let mut pvrdma = Command::new(&house.server);
+        if by_adapters {
+            options.extend(["--hca".to_owned(), "auto".to_owned()]);
+            pvrdma.args(["run", "--guest", &folder(host), "--"]).arg(&house.server);
+            pvrdma.env("XDG_RUNTIME_DIR", run);
+        }
+        Server::start(pvrdma, std::slice::from_ref(socket), &options, &log, run)
     };
     sockets.iter().enumerate().map(start).collect()
 }

@@ -37,7 +37,7 @@ Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock
 
   --provider WHICH  system: the C provider of the host's rdma-core; ours: the one built here (default: both)
   --full            also the longer steps (perftest, driver unbind and bind), two guests on one server, and --hosts
-  --hosts           only two guests on two servers, which are two hosts of a fabric
+  --hosts           only two guests on two servers, which are two hosts of a fabric: over TCP, and then by adapters
   --wire            only RoCE between two guests on one Ethernet: Linux's software RoCE on both sides, as base line,
                     and then guests of `pvrdma run` on one of them; the stand-in's provider is ours if none is named
   --hca             only guests of `pvrdma run` on two hosts whose adapters are Linux's software RoCE; our provider as well
@@ -162,9 +162,13 @@ pub fn main(args: Vec<String>) -> Result<()> {
             let outcomes = case::run(&house, &provider, &results, Servers::One, &[steps::one_guest(options.full)])?;
             failed += print_table("one guest", &provider, &outcomes);
         }
-        let two = [("two", "two guests", Servers::One), ("hosts", "two guests on two hosts", Servers::Linked)];
+        let two = [
+            ("two", "two guests", Servers::One),
+            ("hosts", "two guests on two hosts", Servers::Linked),
+            ("hosts-by-adapters", "two guests on two hosts with adapters", Servers::LinkedByAdapters),
+        ];
         for (folder, what, servers) in two {
-            if options.full || options.hosts && servers == Servers::Linked {
+            if options.full || options.hosts && servers != Servers::One {
                 let results = house.dir.join("results").join(format!("{}-{folder}", provider.name()));
                 let outcomes = case::run(&house, &provider, &results, servers, &steps::two_guests())?;
                 failed += print_table(what, &provider, &outcomes);
