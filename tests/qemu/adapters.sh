@@ -1,4 +1,4 @@
-# Shell functions for guests that are hosts of a fabric, each with software RoCE as its adapter, beside those of wire.sh.
+# Shell functions for guests that are hosts of a fabric, with software RoCE as their adapters, beside those of wire.sh.
 
 export PVRDMA_LINK=/tmp/link
 # Programs of tests/c take the first device else, which is the adapter.
@@ -7,7 +7,7 @@ export PVRDMA_DEVICE=$device
 guest=127.$number.82.1 first_guest=127.$serving.82.1
 # For tests/c/apart.c: both go on until this is there.
 enough=/run/jobs/guest$serving/enough.$STEP
-load="load -g $gid -p 18515 -u $enough"
+load_options="load -g $gid -p 18515 -u $enough"
 
 pvrdma() {
     /run/job/bin/pvrdma "$@"
@@ -18,11 +18,17 @@ add_adapter() {
     [ -e /sys/class/infiniband/rxe0 ] || rdma link add rxe0 type rxe netdev eth0 || fail 'no software RoCE'
 }
 
+# The kernel waits until nobody has it open. A wait that long ends, but not well.
+remove_adapter() {
+    [ ! -e /sys/class/infiniband/rxe0 ] || timeout 5 rdma link delete rxe0 || fail 'the adapter is not given back'
+}
+
 # The fabric is made as README.md has it: the first host adds the second one, which takes the file and joins.
 begin_hosts() {
     add_adapter
     if [ $number = 1 ]; then
-        pvrdma link init --name first --address $address && pvrdma link add other --address 192.168.77.2 || fail 'no fabric'
+        pvrdma link init --name first --address $address && pvrdma link add other --address 192.168.77.2 ||
+            fail 'no fabric'
         cp other.join /run/job/new && mv /run/job/new /run/job/other.join
     else
         until [ -e /run/jobs/guest1/other.join ]; do sleep 0.1; done
@@ -33,22 +39,24 @@ begin_hosts() {
     goes_over hca
 }
 
-# goes_over WHAT: waits until the link does, and says what there is else.
+# goes_over WHAT [SECONDS]: waits until the link does, and says what there is else.
 goes_over() {
-    for _ in $(seq 600); do
-        pvrdma link status --json >/tmp/status 2>&1 && grep -q "\"over\": \"$1\"" /tmp/status && break
+    for _ in $(seq $((${2:-20} * 10))); do
+        pvrdma link status --json >/tmp/status 2>&1 && grep -q "\"over\": \"$1\"" /tmp/status && return
         sleep 0.1
     done
-    grep -q "\"over\": \"$1\"" /tmp/status && return
     cat /tmp/status $gateway_log
     fail "the link does not go over $1"
 }
 
-# rxe_has_sent PACKETS: the adapter has sent so many at least.
-rxe_has_sent() {
-    sent=$(cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts)
-    echo "note: $sent packets by the adapter"
-    [ "$sent" -ge "$1" ] || fail 'too few'
+# All that was sent to the other host so far went by the adapter: no packet has more than 1024 bytes of it.
+went_by_adapter() {
+    goes_over hca
+    ! grep -E 'is gone|not reached' $gateway_log || fail 'the link was lost'
+    bytes=$(sed -n 's/.*"bytes_out": \([0-9]*\).*/\1/p' /tmp/status)
+    packets=$(cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts)
+    echo "note: $bytes bytes of frames, $packets packets"
+    [ "$packets" -ge $((bytes / 1024)) ] || fail 'too few packets'
 }
 
 # What follows is of the adapter itself, without `pvrdma run`.
@@ -56,27 +64,45 @@ by_itself() {
     side=rxe device=rxe0 gid=1 run=
 }
 
-# under_load COMMAND: two programs write, read, send and add without end, when this is done; then the link has to go
-# over TCP, and they go on for a while. `served` waits for the first one.
-under_load() {
-    $run $own/apart $load >/tmp/first.log 2>&1 &
+# Two programs write, read, send and add without end, when the adapter of the first one goes. Then they go on for a
+# while, over TCP.
+lose_under_load() {
+    $run $own/apart $load_options >/tmp/first.log 2>&1 &
     server=$!
+    trap 'kill $server 2>/dev/null' EXIT
     for _ in $(seq 200); do
         grep -q running /tmp/first.log && break
         sleep 0.1
     done
-    grep -q running /tmp/first.log || { cat /tmp/first.log; pvrdma status; fail 'it does not run'; }
-    eval "$1" || fail "exit code $?: $1"
+    grep -q running /tmp/first.log || { cat /tmp/first.log; fail 'it does not run'; }
+    remove_adapter
     goes_over tcp
-    cat $gateway_log
     sleep 3
     : >$enough
+    served
+    note /tmp/first.log
 }
 
-# Nothing of it is left, and nobody complained.
+# lose_as_target PROGRAM ARGS...: the server of a stream in one direction loses its adapter, which it never uses to ask
+# for anything.
+lose_as_target() {
+    "$@" >/tmp/first.log 2>&1 &
+    server=$!
+    trap 'kill $server 2>/dev/null' EXIT
+    wait_listen 18515
+    : >/run/job/listens.$STEP
+    sleep 3
+    kill -0 $server || { cat /tmp/first.log; fail 'it has ended already'; }
+    remove_adapter
+    goes_over tcp
+    kill -0 $server || { cat /tmp/first.log; fail 'it had ended already'; }
+    served
+}
+
+# Nothing of it is left.
 end_hosts() {
     end_gateway
-    rdma link delete rxe0 || fail 'it does not go'
+    remove_adapter
     [ -z "$(ls /dev/shm)" ] || fail "left: $(ls /dev/shm)"
-    ! dmesg | grep -E 'WARNING:|BUG:|Oops:' || fail 'the kernel complains'
+    note_warnings
 }

@@ -53,18 +53,20 @@ end_wire() {
     case $side in
     rxe)
         rdma link delete rxe0 || fail 'it does not go'
-        # It is not our driver; but whoever reads the table should know.
-        dmesg | grep -E 'WARNING:|BUG:|Oops:' >/tmp/warnings
-        cat /tmp/warnings
-        [ ! -s /tmp/warnings ] || echo "note: $(wc -l </tmp/warnings) warnings of this kernel, see its dmesg.log"
+        note_warnings
         ;;
     stand-in)
         end_gateway
-        # Not there from the beginning: each packet would wait for the host.
-        [ ! -e /tmp/wire.pcap ] || cp /tmp/wire.pcap /run/job
         ;;
     esac
     true
+}
+
+# Software RoCE is not our driver; but whoever reads the table should know.
+note_warnings() {
+    dmesg | grep -E 'WARNING:|BUG:|Oops:' >/tmp/warnings
+    cat /tmp/warnings
+    [ ! -s /tmp/warnings ] || echo "note: $(wc -l </tmp/warnings) warnings of this kernel, see its dmesg.log"
 }
 
 end_gateway() {
@@ -74,6 +76,8 @@ end_gateway() {
         sleep 0.1
     done
     cat $gateway_log
+    # Not there from the beginning: each packet would wait for the host.
+    [ ! -e /tmp/wire.pcap ] || cp /tmp/wire.pcap /run/job
     [ ! -e "/proc/$(cat /tmp/gateway)" ] || fail 'the gateway stays'
 }
 

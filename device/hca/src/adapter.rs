@@ -10,10 +10,12 @@ use crate::port::{self, Address, Choice};
 use crate::verbs::{self, Verbs, ibv_async_event};
 use pvrdma_ffi::verbs::*;
 use std::alloc::{self, Layout};
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::io::{self, Read};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::ptr::{self, null_mut};
 use std::sync::OnceLock;
 
@@ -116,8 +118,8 @@ impl Drop for Memory {
 pub struct Adapter {
     verbs: &'static Verbs,
     name: String,
-    /// Where sysfs has its character device, as long as anybody may open it.
-    node: PathBuf,
+    /// Where sysfs has its character device, as long as anybody may open it, and the inode there.
+    node: (PathBuf, Option<u64>),
     context: *mut ibv_context,
     pd: *mut ibv_pd,
     channel: *mut ibv_comp_channel,
@@ -185,11 +187,13 @@ impl Adapter {
         let nowhere = Address { index: 0, gid: [0; 16], link: Link::InfiniBand };
         let card =
             Card { link: Link::InfiniBand, mtu: 1, lid: 0, gid: [0; 16], qpn: 0, psn: 0, rkey: 0, addr: 0, len: RING };
+        // SAFETY: promise of the caller; libibverbs has ended the text with a 0.
+        let node = unsafe { CStr::from_ptr((*device).dev_path.as_ptr()) };
+        let node = PathBuf::from(OsStr::from_bytes(node.to_bytes()));
         let mut adapter = Adapter {
             verbs,
             name: name.to_owned(),
-            // SAFETY: promise of the caller; libibverbs has ended the text with a 0.
-            node: unsafe { CStr::from_ptr((*device).dev_path.as_ptr()) }.to_string_lossy().into_owned().into(),
+            node: (node.clone(), inode(&node)),
             context: null_mut(),
             pd: null_mut(),
             channel: null_mut(),
@@ -387,8 +391,10 @@ impl Adapter {
     /// An error: the adapter is about to be taken away, which waits until nobody has it open. Some drivers tell of it
     /// by an event (`IBV_EVENT_DEVICE_FATAL`); others, software RoCE among them, by nothing else than this.
     pub fn is_there(&self) -> io::Result<()> {
-        match self.node.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let (node, before) = &self.node;
+        match before {
+            // Another device may have got the same number.
+            Some(before) if inode(node) != Some(*before) => {
                 Err(io::Error::other(format!("{}: it was removed", self.name)))
             }
             _ => Ok(()),
@@ -580,6 +586,11 @@ fn never_wait(descriptor: RawFd) -> Result<(), Unusable> {
         libc::fcntl(descriptor, libc::F_SETFL, flags | libc::O_NONBLOCK)
     };
     done(code.min(0), "fcntl")
+}
+
+/// What tells a file from another one of the same name, if it is there.
+fn inode(path: &Path) -> Option<u64> {
+    path.symlink_metadata().ok().map(|found| found.ino())
 }
 
 fn random() -> Result<u32, Unusable> {

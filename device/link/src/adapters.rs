@@ -13,6 +13,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// The same after an adapter was lost while it was used.
 const REST: Duration = Duration::from_secs(10);
 
+/// How often is looked whether an adapter is about to be removed.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What carries the frames of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Carrier {
@@ -42,11 +45,13 @@ struct Peer {
 pub struct Adapters {
     choice: Choice,
     peers: BTreeMap<u16, Peer>,
+    /// When somebody last looked whether they are there.
+    looked: Duration,
 }
 
 impl Adapters {
     pub fn new(choice: Choice) -> Adapters {
-        Adapters { choice, peers: BTreeMap::new() }
+        Adapters { choice, ..Adapters::default() }
     }
 
     fn peer(&mut self, host: u16) -> &mut Peer {
@@ -121,6 +126,20 @@ impl Adapters {
     /// It did not do so to the end: it has a rest.
     pub fn lost(&mut self, host: u16, now: Duration) {
         self.peer(host).not_before = now + REST;
+    }
+
+    /// Whether it is time to look if they are all there; then that is done.
+    pub fn are_looked_at(&mut self, now: Duration) -> bool {
+        let due = now >= self.next_look();
+        if due {
+            self.looked = now;
+        }
+        due
+    }
+
+    /// When it is time for that.
+    pub fn next_look(&self) -> Duration {
+        self.looked + LOOK
     }
 
     /// What carries the frames of the link to a host.

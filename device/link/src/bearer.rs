@@ -70,19 +70,16 @@ impl Bearer {
         &mut self.adapter
     }
 
+    /// Whether there is one.
+    pub fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
     /// The poll tells of the adapter.
     pub fn adapter_is_ready(&mut self) {
         let told = self.adapter.as_mut().map_or(Ok(()), Adapter::is_ready);
         self.failed = told.err().or(self.failed.take());
         (self.readable, self.writable) = (true, true);
-    }
-
-    /// From time to time: the poll does not tell of an adapter that is being removed.
-    pub fn look_for_adapter(&mut self) {
-        if let Some(gone) = self.adapter.as_ref().and_then(|adapter| adapter.is_there().err()) {
-            self.failed = Some(gone);
-            (self.readable, self.writable) = (true, true);
-        }
     }
 
     /// What comes from now on comes over the adapter. `false`: something has come another way.

@@ -158,7 +158,8 @@ pub struct Links {
     /// The key's file, as it was when it was read last.
     seen: Option<Stamp>,
     hosts: Hosts,
-    places: HashMap<usize, Place>,
+    /// In the order in which they have come: of two connections of one host the later one counts.
+    places: BTreeMap<usize, Place>,
     /// The socket of each bearer that `hosts` knows.
     by_bearer: HashMap<BearerId, usize>,
     next: usize,
@@ -186,7 +187,7 @@ impl Links {
                 seen: None,
                 hosts: Hosts::new(&me(0), Duration::ZERO, []),
                 others: BTreeMap::new(),
-                places: HashMap::new(),
+                places: BTreeMap::new(),
                 by_bearer: HashMap::new(),
                 next: 0,
                 adapters: Adapters::default(),
@@ -215,7 +216,7 @@ impl Links {
             seen: None,
             hosts: Hosts::new(&me, Duration::ZERO, others.keys().copied()),
             others,
-            places: HashMap::new(),
+            places: BTreeMap::new(),
             by_bearer: HashMap::new(),
             next: 0,
             adapters: Adapters::new(hca),
@@ -300,11 +301,9 @@ impl Links {
         // What has come is taken in before time passes, even if the poll has not told of it yet: this process may have
         // been stopped, and that is no silence of the others.
         if self.hosts.deadline().is_some_and(|deadline| deadline <= now) {
-            for place in self.places.values_mut() {
-                place.bearer.is_ready(true, false, false);
-                place.bearer.look_for_adapter();
-            }
+            self.places.values_mut().for_each(|place| place.bearer.is_ready(true, false, false));
         }
+        self.look_for_adapters(now);
         self.offer_adapters(now);
         for key in self.keys() {
             self.look_whether_proved(key, now);
@@ -338,7 +337,8 @@ impl Links {
             Stage::Dialing(_, until) => Some(until),
             _ => None,
         });
-        dialing.chain(self.hosts.deadline()).chain(self.adapters.deadline()).min()
+        let looking = self.places.values().any(|place| place.bearer.has_adapter()).then(|| self.adapters.next_look());
+        dialing.chain(self.hosts.deadline()).chain(self.adapters.deadline()).chain(looking).min()
     }
 
     /// Says good-bye.
@@ -524,6 +524,20 @@ impl Links {
                 }
             };
             self.hosts.say_of_adapter(id, way);
+        }
+    }
+
+    /// An adapter that is being removed is given back: the connection ends, whether it was used already or not. The poll
+    /// does not tell of that, and a connection that is busy comes to no deadline.
+    fn look_for_adapters(&mut self, now: Duration) {
+        if !self.adapters.are_looked_at(now) {
+            return;
+        }
+        for key in self.keys() {
+            let gone = |place: &mut Place| place.bearer.adapter().as_ref()?.is_there().err();
+            if let Some(why) = self.places.get_mut(&key).and_then(gone) {
+                self.ended(key, &why);
+            }
         }
     }
 

@@ -19,14 +19,7 @@ pub fn run(house: &House, provider: &Provider, choice: &Choice) -> Result<usize>
 
 fn rows() -> Vec<Row> {
     let mut rows = vec![Row::alone("two hosts are linked by their adapters", "begin_hosts")];
-    let short = [
-        "ibv_rc_pingpong -c",
-        "ibv_ud_pingpong -c",
-        "every operation, byte for byte",
-        "rdma_cm: rping",
-        ON,
-        "back again by adapters",
-    ];
+    let short = ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
     let mut both = |name: &str, server: &str, client: &str| {
         rows.push(Row { short: short.contains(&name), ..Row::of(name, server, client) });
     };
@@ -67,33 +60,40 @@ fn rows() -> Vec<Row> {
         &format!("bad_wire loss 1%; $run {data} || fail \"exit code $?\"; good_wire"),
         &format!("bad_wire loss 1%; connect $run {data}; good_wire"),
     );
+    rows.extend(figures("by adapters", ""));
+    rows.push(Row::alone("all of that went by adapters", "went_by_adapter"));
     rows.extend(figures("rxe by itself", "by_itself; "));
-    let stream = "by_itself; serve rstream -b $address -S 65536 -C 400; served";
+    let rstream = "rstream -S 65536 -C 400";
     rows.push(Row::of(
         "rxe by itself: rsockets, 64 KiB",
-        stream,
-        "by_itself; client rstream -s $first -S 65536 -C 400 >/tmp/rstream; cat /tmp/rstream; note /tmp/rstream",
+        &format!("by_itself; serve {rstream} -b $address; served"),
+        &format!("client true; {rstream} -s $first >/tmp/rstream || fail rstream; cat /tmp/rstream; note /tmp/rstream"),
     ));
-    rows.extend(figures("by adapters", ""));
-    rows.push(Row::alone("all of it went by adapters", "goes_over hca; rxe_has_sent 1000"));
-    // A minute: who has lost an adapter tries it again after ten seconds.
-    let longer = |row: Row| Row { limit: Duration::from_secs(60), ..row };
-    rows.push(longer(Row {
-        short: true,
-        ..Row::of(
-            ON,
-            "under_load 'rdma link delete rxe0'; served; note /tmp/first.log",
-            "connect $run $own/apart $load",
-        )
-    }));
-    rows.extend(figures("over TCP", "goes_over tcp; "));
-    rows.push(longer(Row { short: true, ..Row::alone("back again by adapters", "add_adapter; goes_over hca") }));
+    let longer = |seconds: u64, row: Row| Row { short: true, limit: Duration::from_secs(seconds), ..row };
+    rows.push(longer(
+        60,
+        Row::of(
+            "an adapter goes under load: QPs go on over TCP",
+            "lose_under_load",
+            "connect $run $own/apart $load_options",
+        ),
+    ));
+    rows.push(Row::alone("without it", "[ $number = 2 ] || remove_adapter; goes_over tcp"));
+    rows.extend(figures("over TCP", ""));
+    // Who has lost one tries again after ten seconds, and then more and more seldom.
+    rows.push(longer(90, Row::alone("back again by adapters", "add_adapter; goes_over hca 80")));
+    let stream = "$run ib_write_bw -d $device -x $gid -F -s 4096 -n 40000 -u 18";
+    rows.push(longer(
+        60,
+        Row::of(
+            "an adapter goes at the target of a stream",
+            &format!("lose_as_target {stream}"),
+            &format!("client true; connect {stream}"),
+        ),
+    ));
     rows.push(Row::alone("the hosts go away", "end_hosts"));
     rows
 }
-
-/// Its server's adapter is taken away.
-const ON: &str = "an adapter goes under load: QPs go on over TCP";
 
 /// The same programs each way, behind `before`.
 fn figures(way: &str, before: &str) -> Vec<Row> {

@@ -40,7 +40,8 @@ Boots Linux 6.12 with its own vmw_pvrdma driver on `pvrdma serve` and runs stock
   --hosts           only two guests on two servers, which are two hosts of a fabric: over TCP, and then by adapters
   --wire            only RoCE between two guests on one Ethernet: Linux's software RoCE on both sides, as base line,
                     and then guests of `pvrdma run` on one of them; the stand-in's provider is ours if none is named
-  --hca             only guests of `pvrdma run` on two hosts whose adapters are Linux's software RoCE; our provider as well
+  --hca             only guests of `pvrdma run` on two hosts whose adapters are Linux's software RoCE; the provider is
+                    ours if none is named
   --short           a few rows of --wire, without the base line, or of --hca
   --rows TEXT       only rows of them with this in their names; what passed a gateway of --wire is in guest1/wire.pcap
   --pyverbs         only rdma-core's own test suite, as one table of both providers

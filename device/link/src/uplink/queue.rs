@@ -11,11 +11,15 @@ use pvrdma_device::transport::{Answer, DATAGRAM_MAX, Op, Path, Request, Station,
 use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::time::{Duration, Instant};
 
 /// Requests of one device without an answer: 32 of each of 512 QPs. A link takes 65,536 in all.
 const REQUESTS: usize = 16_384;
 /// Datagrams of one device that were not handed to a link.
 const DATAGRAMS: usize = 64;
+
+/// What has waited for the thread for so long is lost: the thread stands still, or gets no processor.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One of them.
 pub enum Note {
@@ -49,6 +53,8 @@ impl Held {
 #[derive(Default)]
 struct Inner {
     notes: Vec<Note>,
+    /// Since when the first of them waits.
+    since: Option<Instant>,
     /// The number of each request that somebody waits for.
     asked: HashMap<(u64, Token), u64>,
     next: u64,
@@ -83,6 +89,7 @@ impl Queue {
 
     fn leave(&self, mut inner: MutexGuard<'_, Inner>, note: Note) {
         inner.notes.push(note);
+        inner.since.get_or_insert_with(Instant::now);
         self.wake(inner);
     }
 
@@ -105,7 +112,9 @@ impl Queue {
 
     /// All that was left.
     pub fn take(&self) -> Vec<Note> {
-        mem::take(&mut self.lock().notes)
+        let mut inner = self.lock();
+        inner.since = None;
+        mem::take(&mut inner.notes)
     }
 
     /// The thread sleeps from now on, if there is nothing for it.
@@ -239,7 +248,10 @@ impl Uplink for Queue {
     }
 
     fn lost(&self, port: u64, token: Token) -> bool {
-        !self.lock().asked.contains_key(&(port, token))
+        let inner = self.lock();
+        // The thread is no responder, who may be as slow as he likes: it is the way to one.
+        let stands_still = inner.since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        stands_still || !inner.asked.contains_key(&(port, token))
     }
 
     fn bound(&self, gid: Gid, bound: bool) {
@@ -361,6 +373,23 @@ mod tests {
         assert_eq!((id, queue.lock().held[&1].requests), (back, 1));
         queue.request_left(1, asked.token, *id);
         assert!(queue.lock().held.is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_a_thread_that_stands_still_is_lost() {
+        let queue = queue();
+        let device = Arc::new(Waits::default());
+        let asked = request(0, Op::Send { ext: Ext::None });
+        let submit = || queue.submit(&origin(&device, 1), &asked, &Ram::new(0), &[]);
+        submit();
+        assert!(!queue.lost(1, asked.token));
+        std::thread::sleep(PATIENCE);
+        assert!(queue.lost(1, asked.token));
+        // With what it has taken it may take its time.
+        queue.take();
+        assert!(!queue.lost(1, asked.token));
+        submit();
+        assert!(!queue.lost(1, asked.token), "what waits now does so since now");
     }
 
     #[test]
