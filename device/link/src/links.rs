@@ -527,8 +527,8 @@ impl Links {
         }
     }
 
-    /// An adapter that is being removed is given back: the connection ends, whether it was used already or not. The poll
-    /// does not tell of that, and a connection that is busy comes to no deadline.
+    /// An adapter that is being removed is given back: the connection ends, whether it was used already or not. The
+    /// poll does not tell of that, and a connection that is busy comes to no deadline.
     fn look_for_adapters(&mut self, now: Duration) {
         if !self.adapters.are_looked_at(now) {
             return;
