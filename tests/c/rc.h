@@ -80,7 +80,7 @@ static inline struct device open_device(void)
     struct device device = {0};
     const char *name = getenv("PVRDMA_DEVICE");
     struct ibv_device **list = ibv_get_device_list(NULL), **it = list;
-    while (it && *it && name && strcmp(ibv_get_device_name(*it), name))
+    while (it && *it && name && strcmp((*it)->name, name))
         it++;
     CHECK(it && *it, "no RDMA device");
     device.context = ibv_open_device(*it);

@@ -84,7 +84,7 @@ fn rows() -> Vec<Row> {
     rows.push(longer(90, Row::alone("back again by adapters", "add_adapter; goes_over hca 80")));
     let stream = "$run ib_write_bw -d $device -x $gid -F -s 4096 -n 40000 -u 18";
     rows.push(longer(
-        60,
+        120,
         Row::of(
             "an adapter goes at the target of a stream",
             &format!("lose_as_target {stream}"),
