@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::pairs::{Choice, Row, Side, Table, chosen};
+use super::pairs::{Choice, Row, Side, Table, chosen, pingpongs};
 use super::{House, Provider};
 
 /// Runs it, prints the table and gives the number of rows that failed.
@@ -19,21 +19,10 @@ pub fn run(house: &House, provider: &Provider, choice: &Choice) -> Result<usize>
 
 fn rows() -> Vec<Row> {
     let mut rows = vec![Row::alone("two hosts are linked by their adapters", "begin_hosts")];
-    let short = ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
-    let mut both = |name: &str, server: &str, client: &str| {
-        rows.push(Row { short: short.contains(&name), ..Row::of(name, server, client) });
-    };
-    let by_address = [
-        ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
-        ("ibv_rc_pingpong -c -e, 64 KiB", "ibv_rc_pingpong -d $device -g $gid -c -e -s 65536 -n 50"),
-        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g $gid -c -s 1000 -n 100"),
-        ("ibv_srq_pingpong -c", "ibv_srq_pingpong -d $device -g $gid -c -q 4 -n 50"),
-        ("every operation, byte for byte", "$own/data -k few -s 1 -g $gid -p 18515"),
-        ("every error, at both ends", "$own/apart all -g $gid -p 18515"),
-    ];
-    for (name, command) in by_address {
-        both(name, &format!("$run {command}"), &format!("connect $run {command}"));
-    }
+    rows.extend(pingpongs());
+    rows.push(Row::connected("every operation, byte for byte", "$own/data -k few -s 1 -g $gid -p 18515"));
+    rows.push(Row::connected("every error, at both ends", "$own/apart all -g $gid -p 18515"));
+    let mut both = |name: &str, server: &str, client: &str| rows.push(Row::of(name, server, client));
     for program in ["ib_send", "ib_write", "ib_read"] {
         let bw = format!("perftest_at 4096 100 {program}_bw -b -q 4");
         both(&format!("{program}_bw -b -q 4, 4 KiB"), &bw, &bw);
@@ -44,8 +33,6 @@ fn rows() -> Vec<Row> {
         let script = format!("perftest_at 8 100 {line}");
         both(line, &script, &script);
     }
-    let crowd = "crowd ibv_rc_pingpong -d $device -g $gid -c -s 5000 -n 50";
-    both("four at a time: ibv_rc_pingpong -c", crowd, crowd);
     let by_rdma_cm = [
         ("rping", "rping -s -a $guest -C 5 -V -S 4000", "rping -c -a $first_guest -C 5 -V -S 4000"),
         ("ucmatose, 3 connections", "ucmatose -b $guest -c 3", "ucmatose -s $first_guest -c 3"),

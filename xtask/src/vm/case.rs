@@ -189,16 +189,15 @@ struct Server {
 }
 
 impl Server {
-    /// Serves `sockets`, which are below `run`, by `pvrdma`, or what starts it, with more `options`.
-    fn start(mut pvrdma: Command, sockets: &[String], options: &[String], log: &Path, run: &Path) -> Result<Server> {
+    /// Serves `sockets`, which are below `run`, by the command `pvrdma`, or what starts it, with more `options`.
+    fn start(mut command: Command, sockets: &[String], options: &[String], log: &Path, run: &Path) -> Result<Server> {
         let file = fs::File::create(log)?;
-        let command = &mut pvrdma;
         command.arg("serve").args(options);
         for socket in sockets {
             command.args(["--socket", socket]);
         }
         command.current_dir(run).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let mut child = Child::start(pvrdma, Duration::from_secs(3600))?;
+        let mut child = Child::start(command, Duration::from_secs(3600))?;
         let deadline = Instant::now() + SERVER_START;
         while !sockets.iter().all(|socket| run.join(socket).exists()) {
             ensure!(

@@ -56,14 +56,24 @@ pub struct Row {
     pub limit: Duration,
 }
 
+/// Most rows of the short lists.
+const SHORT: [&str; 4] =
+    ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
+
 impl Row {
     /// Time limit of most rows. A connection that nobody answers is given up before that.
     const LIMIT: Duration = Duration::from_secs(30);
 
     /// A row that one side serves.
     pub fn of(name: &str, server: &str, client: &str) -> Row {
+        let short = SHORT.contains(&name);
         let [name, server, client] = [name, server, client].map(str::to_owned);
-        Row { name, server, client, ways: Ways::Each, short: false, limit: Row::LIMIT }
+        Row { name, server, client, ways: Ways::Each, short, limit: Row::LIMIT }
+    }
+
+    /// One whose sides run the same, the client with the server's address behind it.
+    pub fn connected(name: &str, command: &str) -> Row {
+        Row::of(name, &format!("$run {command}"), &format!("connect $run {command}"))
     }
 
     /// A row that both sides do by themselves, whatever is chosen.
@@ -163,6 +173,19 @@ impl Table {
         }
         failed
     }
+}
+
+/// The pingpongs, whatever is between the guests.
+pub fn pingpongs() -> Vec<Row> {
+    let connected = [
+        ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
+        ("ibv_rc_pingpong -c -e, 64 KiB", "ibv_rc_pingpong -d $device -g $gid -c -e -s 65536 -n 50"),
+        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g $gid -c -s 1000 -n 100"),
+        ("ibv_srq_pingpong -c", "ibv_srq_pingpong -d $device -g $gid -c -q 4 -n 50"),
+    ];
+    let crowd = "crowd ibv_rc_pingpong -d $device -g $gid -c -s 5000 -n 50";
+    let crowd = Row::of("four at a time: ibv_rc_pingpong -c", crowd, crowd);
+    connected.map(|(name, command)| Row::connected(name, command)).into_iter().chain([crowd]).collect()
 }
 
 /// The rows that are chosen.

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use super::pairs::{Choice, Row, Side, Table, Ways, chosen};
+use super::pairs::{Choice, Row, Side, Table, Ways, chosen, pingpongs};
 use super::{House, Provider};
 
 /// How the names of rows end in which software RoCE is only asked.
@@ -47,21 +47,12 @@ fn table(sides: [Side; 2], choice: &Choice) -> Table {
 
 fn rows() -> Vec<Row> {
     let mut rows = vec![Row::alone("the wire is there", "begin_wire")];
-    let short = ["ibv_rc_pingpong -c", "ibv_ud_pingpong -c", "every operation, byte for byte", "rdma_cm: rping"];
+    rows.extend(pingpongs());
+    rows.push(Row::connected("every operation, byte for byte", "$own/data -k few -a -s 1 -g $gid -p 18515"));
     let mut both = |name: &str, server: &str, client: &str| {
         let ways = if name.ends_with(ASKED) { Ways::SoftwareRoce } else { Ways::Each };
-        rows.push(Row { ways, short: short.contains(&name), ..Row::of(name, server, client) });
+        rows.push(Row { ways, ..Row::of(name, server, client) });
     };
-    let by_address = [
-        ("ibv_rc_pingpong -c", "ibv_rc_pingpong -d $device -g $gid -c -n 200"),
-        ("ibv_rc_pingpong -c -e, 64 KiB", "ibv_rc_pingpong -d $device -g $gid -c -e -s 65536 -n 50"),
-        ("ibv_ud_pingpong -c", "ibv_ud_pingpong -d $device -g $gid -c -s 1000 -n 100"),
-        ("ibv_srq_pingpong -c", "ibv_srq_pingpong -d $device -g $gid -c -q 4 -n 50"),
-        ("every operation, byte for byte", "$own/data -k few -a -s 1 -g $gid -p 18515"),
-    ];
-    for (name, command) in by_address {
-        both(name, &format!("$run {command}"), &format!("connect $run {command}"));
-    }
     // The other side's number of READs in flight is taken unseen; 16 is what both devices can do.
     for program in ["ib_send", "ib_write", "ib_read -o 16"] {
         let (program, options) = program.split_once(' ').unwrap_or((program, ""));
@@ -82,8 +73,6 @@ fn rows() -> Vec<Row> {
         };
         both(line, &script, &script);
     }
-    let crowd = "crowd ibv_rc_pingpong -d $device -g $gid -c -s 5000 -n 50";
-    both("four at a time: ibv_rc_pingpong -c", crowd, crowd);
     let by_rdma_cm = [
         ("rping", "rping -s -a $address -C 5 -V -S 4000", "rping -c -a $first -C 5 -V -S 4000"),
         ("rstream", "rstream -b $address -T v -C 20 -S 20000", "rstream -s $first -T v -C 20 -S 20000"),
