@@ -95,10 +95,12 @@ impl Segment {
     pub(crate) fn reaches(&self, process: Process, gid: &Gid) -> bool {
         let theirs = self.fabric.paths_of(process.index);
         // Nearly all who ask are no gateway, and ask for each request.
-        let may = match () {
-            () if !self.is_gateway => self.paths.and(theirs).memory(),
-            () if Guest::of(gid).is_some() => theirs.tcp(),
-            () => theirs.roce(),
+        let may = if !self.is_gateway {
+            self.paths.and(theirs).memory()
+        } else if Guest::of(gid).is_some() {
+            theirs.tcp()
+        } else {
+            theirs.roce()
         };
         may && self.fabric.has(process, self.host, gid)
     }
